@@ -1,0 +1,1 @@
+"""Which learning-rate schedule should I train with, and how sure are you?"""

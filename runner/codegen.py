@@ -1,0 +1,234 @@
+"""A schedule as stand-alone PyTorch code to paste.
+
+Where torch has a class, or a composition of classes, that gives the same learning rates, the code uses it; elsewhere
+it is a ``LambdaLR`` with the formula inlined: the very source of the function that drives training here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import textwrap
+from typing import Any
+
+from .schedules import Moment, Schedule
+from .zoo import TYPES, WARMUPS
+
+
+def code(schedule: Schedule, T: int, *, epochs: int | None = None) -> str:
+    """Code that sets ``scheduler`` for an ``optimizer`` whose learning rate is ``schedule.init_lr``.
+
+    Args:
+        schedule: any schedule.
+        T: the number of updates of the training it is for.
+        epochs: the number of epochs that these updates make up; ``T`` by default.
+
+    Returns:
+        Python source. It expects ``optimizer`` and ends with a comment that says when to call
+        ``scheduler.step()``: after every update, or after every epoch for ``interval: epoch`` and plateau.
+    """
+    moment = schedule.moment(0, T, epochs)
+    native = _native(schedule, moment)
+    head = f"# {schedule.type}, init_lr {schedule.init_lr:g}, {moment.total} {schedule.interval}s"
+    head += f", of them {moment.w} warmup" if moment.w else ""
+    spec = f"# {json.dumps(schedule.to_json())}\n"
+    if schedule.type == "plateau" and native:
+        step = "# call scheduler.step(validation_accuracy) after every epoch\n"
+    elif schedule.type == "plateau":
+        step = "# after every epoch: history.append(validation_accuracy); after every update: scheduler.step()\n"
+        step = step.replace("update", schedule.interval)
+    else:
+        step = f"# call scheduler.step() after every {schedule.interval}\n"
+    return f"{head}\n{spec}{native or _inlined(schedule, moment)}{step}"
+
+
+# --------------------------------------------------------------------------------------
+# Native classes, where they are exact.
+
+
+def _native(schedule: Schedule, moment: Moment) -> str | None:
+    """Imports and the expression of torch's own classes, or None where none is exact."""
+    body = _body(schedule, moment)
+    if body is None:
+        return None
+    if moment.w == 0:
+        pieces, ends = body, []
+    else:
+        warmup = _warmup(schedule, moment.w)
+        if warmup is None or body[0][0].startswith(("OneCycleLR", "CyclicLR", "ReduceLROnPlateau")):
+            return None  # these overwrite initial_lr or cannot be composed
+        pieces, ends = [(warmup, moment.w), *body], [moment.w]
+    for _, length in body[:-1]:
+        ends.append((ends[-1] if ends else 0) + length)
+    classes = sorted({call.partition("(")[0] for call, _ in pieces} | ({"SequentialLR"} if ends else set()))
+    imports = f"from torch.optim.lr_scheduler import {', '.join(classes)}\n\n"
+    if not ends:
+        return f"{imports}scheduler = {pieces[0][0]}\n"
+    listed = "".join(f"    {call},\n" for call, _ in pieces)
+    return f"{imports}scheduler = SequentialLR(optimizer, [\n{listed}], milestones={ends})\n"
+
+
+def _warmup(schedule: Schedule, w: int) -> str | None:
+    form, start = schedule.warmup.form, schedule.warmup.start
+    if form == "linear" and start is None:
+        return f"LinearLR(optimizer, {1 / w!r}, 1.0, {max(w - 1, 1)})"
+    if form == "linear" and start:
+        return f"LinearLR(optimizer, {start!r}, 1.0, {w})"
+    return f"ConstantLR(optimizer, {start!r}, {w})" if form == "constant" and start else None
+
+
+def _body(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
+    """The decay as (constructor, its length in intervals) one after the other, or None."""
+    p, D, floor, lr = schedule.arguments(moment), moment.D, schedule.floor, schedule.init_lr
+    kind = schedule.type
+    if D < 1:
+        return None
+    if kind in ("step", "multistep") and floor == 0:
+        return _drops(schedule, moment)
+    if schedule.clock == "absolute" and moment.w:
+        return None  # SequentialLR starts the clock of what it starts
+    if kind == "constant":
+        return [("ConstantLR(optimizer, 1.0, 1)", D)]
+    if kind == "exponential" and floor == 0:
+        gamma = _rate(p, D)
+        return [(f"ExponentialLR(optimizer, {gamma!r})", D)]
+    if kind == "polynomial" and floor == 0:
+        return [(f"PolynomialLR(optimizer, {D}, {p['power']!r})", D)]
+    if kind == "linear":
+        return [(f"LinearLR(optimizer, 1.0, {floor!r}, {D})", D)]
+    if kind == "cosine":
+        return [(f"CosineAnnealingLR(optimizer, {D}, {floor * lr!r})", D)]
+    if kind in ("wsd", "knee") and (kind == "knee" or p["shape"] == "linear"):
+        cooldown = D - p["explore"] if kind == "knee" else p["cooldown"]
+        C = round(cooldown)
+        if C < 1 or abs(cooldown - C) > 1e-9:
+            return None
+        decay = (f"LinearLR(optimizer, 1.0, {floor!r}, {C})", C)
+        return [decay] if C == D else [("ConstantLR(optimizer, 1.0, 1)", D - C), decay]
+    if kind == "cosine_restarts" and p["peak_decay"] == 1 and p["t_mult"] == int(p["t_mult"]):
+        m = int(p["t_mult"])
+        first = p["t_0"] or D / (p["cycles"] if m == 1 else (m ** p["cycles"] - 1) / (m - 1))
+        if first >= 1 and abs(first - round(first)) < 1e-9:
+            return [(f"CosineAnnealingWarmRestarts(optimizer, {round(first)}, {m}, {floor * lr!r})", D)]
+    if kind == "one_cycle" and floor == 0 and p["pct_start"] * D > 1 and p["pct_start"] < 1:
+        return [
+            (
+                f"OneCycleLR(optimizer, {lr!r}, total_steps={D}, pct_start={p['pct_start']!r}, "
+                f"anneal_strategy={p['anneal']!r}, cycle_momentum=False, div_factor={p['div_factor']!r}, "
+                f"final_div_factor={p['final_div_factor']!r}, three_phase={p['three_phase']!r})",
+                D,
+            )
+        ]
+    if kind == "cyclic" and floor > 0:
+        return _cyclic(schedule, moment)
+    if kind == "plateau" and moment.w == 0 and schedule.clock == "prefix":
+        return [
+            (
+                f"ReduceLROnPlateau(optimizer, mode='max', factor={p['gamma']!r}, patience={p['patience']!r}, "
+                f"threshold={p['threshold']!r}, threshold_mode='abs', cooldown={p['cooldown']!r}, "
+                f"min_lr={floor * lr!r}, eps=0.0)",
+                D,
+            )
+        ]
+    return None
+
+
+def _rate(p: dict[str, Any], D: int) -> float:
+    """torch's gamma, the factor per interval, of ``final`` over the whole decay or of a gamma per epoch."""
+    return float(p["gamma"] ** (1 / p["epoch"]) if p["final"] is None else p["final"] ** (1 / D))
+
+
+def _drops(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
+    """StepLR or MultiStepLR; on the absolute clock the milestones are counted from the end of the warmup."""
+    p, D = schedule.arguments(moment), moment.D
+    late = moment.w if schedule.clock == "absolute" else 0
+    if schedule.type == "step":
+        size = max(1, math.ceil(p["step_size"] - 1e-9))
+        if late == 0:
+            return [(f"StepLR(optimizer, {size}, {p['gamma']!r})", D)]
+        at = list(range(size, D, size))
+    else:
+        at = sorted(math.ceil(m - 1e-9) for m in p["milestones"])
+    at = [m - late for m in at]
+    if any(m <= 0 for m in at):
+        return None  # a drop that has happened before the class begins to count
+    return [(f"MultiStepLR(optimizer, {at}, {p['gamma']!r})", D)]
+
+
+def _cyclic(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
+    p, lr = schedule.arguments(moment), schedule.init_lr
+    length = moment.D / p["cycles"]
+    up = length * p["up"]
+    if min(up, length - up) < 1 or abs(up - round(up)) > 1e-9 or abs(length - round(length)) > 1e-9:
+        return None
+    gamma = _rate(p, moment.D)
+    return [
+        (
+            f"CyclicLR(optimizer, {schedule.floor * lr!r}, {lr!r}, {round(up)}, {round(length - up)}, "
+            f"mode={p['mode']!r}, gamma={gamma!r}, cycle_momentum=False)",
+            moment.D,
+        )
+    ]
+
+
+# --------------------------------------------------------------------------------------
+# The formula inlined.
+
+
+def _inlined(schedule: Schedule, moment: Moment) -> str:
+    """A LambdaLR whose multiplier is made of the sources of the functions that drive training."""
+    w, D, floor = moment.w, moment.D, schedule.floor
+    arguments = schedule.arguments(moment)
+    given = "".join(f", {name}={value!r}" for name, value in arguments.items())
+    tau = "min(t - w, D)" if schedule.clock == "prefix" else "min(t, D)"
+    if D < 1:  # warmup to the end, and past it the decay is over
+        D, tau = 1, "1"
+    lines = ["from torch.optim.lr_scheduler import LambdaLR\n"]
+    if schedule.type == "custom":
+        assert schedule.function is not None
+        name = schedule.function.__name__
+        lines = [
+            f"from torch.optim.lr_scheduler import LambdaLR\n\nfrom {schedule.function.__module__} import {name}\n"
+        ]
+        rule = "clamp"
+    else:
+        name, rule = schedule.type, TYPES[schedule.type].floor
+        lines.append(_source(name))
+    lengths = f"w, D = {w}, {D}  # {schedule.interval}s of warmup, {schedule.interval}s of the decay's clock"
+    if schedule.type == "plateau":
+        given += ", history=history"
+        lengths += "\nhistory = []  # the validation accuracy of every finished epoch"
+        if w and schedule.clock == "prefix":
+            skipped = math.ceil(w * moment.epochs / moment.total)
+            given = given.replace("history=history", f"history=history[{skipped}:]")
+    value = f"{name}(t, D{given})"
+    if rule == "affine" and floor:
+        value = f"{floor!r} + {1 - floor!r} * {value}"
+    if rule == "clamp" and floor:
+        value = f"max({floor!r}, {value})"
+    body = f"def decay(t):\n    return {value}\n"
+    if w:
+        function, _ = WARMUPS[schedule.warmup.form]
+        lines.append(_source_of(function))
+        call = f"{function.__name__}(t, w, {schedule.warmup.start!r})"
+        ramp = f"    if t < w:\n        return {call} * decay(0)\n"
+    else:
+        ramp = ""
+    factor = f"def factor(t):\n{ramp}    return decay({tau})\n"
+    lines += [lengths + "\n", body, factor, "scheduler = LambdaLR(optimizer, factor)\n"]
+    source = "\n\n".join(part.rstrip("\n") for part in lines) + "\n"
+    imports = "".join(f"import {module}\n" for module in ("itertools", "math") if f"{module}." in source)
+    return f"{imports}\n{source}" if imports else source
+
+
+def _source(name: str) -> str:
+    return _source_of(TYPES[name].function)
+
+
+def _source_of(function: object) -> str:
+    """The function's own source, without its decorator and type annotations."""
+    source = textwrap.dedent(inspect.getsource(function))  # type: ignore[arg-type]
+    signature = ", ".join(inspect.signature(function).parameters)  # type: ignore[arg-type]
+    docstring = source.index('"""')
+    return f"def {function.__name__}({signature}):\n    {source[docstring:]}"  # type: ignore[attr-defined]

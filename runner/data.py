@@ -1,0 +1,366 @@
+"""Data sets as uint8 tensors, three splits, and augmentation as tables of indices.
+
+All images of a set live in one ``[N, H, W, C]`` uint8 tensor on the device that trains (in main memory where they do
+not fit). A training batch is one gather: which image, shifted by how much, mirrored or not, from tables that depend
+on (seed, epoch) alone, so the CPU, the GPU and every lane see the same samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .document import SpecError
+from .spec import Augment, Data
+
+TORCHVISION: dict[
+    str, tuple[str, Callable[[bool], dict[str, Any]]]
+] = {  # source: (class, how its splits are asked for)
+    "cifar10": ("CIFAR10", lambda train: {"train": train}),
+    "cifar100": ("CIFAR100", lambda train: {"train": train}),
+    "fashion_mnist": ("FashionMNIST", lambda train: {"train": train}),
+    "mnist": ("MNIST", lambda train: {"train": train}),
+    "svhn": ("SVHN", lambda train: {"split": "train" if train else "test"}),
+}
+
+
+class DataError(SpecError):
+    """Data that are missing or damaged: what, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images ``[N, H, W, C]`` uint8 and their labels ``[N]`` int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits. The search sees ``val``; ``test`` is for confirmed winners only."""
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    classes: int
+    mean: Tensor
+    """Per channel, of the training images on [0, 255]."""
+    std: Tensor
+    digest: str
+    """SHA-256 of everything above: the same digest, the same data."""
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same data on ``device`` where they fit into half of its free memory, else where they are."""
+
+        def move(split: Split) -> Split:
+            return Split(split.images.to(device), split.labels.to(device))
+
+        small = replace(self, mean=self.mean.to(device), std=self.std.to(device))
+        if device.type == "cuda":
+            size = sum(s.images.nbytes + s.labels.nbytes for s in (self.train, self.val, self.test))
+            if size > torch.cuda.mem_get_info(device)[0] // 2:
+                return small
+        return replace(small, train=move(self.train), val=move(self.val), test=move(self.test))
+
+
+# --------------------------------------------------------------------------------------
+# Batches.
+
+
+@dataclass(frozen=True)
+class Tables:
+    """One epoch's samples: the order ``[N]``, and for each image its shift and whether it is mirrored."""
+
+    order: Tensor
+    dy: Tensor
+    dx: Tensor
+    flip: Tensor
+
+    @staticmethod
+    def draw(n: int, augment: Augment, seed: int, epoch: int) -> Tables:
+        """The tables of (seed, epoch), drawn on the CPU so that every device has the same."""
+        digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        order = torch.randperm(n, generator=generator)
+        dy, dx = torch.randint(0, 2 * augment.pad + 1, (2, n), generator=generator)
+        flip = torch.rand(n, generator=generator) < (0.5 if augment.flip else 0.0)
+        return Tables(order, dy, dx, flip)
+
+    def to(self, device: torch.device) -> Tables:
+        return Tables(*(t.to(device) for t in (self.order, self.dy, self.dx, self.flip)))
+
+
+def pad(images: Tensor, margin: int) -> Tensor:
+    """``[N, H, W, C]`` with ``margin`` black pixels on each side."""
+    return torch.nn.functional.pad(images, (0, 0, margin, margin, margin, margin)) if margin else images
+
+
+def augmented(padded: Tensor, index: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, margin: int) -> Tensor:
+    """``[B, H, W, C]``: images ``index`` of ``padded``, each cropped at (dy, dx) and mirrored where ``flip``."""
+    height, width = padded.shape[1] - 2 * margin, padded.shape[2] - 2 * margin
+    rows = dy[:, None] + torch.arange(height, device=padded.device)
+    columns = torch.arange(width, device=padded.device)
+    columns = dx[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
+    return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 ``[B, H, W, C]`` to float ``[B, C, H, W]`` (channels last in memory), mean 0 and deviation 1."""
+    return ((images.to(mean.device).float() - mean) / std).permute(0, 3, 1, 2)
+
+
+# --------------------------------------------------------------------------------------
+# Loading.
+
+
+@lru_cache(maxsize=2)
+def load(config: Data, data_dir: str = "data") -> Dataset:
+    """Load a data set and split it; the same arguments give the same tensors, read once per process.
+
+    Raises:
+        DataError: missing or damaged data, with the fix.
+    """
+    train, test = _read(config, Path(data_dir))
+    if config.size is not None:
+        train = Split(_resized(train.images, config.size), train.labels)
+        test = test and Split(_resized(test.images, config.size), test.labels)
+    generator = torch.Generator().manual_seed(config.split_seed)
+    order = torch.randperm(len(train), generator=generator)
+    if test is None:
+        held = max(1, round(len(order) * config.test))
+        test, order = train.take(order[:held]), order[held:]
+    order = order[: config.limit]
+    held = max(1, round(len(order) * config.val))
+    if held >= len(order):
+        raise DataError(f"{config.source} has {len(order)} images for training and validation: too few to split")
+    val, train = train.take(order[:held]), train.take(order[held:])
+    classes = int(max(train.labels.max(), val.labels.max(), test.labels.max())) + 1
+    mean, std = _statistics(train.images)
+    return Dataset(config.source, train, val, test, classes, mean, std, _digest(train, val, test))
+
+
+def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
+    if config.source == "digits":
+        return _digits(), None
+    if config.source == "folder":
+        return _folder(data_dir / str(config.path), config.size or 64)
+    if config.source == "parquet":
+        return _parquet(data_dir / str(config.path))
+    folder = data_dir / config.source
+    if any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
+        return _parquet(folder)
+    return _torchvision(config.source, data_dir)
+
+
+def _digits() -> Split:
+    """scikit-learn's 1,797 handwritten digits, 8x8, real images that come with the package."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    grey = torch.from_numpy(np.round(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8))
+    return Split(grey[..., None].repeat(1, 1, 1, 3), torch.from_numpy(labels.astype(np.int64)))
+
+
+def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
+    """A data set that torchvision downloads (checksum verified) or finds under ``data_dir``."""
+    from torchvision import datasets
+
+    name, arguments = TORCHVISION[source]
+    kind: Callable[..., Any] = getattr(datasets, name)
+
+    def split(train: bool) -> Split:
+        try:
+            try:
+                found = kind(data_dir, download=False, **arguments(train))
+            except RuntimeError:  # torchvision's word for "not here, or damaged"
+                found = kind(data_dir, download=True, **arguments(train))
+        except (OSError, RuntimeError, ValueError, EOFError) as error:
+            raise DataError(
+                f"{name} is not under {data_dir} and cannot be downloaded ({str(error).splitlines()[0][:120]}); put "
+                f"torchvision's files, or the Parquet files of the Hugging Face data set as {data_dir / source}/"
+                f"*.parquet, there, or name their folder with --data-dir"
+            ) from None
+        images = torch.as_tensor(np.asarray(found.data))
+        if source == "svhn":  # [N, C, H, W]
+            images = images.permute(0, 2, 3, 1).contiguous()
+        labels = torch.as_tensor(np.asarray(getattr(found, "targets", None) or found.labels)).long()
+        return Split(_three_channels(images), labels)
+
+    return split(True), split(False)
+
+
+def _parquet(folder: Path) -> tuple[Split, Split | None]:
+    """Parquet files in the Hugging Face layout: an image column of {bytes, path} and a label column."""
+    files = sorted(folder.glob("**/*.parquet")) if folder.is_dir() else [folder] if folder.is_file() else []
+    if not files:
+        raise DataError(f"{folder} holds no Parquet files; put train.parquet and test.parquet there")
+
+    def named(*words: str) -> list[Path]:
+        return [f for f in files if f.stem.lower().startswith(words) or f.parent.name.lower() in words]
+
+    held = named("test") or named("validation", "valid", "val")
+    train = named("train") or [f for f in files if f not in held]
+    if not train:
+        raise DataError(f"{folder} holds no train*.parquet, only {', '.join(f.name for f in files[:3])}")
+    return _parquet_split(train), _parquet_split(held) if held else None
+
+
+def _parquet_split(files: Sequence[Path]) -> Split:
+    import pandas as pd
+
+    images: list[np.ndarray[Any, Any]] = []
+    labels: list[np.ndarray[Any, Any]] = []
+    for file in files:
+        try:
+            table = pd.read_parquet(file)
+        except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+            raise DataError(f"{file} cannot be read ({str(error).splitlines()[0][:120]}); fetch it again") from None
+        image = next((c for c in ("img", "image", "images", "pixels") if c in table.columns), None)
+        label = next((c for c in ("label", "labels", "fine_label", "target", "class") if c in table.columns), None)
+        if image is None or label is None:
+            columns = ", ".join(map(str, table.columns))
+            raise DataError(f"{file} needs an image column (img, image) and a label column (label); it has {columns}")
+        for row, value in enumerate(table[image]):
+            blob = value.get("bytes") if isinstance(value, dict) else value
+            try:
+                images.append(_decoded(io.BytesIO(blob or b"")))
+            except (OSError, TypeError, ValueError) as error:
+                raise DataError(f"{file}, row {row}: the image cannot be decoded ({error}); fetch it again") from None
+        labels.append(table[label].to_numpy(dtype=np.int64))
+    if len({i.shape for i in images}) > 1:
+        raise DataError(
+            f"{files[0]}: the images differ in size; unpack them into class folders and use source: folder"
+        )
+    return Split(torch.from_numpy(np.stack(images)), torch.from_numpy(np.concatenate(labels)))
+
+
+def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
+    """``folder/<class>/*.jpg``, or ``folder/train/<class>/...`` with ``test`` or ``val`` beside it."""
+    from torchvision.datasets import ImageFolder
+
+    def split(root: Path) -> tuple[Split, list[str]]:
+        try:
+            found = ImageFolder(str(root))
+        except (OSError, FileNotFoundError) as error:
+            raise DataError(
+                f"{root} is no folder of images ({str(error).splitlines()[0][:120]}); put each class "
+                f"into a folder of its own, as in {root}/cats/1.jpg"
+            ) from None
+        images = np.empty((len(found.samples), size, size, 3), dtype=np.uint8)
+        for i, (path, _) in enumerate(found.samples):
+            try:
+                images[i] = _decoded(Path(path), size)
+            except OSError as error:
+                raise DataError(f"{path} cannot be decoded ({error}); remove it or fetch it again") from None
+        return Split(torch.from_numpy(images), torch.tensor(found.targets)), found.classes
+
+    if not (folder / "train").is_dir():
+        return split(folder)[0], None
+    train, classes = split(folder / "train")
+    for name in ("test", "val", "valid", "validation"):
+        if (folder / name).is_dir():
+            test, others = split(folder / name)
+            if others != classes:
+                raise DataError(
+                    f"{folder / name} has other classes than {folder / 'train'}: give both the same folders"
+                )
+            return train, test
+    return train, None
+
+
+def _decoded(source: Path | io.BytesIO, size: int | None = None) -> np.ndarray[Any, Any]:
+    """``[H, W, 3]`` uint8; with ``size`` the middle square, resized (antialiased)."""
+    from PIL import Image, ImageOps
+
+    with Image.open(source) as image:
+        picture = image.convert("RGB")
+    if size is not None:
+        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[1:3] == (size, size):
+        return images
+    chunks: list[Tensor] = []
+    for chunk in images.split(1024):
+        floats = chunk.permute(0, 3, 1, 2).float()
+        small = torch.nn.functional.interpolate(floats, (size, size), mode="bilinear", antialias=True)
+        chunks.append(small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
+    return torch.cat(chunks).contiguous()
+
+
+def _three_channels(images: Tensor) -> Tensor:
+    return images if images.ndim == 4 else images[..., None].repeat(1, 1, 1, 3)
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel, exact: from a histogram of the 256 values."""
+    values = torch.arange(256, dtype=torch.float64)
+    channels = [
+        torch.bincount(images[..., c].reshape(-1).int(), minlength=256).double() for c in range(images.shape[3])
+    ]
+    mean = torch.stack([(h * values).sum() / h.sum() for h in channels])
+    square = torch.stack([(h * values**2).sum() / h.sum() for h in channels])
+    return mean.float(), (square - mean**2).clamp(min=1.0).sqrt().float()
+
+
+def _digest(*splits: Split) -> str:
+    sha = hashlib.sha256()
+    for split in splits:
+        sha.update(repr(tuple(split.images.shape)).encode())
+        sha.update(split.images.contiguous().numpy().data)
+        sha.update(split.labels.contiguous().numpy().data)
+    return sha.hexdigest()
+
+
+def updates_per_epoch(n: int, batch_size: int) -> int:
+    """Whole batches in ``n`` images, at least one; what is left over waits for the next epoch's order."""
+    return max(1, n // batch_size)
+
+
+def batches(
+    data: Split, config: Augment, seed: int, epoch: int, batch_size: int
+) -> Callable[[int], tuple[Tensor, Tensor]]:
+    """``batch(i)``: the i-th (images, labels) of the epoch, images still uint8."""
+    device = data.images.device
+    margin = config.pad
+    padded = _padded(data.images, margin)
+    tables = Tables.draw(len(data), config, seed, epoch).to(device)
+
+    def batch(i: int) -> tuple[Tensor, Tensor]:
+        at = slice(i * batch_size, (i + 1) * batch_size)
+        index = tables.order[at]
+        images = augmented(padded, index, tables.dy[at], tables.dx[at], tables.flip[at], margin)
+        return images, data.labels[index]
+
+    return batch
+
+
+_PADDED: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+
+def _padded(images: Tensor, margin: int) -> Tensor:
+    """``pad(images, margin)``, kept for the set that is in use: every epoch of every trial needs the same."""
+    kept = _PADDED.get((id(images), margin))
+    if kept is None or kept[0] is not images:
+        _PADDED.clear()
+        kept = _PADDED[(id(images), margin)] = (images, pad(images, margin))
+    return kept[1]

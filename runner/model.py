@@ -1,0 +1,68 @@
+"""torchvision models by name, with a stem for small images and a width for small machines."""
+
+from __future__ import annotations
+
+import threading
+from typing import cast
+
+import torch
+from torch import nn
+
+from .document import SpecError
+from .spec import Model
+
+_SEEDING = threading.Lock()  # torch's global generator is one for all threads
+
+
+def build(config: Model, classes: int, seed: int) -> nn.Module:
+    """The model with random weights of ``seed``, on the CPU; the same seed gives the same weights.
+
+    Raises:
+        SpecError: no such model, or a stem or a width for one that is no ResNet.
+    """
+    with _SEEDING, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _network(config, classes)
+
+
+def _network(config: Model, classes: int) -> nn.Module:
+    from torchvision.models import ResNet, get_model, list_models
+
+    names = list_models(module=__import__("torchvision").models)
+    if config.name not in names:
+        from .zoo import did_you_mean
+
+        raise SpecError(
+            f"torchvision has no model {config.name!r}; {did_you_mean(config.name, names)}", key=("model",)
+        )
+    network: nn.Module = get_model(config.name, weights=None, num_classes=classes)
+    if not isinstance(network, ResNet):
+        if config.stem == "small" or config.width != 64:
+            raise SpecError(
+                f"{config.name} has the stem and the width it comes with; set stem: imagenet and leave width out",
+                key=("model", "stem"),
+            )
+        return network
+    if config.width != 64:
+        _widen(network, config.width)
+    if config.stem == "small":
+        network.conv1 = nn.Conv2d(3, config.width, 3, stride=1, padding=1, bias=False)
+        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+        network.maxpool = nn.Identity()
+    return cast("nn.Module", network)
+
+
+def _widen(network: nn.Module, width: int) -> None:
+    """Rebuild a torchvision ResNet with ``width`` channels in its first stage, by its own stage builder."""
+    stages = [network.layer1, network.layer2, network.layer3, network.layer4]
+    network.inplanes = width  # type: ignore[assignment]
+    network.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+    network.bn1 = nn.BatchNorm2d(width)
+    for i, stage in enumerate(stages):
+        block = type(stage[0])  # type: ignore[index]
+        built = network._make_layer(block, width * 2**i, len(stage), stride=1 if i == 0 else 2)  # type: ignore[operator, arg-type]
+        setattr(network, f"layer{i + 1}", built)
+    network.fc = nn.Linear(network.inplanes, network.fc.out_features)  # type: ignore[arg-type, union-attr]
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

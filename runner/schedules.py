@@ -1,0 +1,363 @@
+"""Learning-rate schedules: pure functions of progress, and frozen data that names them.
+
+Use it alone (it needs ``zoo.py`` and the standard library; ``codegen.py`` writes the code):
+
+>>> schedule = load({"type": "cosine", "init_lr": 0.4, "warmup": 0.1})
+>>> [round(schedule.lr(t, 20), 4) for t in (0, 1, 2, 11, 19)]
+[0.2, 0.4, 0.4, 0.2, 0.003]
+>>> load(schedule.to_json()) == schedule
+True
+
+``t`` is the 0-based index of an update and ``T`` the number of updates; the learning rate of update ``t`` is
+``init_lr * factor(t, T)``. A length (of the warmup, of a step, of a cooldown) is a fraction of training, ``0.1``,
+or a number of epochs, ``{"epochs": 5}``, or of updates, ``{"updates": 500}``. Without ``epochs=`` an update
+counts as one epoch, which is the classic use: ``schedule.factor(epoch, epochs)``.
+
+Every type is one function of ``zoo.py``, ``fn(t, T, **params) -> factor`` on its own clock: ``t`` updates after the
+warmup, ``T`` updates long (``clock: prefix``), or counted from the start of training (``clock: absolute``). Lengths
+arrive there in updates. Your own function has the same form.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .zoo import TYPES, WARMUPS, Function, Length, Param, ScheduleError, choice, did_you_mean, length
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LambdaLR
+
+PLUGINS = "runner.schedules"
+"""The entry-point group under which an installed package names its own schedule functions."""
+
+
+# --------------------------------------------------------------------------------------
+# The schedule: a type, its parameters, and what all types share.
+
+
+NOTHING = Length(0.0)
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """The prefix of every schedule: how long, in which form, from which factor."""
+
+    length: Length = NOTHING
+    form: str = "linear"
+    start: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {self.length.unit: self.length.value, "form": self.form, "start": self.start}
+
+
+class Params(dict[str, Any]):
+    """The parameters of one schedule: a dict that cannot change, so that a schedule is a value."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a schedule cannot change: load another one")
+
+    __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(sorted(self.items())))
+
+    def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
+        return Params, (dict(self),)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One learning-rate schedule; build it with ``load``. ``lr(t, T) = init_lr * factor(t, T)``."""
+
+    type: str
+    init_lr: float = 0.1
+    warmup: Warmup = Warmup()
+    clock: str = "prefix"
+    interval: str = "update"
+    floor: float = 0.0
+    params: Params = field(default_factory=Params)
+    function: Function | None = field(default=None, repr=False, compare=False)
+
+    SHARED: ClassVar[dict[str, Param]] = {
+        "init_lr": Param(0.1, low=1e-12, high=100.0),
+        "clock": choice("prefix", "absolute"),
+        "interval": choice("update", "epoch"),
+        "floor": Param(0.0, low=0.0, high=1.0),
+    }
+
+    def factor(self, t: int, T: int, *, epochs: int | None = None, history: Sequence[float] = ()) -> float:
+        """The multiplier of ``init_lr`` at update ``t`` of ``T``; past the end it stays where it ended.
+
+        Args:
+            t: 0-based index of the update.
+            T: number of updates, at least 1.
+            epochs: number of epochs these updates make up; ``T`` (one update each) by default.
+            history: the validation metric of the finished epochs, higher is better; only plateau looks at it.
+
+        Raises:
+            ValueError: ``t < 0``, ``T < 1`` or ``epochs < 1``.
+        """
+        moment = self.moment(t, T, epochs)
+        if moment.t < moment.w:
+            warm = WARMUPS[self.warmup.form][0](moment.t, moment.w, self.warmup.start)
+            return float(warm * self._body(0, moment, ()))
+        tau = moment.t - (moment.w if self.clock == "prefix" else 0)
+        first = math.ceil(moment.w * moment.epochs / moment.total)  # the epochs after the warmup
+        seen = history[(first if self.clock == "prefix" else 0) : moment.epoch]
+        past = moment.D < 1  # the warmup took all of training, and t lies after it
+        return self._body(1 if past else min(tau, moment.D), moment, seen)
+
+    def lr(self, t: int, T: int, *, epochs: int | None = None, history: Sequence[float] = ()) -> float:
+        """The learning rate of update ``t``; arguments and errors as in ``factor``."""
+        return self.init_lr * self.factor(t, T, epochs=epochs, history=history)
+
+    def lrs(self, T: int, *, epochs: int | None = None, history: Sequence[float] = ()) -> list[float]:
+        """The learning rates of all ``T`` updates."""
+        return [self.lr(t, T, epochs=epochs, history=history) for t in range(T)]
+
+    def moment(self, t: int, T: int, epochs: int | None = None) -> Moment:
+        """Where update ``t`` stands on this schedule's own clock (see ``Moment``)."""
+        epochs = T if epochs is None else epochs
+        if t < 0 or T < 1 or epochs < 1:
+            raise ValueError(f"t must be >= 0, T and epochs >= 1; got t={t}, T={T}, epochs={epochs}")
+        epoch = min(t * epochs // T, epochs)
+        if self.interval == "epoch":  # the same schedule, with an epoch for an update
+            t, total, per_epoch, per_update = epoch, epochs, 1.0, epochs / T
+        else:
+            total, per_epoch, per_update = T, T / epochs, 1.0
+        units = {"fraction": float(total), "epochs": per_epoch, "updates": per_update}
+        w = min(math.floor(self.warmup.length.value * units[self.warmup.length.unit] + 0.5), total)
+        D = total - w if self.clock == "prefix" else total
+        return Moment(t, total, w, D, units | {"fraction": float(D)}, epoch, epochs)
+
+    def arguments(self, moment: Moment) -> dict[str, Any]:
+        """The keyword arguments of this type's function: the parameters with every length in updates."""
+
+        def plain(value: Any) -> Any:
+            if isinstance(value, Length):
+                return value.value * moment.units[value.unit]
+            return tuple(map(plain, value)) if isinstance(value, tuple) else value
+
+        if self.type == "custom":
+            return dict(self.params["params"])
+        known = {"epoch": moment.units["epochs"], "warmup": moment.w, "floor": self.floor}
+        wanted = inspect.signature(TYPES[self.type].function).parameters
+        injected = {name: value for name, value in known.items() if name in wanted}
+        return {name: plain(value) for name, value in self.params.items()} | injected
+
+    def _body(self, tau: int, moment: Moment, history: Sequence[float]) -> float:
+        """The factor at ``tau`` updates on the decay's clock, floor included."""
+        D = max(moment.D, 1)
+        arguments = self.arguments(moment)
+        if self.type == "custom":
+            if self.function is None:
+                raise ScheduleError(["function"], "is not loaded: build the schedule with load()")
+            value = float(self.function(tau, D, **arguments))
+            if not (math.isfinite(value) and value >= 0):
+                name = self.params["function"]
+                raise ScheduleError(["function"], f"{name} returned {value} at t={tau}, T={D}; a factor is >= 0")
+            return max(self.floor, value)
+        kind = TYPES[self.type]
+        if self.type == "plateau":
+            arguments["history"] = history
+        value = kind.function(tau, D, **arguments)
+        if kind.floor == "affine":
+            return self.floor + (1 - self.floor) * value
+        return max(self.floor, value) if kind.floor == "clamp" else value
+
+    def to_json(self) -> dict[str, Any]:
+        """The schedule as plain JSON data, every default written out; ``load`` turns it back."""
+        shared = {
+            "type": self.type,
+            "init_lr": self.init_lr,
+            "warmup": self.warmup.to_json(),
+            "clock": self.clock,
+            "interval": self.interval,
+            "floor": self.floor,
+        }
+        if self.type == "custom":
+            return shared | {"function": self.params["function"], "params": dict(self.params["params"])}
+        table = TYPES[self.type].params
+        return shared | {name: table[name].write(value) for name, value in self.params.items()}
+
+    def code(self, T: int, *, epochs: int | None = None) -> str:
+        """Stand-alone PyTorch code for a training of ``T`` updates: see ``codegen.code``."""
+        from . import codegen
+
+        return codegen.code(self, T, epochs=epochs)
+
+    def problems(self, T: int, *, epochs: int | None = None) -> list[str]:
+        """What this schedule cannot do in ``T`` updates, in words; an empty list where it does what it says."""
+        moment = self.moment(0, T, epochs)
+        if moment.w >= moment.total:
+            return [f"never leaves its warmup ({moment.w} of {moment.total} {self.interval}s)"]
+        if self.type in ("constant", "custom", "plateau"):
+            return []
+        factors = [self.factor(t, T, epochs=epochs) for t in range(T)]
+        after = [f for t, f in enumerate(factors) if self.moment(t, T, epochs).t >= moment.w]
+        top, last, limit = max(factors), factors[-1], self.factor(T, T, epochs=epochs)
+        found = []
+        if len({round(f, 12) for f in after}) == 1:
+            found.append(f"never decays in {moment.total} {self.interval}s: it is constant at {after[0]:.3g}")
+        elif last > max(0.1, limit + 0.1):
+            found.append(
+                f"is cut off at {last:.0%} of init_lr on its way to {limit:.0%}: {moment.D} {self.interval}s are few"
+            )
+        if top < 0.95 and len(after) > 1:
+            found.append(f"never reaches init_lr: its highest factor is {top:.3g}")
+        if self.type == "one_cycle" and self.params["pct_start"] * moment.D <= 1:
+            found.append("has no room to rise: pct_start is at most one update, so it starts at the peak")
+        return found
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Update ``t`` of ``total`` in a schedule's own intervals, the decay's clock being ``D`` of them long."""
+
+    t: int
+    total: int
+    w: int  # of them warmup
+    D: int
+    units: Mapping[str, float]  # how many intervals a whole fraction, an epoch, an update are
+    epoch: int  # epochs finished before this update
+    epochs: int
+
+
+def load(mapping: Mapping[str, Any], *, allow: Sequence[str] = ()) -> Schedule:
+    """Build a schedule from its JSON form; whatever is not named has its default.
+
+    Args:
+        mapping: ``type`` and any of ``init_lr``, ``warmup`` (a length, or a mapping of a length with ``form`` and
+            ``start``), ``clock``, ``interval``, ``floor``, and the parameters of the type.
+        allow: dotted prefixes (``"my_package."``) under which a custom function may be named by its path.
+
+    Raises:
+        ScheduleError: an unknown type or key, or a value that cannot be; it names the key.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ScheduleError([], f"a schedule must be a mapping with a type, not {mapping!r}")
+    given = dict(mapping)
+    kind = given.pop("type", None)
+    if kind != "custom" and kind not in TYPES:
+        what = "needs a type" if kind is None else f"unknown type {kind!r}"
+        raise ScheduleError(["type"], f"{what}; {did_you_mean(kind, [*TYPES, 'custom'])}")
+    shared = {k: p.read(given.pop(k, p.default), [k]) for k, p in Schedule.SHARED.items() if k != "floor"}
+    default_floor = 0.1 if kind == "cyclic" else 0.0  # a cycle down to 0 would waste updates
+    shared["floor"] = Schedule.SHARED["floor"].read(given.pop("floor", default_floor), ["floor"])
+    warmup = _load_warmup(given.pop("warmup", 0.0))
+    if kind == "custom":
+        params, function = _load_custom(given, allow)
+        return Schedule(kind, warmup=warmup, params=params, function=function, **shared)
+    table = TYPES[kind].params
+    for key in given:
+        if key not in table:
+            known = [*table, *Schedule.SHARED, "warmup"]
+            raise ScheduleError([key], f"{kind} has no such parameter; {did_you_mean(key, known)}")
+    if "final" in table and given.get("gamma") is not None:  # the same thing, said per epoch
+        if given.get("final") is not None:
+            raise ScheduleError(["gamma"], "gamma (per epoch) and final (in all) exclude each other: give one")
+        given["final"] = None
+    params = Params({k: p.read(given[k], [k]) if k in given else p.default for k, p in table.items()})
+    if "final" in table and params["final"] is params["gamma"] is None:
+        raise ScheduleError(["final"], "needs a number here, or gamma, the factor per epoch")
+    if kind == "piecewise":
+        _check_points(params)
+    return Schedule(kind, warmup=warmup, params=params, **shared)
+
+
+def _load_warmup(value: Any) -> Warmup:
+    rest = dict(value) if isinstance(value, Mapping) else {}
+    form = choice(*WARMUPS).read(rest.pop("form", "linear"), ["warmup", "form"])
+    low = 1e-9 if form == "exponential" else 0.0
+    start = Param(None, low=low, high=1.0, optional=True).read(rest.pop("start", None), ["warmup", "start"])
+    if isinstance(value, Mapping):
+        for key in rest:
+            if key not in ("fraction", "epochs", "updates"):
+                known = ["fraction", "epochs", "updates", "form", "start"]
+                raise ScheduleError(["warmup", key], f"unknown key; {did_you_mean(key, known)}")
+        if len(rest) != 1:
+            raise ScheduleError(["warmup"], "needs exactly one length: fraction, epochs or updates")
+        value = rest.get("fraction", rest)
+    return Warmup(length(0.0).read(value, ["warmup"]), form, WARMUPS[form][1] if start is None else start)
+
+
+def _check_points(params: Params) -> None:
+    at, factors = params["at"], params["factors"]
+    if len(at) != len(factors):
+        raise ScheduleError(["factors"], f"needs one factor for each point: {len(at)} points, {len(factors)} factors")
+    if any(a.value > b.value for a, b in pairwise(at)):
+        raise ScheduleError(["at"], "the points must stand in order")
+
+
+def _load_custom(given: dict[str, Any], allow: Sequence[str]) -> tuple[Params, Function]:
+    """The parameters and the function of ``{"type": "custom", "function": name, "params": {...}}``."""
+    name, params = given.pop("function", None), given.pop("params", {})
+    for key in given:
+        known = ["function", "params", *Schedule.SHARED, "warmup"]
+        raise ScheduleError([key], f"custom has no such parameter; {did_you_mean(key, known)}")
+    if not isinstance(name, str) or not name:
+        raise ScheduleError(["function"], "must be the name of an installed entry point, or a dotted path")
+    if not isinstance(params, Mapping) or not all(isinstance(k, str) for k in params):
+        raise ScheduleError(["params"], f"must be a mapping of names to values, not {params!r}")
+    return Params(function=name, params=Params(params)), _find_function(name, allow)
+
+
+def _find_function(name: str, allow: Sequence[str]) -> Function:
+    """The function of an installed entry point, or of a dotted path under an allowed prefix; never another."""
+    for entry in importlib.metadata.entry_points(group=PLUGINS):
+        if entry.name == name:
+            return entry.load()  # type: ignore[no-any-return]
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+
+    def allowed(path: str) -> bool:
+        return any(f"{path}.".startswith(prefix.rstrip(".") + ".") for prefix in allow if prefix.strip("."))
+
+    if not module or not allowed(module):
+        hint = f"; to use your own code, run with --allow-plugin {module.split('.')[0]}." if module else ""
+        raise ScheduleError(["function"], f"{name!r} is no installed entry point of {PLUGINS!r}{hint}")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ScheduleError(["function"], f"{name!r} cannot be imported: {error}") from None
+    if not callable(function) or not allowed(getattr(function, "__module__", "") or ""):
+        raise ScheduleError(["function"], f"{name!r} is not a function of an allowed package")
+    return function  # type: ignore[no-any-return]
+
+
+# --------------------------------------------------------------------------------------
+# Adapters to PyTorch.
+
+
+def set_lr(optimizer: Optimizer, factor: float) -> None:
+    """Set every param group's learning rate to ``factor`` times its own base (its ``initial_lr``)."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def lambda_lr(
+    optimizer: Optimizer,
+    schedule: Schedule,
+    T: int,
+    *,
+    epochs: int | None = None,
+    history: Sequence[float] = (),
+) -> LambdaLR:
+    """``schedule`` as a ``LambdaLR``, to step after every update; each param group keeps its own base.
+
+    ``history`` is read anew at every step: append to the list that you pass (plateau only). The multiplier is a
+    plain closure on purpose: ``LambdaLR`` would save, and overwrite on loading, the fields of a callable object.
+    """
+    from torch.optim.lr_scheduler import LambdaLR
+
+    def multiplier(t: int) -> float:
+        return schedule.factor(t, T, epochs=epochs, history=history)
+
+    return LambdaLR(optimizer, multiplier)

@@ -1,0 +1,221 @@
+"""The search space: a schedule with open leaves for every name, sampled, enumerated, and checked at its corners.
+
+An open leaf is a mapping of one of four words to its range: ``{uniform: [0, 0.3]}``, ``{log_uniform: [0.01, 1]}``,
+``{int: [1, 4]}``, ``{choice: [linear, 1-sqrt]}``. A leaf that stands beside ``schedules`` is shared: every type that
+has such a parameter searches it under one name, which is what lets the sampler learn from all of them at once (one
+shared ``init_lr`` halves the regret of one for each type). A leaf inside a schedule has the schedule's name in front.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from .schedules import Schedule, load
+from .zoo import GAMMA, TYPES, ScheduleError, did_you_mean
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+"""What a sweep or a schedule may be called: it becomes part of files' names, tags and columns."""
+
+KINDS = ("uniform", "log_uniform", "int", "choice")
+SHARED = ("init_lr", "warmup", "gamma", "floor", "clock", "interval")
+OWN_WARMUP = ("one_cycle", "triangular", "cyclic", "piecewise")  # they rise by themselves
+MAX_CORNERS = 20_000
+
+
+class Suggester(Protocol):
+    """The part of ``optuna.Trial`` that a search space needs."""
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = ...) -> float: ...
+    def suggest_int(self, name: str, low: int, high: int) -> int: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One open value: its name in the study, its kind, and its range or options."""
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]
+
+    def suggest(self, trial: Suggester) -> Any:
+        if self.kind == "choice":
+            return self.decode(trial.suggest_categorical(self.name, self.encoded()))
+        low, high = self.values
+        if self.kind == "int":
+            return trial.suggest_int(self.name, low, high)
+        return trial.suggest_float(self.name, low, high, log=self.kind == "log_uniform")
+
+    def at(self, u: float) -> Any:
+        """The value at ``u`` in [0, 1) of the range, as the study stores it."""
+        if self.kind == "choice":
+            return self.encoded()[min(int(u * len(self.values)), len(self.values) - 1)]
+        low, high = self.values
+        if self.kind == "int":
+            return min(low + int(u * (high - low + 1)), high)
+        if self.kind == "log_uniform":
+            return math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+        return low + u * (high - low)
+
+    def encoded(self) -> list[Any]:
+        """The options as a study can hold them: lists and mappings as their JSON."""
+        return [json.dumps(v) if isinstance(v, (list, dict)) else v for v in self.values]
+
+    def decode(self, stored: Any) -> Any:
+        return self.values[self.encoded().index(stored)] if self.kind == "choice" else stored
+
+    def ends(self) -> tuple[Any, ...]:
+        return self.values if self.kind == "choice" else tuple(dict.fromkeys(self.values))
+
+
+@dataclass(frozen=True)
+class Space:
+    """What the study searches: for every name a schedule's mapping, some of whose values are ``Leaf``."""
+
+    schedules: Mapping[str, Mapping[str, Any]]
+
+    def leaves(self, name: str) -> list[Leaf]:
+        """The open values of schedule ``name``, in the order in which they are suggested."""
+        found: list[Leaf] = []
+        _fill(self.schedules[name], lambda leaf: found.append(leaf))
+        return found
+
+    def sample(self, trial: Suggester) -> tuple[str, dict[str, Any]]:
+        """A name and a closed schedule mapping, suggested by ``trial``."""
+        name = trial.suggest_categorical("type", list(self.schedules))
+        return name, _fill(self.schedules[name], lambda leaf: leaf.suggest(trial))
+
+    def grid(self) -> list[dict[str, Any]]:
+        """The parameters of every point of a space whose leaves are all choices or whole numbers.
+
+        Raises:
+            ScheduleError: a leaf has infinitely many values.
+        """
+        points = []
+        for name in self.schedules:
+            leaves = self.leaves(name)
+            for leaf in leaves:
+                if leaf.kind in ("uniform", "log_uniform"):
+                    raise ScheduleError([leaf.name], f"{leaf.kind} has no end of values: a grid needs choice or int")
+            axes = [
+                range(leaf.values[0], leaf.values[1] + 1) if leaf.kind == "int" else leaf.encoded() for leaf in leaves
+            ]
+            for values in itertools.product(*axes):
+                points.append({"type": name} | dict(zip((leaf.name for leaf in leaves), values, strict=True)))
+        return points
+
+    def point(self, u: Sequence[float]) -> dict[str, Any]:
+        """The parameters at ``u`` in the unit cube: first the type, then the leaves of that type."""
+        names = list(self.schedules)
+        name = names[min(int(u[0] * len(names)), len(names) - 1)]
+        axis = {leaf: i + 1 for i, leaf in enumerate(self.axes())}
+        return {"type": name} | {leaf.name: leaf.at(u[axis[leaf.name]]) for leaf in self.leaves(name)}
+
+    def axes(self) -> list[str]:
+        """The names of all leaves, shared ones once."""
+        return list(dict.fromkeys(leaf.name for name in self.schedules for leaf in self.leaves(name)))
+
+    def corners(self, name: str) -> Iterator[dict[str, Any]]:
+        """The schedule mapping at every corner of its ranges and every option of its choices."""
+        leaves = self.leaves(name)
+        count = math.prod(len(leaf.ends()) for leaf in leaves)
+        if count > MAX_CORNERS:
+            raise ScheduleError([name], f"has {count} corners; more than {MAX_CORNERS} cannot be checked")
+        for values in itertools.product(*(leaf.ends() for leaf in leaves)):
+            iterator = iter(values)
+            yield _fill(self.schedules[name], lambda _, it=iterator: next(it))  # type: ignore[misc]
+
+    def check(self, allow: Sequence[str] = ()) -> dict[str, list[Schedule]]:
+        """Build the schedule at every corner.
+
+        Raises:
+            ScheduleError: at a corner that cannot be; its key starts with ``schedules`` and the name.
+        """
+        built: dict[str, list[Schedule]] = {}
+        for name in self.schedules:
+            try:
+                built[name] = [load(corner, allow=allow) for corner in self.corners(name)]
+            except ScheduleError as error:
+                raise ScheduleError(["schedules", name, *error.key], error.message) from None
+        return built
+
+
+def parse(section: Mapping[str, Any]) -> Space:
+    """The ``space`` section of a sweep file.
+
+    Raises:
+        ScheduleError: its key is the path inside the section.
+    """
+    schedules = section.get("schedules")
+    if not isinstance(schedules, Mapping) or not schedules:
+        raise ScheduleError(["schedules"], "should be a mapping of names to schedules, such as {cosine: {}}")
+    for key in section:
+        if key != "schedules" and key not in SHARED:
+            raise ScheduleError([key], f"unknown key; {did_you_mean(key, ['schedules', *SHARED])}")
+    shared = {k: _open(v, [k], k) for k, v in section.items() if k != "schedules"}
+    result = {}
+    for name, own in schedules.items():
+        if not re.fullmatch(NAME, name):
+            raise ScheduleError(["schedules", name], "a name has letters, digits, dots, dashes and underscores only")
+        own = {} if own is None else own
+        if not isinstance(own, Mapping):
+            raise ScheduleError(["schedules", name], "should be a mapping of parameters; {} takes the defaults")
+        kind = own.get("type", name)
+        if not isinstance(kind, str) or (kind != "custom" and kind not in TYPES):
+            hint = did_you_mean(kind, [*TYPES, "custom"])
+            raise ScheduleError(["schedules", name, "type"], f"unknown type {kind!r}; {hint}")
+        opened = {k: _open(v, ["schedules", name, k], f"{name}.{k}") for k, v in own.items()}
+        result[name] = {"type": kind} | {k: v for k, v in shared.items() if _has(kind, k)} | opened
+    return Space(result)
+
+
+def _has(kind: str, key: str) -> bool:
+    """Whether a shared value means something to a type: gamma is the factor of a drop, and nothing else here."""
+    if key == "gamma":
+        return kind != "custom" and TYPES[kind].params.get("gamma") is GAMMA
+    return key != "warmup" or kind not in OWN_WARMUP
+
+
+def _open(value: Any, key: list[str | int], name: str) -> Any:
+    """``value`` with a Leaf in place of every open leaf."""
+    if isinstance(value, list):
+        return [_open(v, [*key, i], f"{name}.{i}") for i, v in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    if len(value) != 1 or (kind := next(iter(value))) not in KINDS:
+        for k in value:
+            if k in KINDS:
+                raise ScheduleError([*key, k], "a range stands alone: {uniform: [low, high]}")
+        return {k: _open(v, [*key, k], f"{name}.{k}") for k, v in value.items()}
+    values, key = value[kind], [*key, kind]
+    if not isinstance(values, list) or not values:
+        raise ScheduleError(key, f"needs a list, such as {'[a, b]' if kind == 'choice' else '[low, high]'}")
+    if kind == "choice":
+        if len({json.dumps(v) for v in values}) < len(values):
+            raise ScheduleError(key, "has the same option twice")
+        return Leaf(name, kind, tuple(values))
+    numbers = int if kind == "int" else (int, float)
+    if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, numbers) for v in values):
+        wanted = "two whole numbers" if kind == "int" else "two numbers"
+        raise ScheduleError(key, f"needs {wanted}, [low, high], not {values!r}")
+    low, high = values
+    if low > high:
+        raise ScheduleError(key, f"the lower end {low!r} is above the upper end {high!r}")
+    if kind == "log_uniform" and low <= 0:
+        raise ScheduleError(key, f"a logarithmic range starts above 0, not at {low!r}")
+    return Leaf(name, kind, (low, high))
+
+
+def _fill(value: Any, leaf: Callable[[Leaf], Any]) -> Any:
+    """``value`` with every Leaf replaced by ``leaf(it)``."""
+    if isinstance(value, Leaf):
+        return leaf(value)
+    if isinstance(value, Mapping):
+        return {k: _fill(v, leaf) for k, v in value.items()}
+    return [_fill(v, leaf) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,176 @@
+"""The sweep file, and what one trial needs to know: frozen models, and errors with file, line and key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from . import space as spaces
+from .document import Document, Frozen, SpecError, read
+from .schedules import Schedule
+from .zoo import ScheduleError
+
+SOURCES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "folder", "parquet"]
+
+
+class Augment(Frozen):
+    """Random augmentation of the training images: shift by up to ``pad`` pixels, mirror."""
+
+    pad: Annotated[int, Field(ge=0, le=64)] = 0
+    flip: bool = False
+
+
+class Data(Frozen):
+    """Which images, how they are split, how they are augmented."""
+
+    source: SOURCES
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """folder, parquet: where, relative to --data-dir."""
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Resize to this many pixels square; needed for a folder, whose images differ."""
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """The share of the training images that the search is judged on."""
+    test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """The share held back for the confirmed winners, where the data bring no test split of their own."""
+    limit: Annotated[int, Field(ge=20)] | None = None
+    """Use at most this many images for training and validation together."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> Data:
+        if (self.source in ("folder", "parquet")) != (self.path is not None):
+            wants = "needs a path" if self.path is None else "has no path of its own"
+            raise ValueError(f"source {self.source} {wants}; folder and parquet have one")
+        if self.source == "folder" and self.size is None:
+            raise ValueError("source folder needs a size, such as 64: its images differ")
+        return self
+
+
+class Model(Frozen):
+    """A torchvision classification model."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=60)] = "resnet18"
+    stem: Literal["small", "imagenet"] = "small"
+    """small: 3x3 stride 1 and no max-pool, for images of up to about 64 pixels (ResNets only)."""
+    width: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Channels of the first stage; 64 is the published network (ResNets only)."""
+
+
+class Train(Frozen):
+    """The training recipe, the same for every trial."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 5e-4
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Initial weights, order of the data and augmentation: the same for every trial, so trials are paired."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Train:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0; set nesterov: false")
+        return self
+
+
+class Search(Frozen):
+    """How the study searches."""
+
+    trials: Annotated[int, Field(ge=1, le=100_000)]
+    sampler: Literal["tpe", "random", "qmc", "gp", "cmaes", "grid"] = "tpe"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+
+class Objective(Frozen):
+    """What a trial is judged by, on the validation split."""
+
+    metric: Literal["val/accuracy", "val/loss"] = "val/accuracy"
+    epoch: Literal["last", "best"] = "last"
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        return "maximize" if self.metric == "val/accuracy" else "minimize"
+
+
+class Sweep(Frozen):
+    """A sweep file: the science. Where it is recorded stands in mlflow.yaml."""
+
+    model_config = ConfigDict(ignored_types=(cached_property,))
+
+    name: Annotated[str, Field(pattern=f"^{spaces.NAME}$")]
+    question: Annotated[str, Field(min_length=1)]
+    data: Data
+    model: Model = Model()
+    train: Train
+    space: dict[str, Any]
+    search: Search
+    objective: Objective = Objective()
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_reserved_name(cls, value: str) -> str:
+        if value.rstrip(".").lower() in ("con", "prn", "aux", "nul") or value.endswith("."):
+            raise ValueError("is a reserved name")
+        return value
+
+    @cached_property
+    def schedules(self) -> spaces.Space:
+        """The search space with its leaves open."""
+        return spaces.parse(self.space)
+
+    def science(self) -> dict[str, Any]:
+        """What makes two sweeps the same study: all but the question and the number of trials."""
+        said = self.model_dump(mode="json", exclude={"question"})
+        del said["search"]["trials"]
+        return said
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TrialConfig:
+    """Everything that one training needs to know."""
+
+    data: Data
+    model: Model
+    train: Train
+    schedule: Schedule
+    data_dir: str = "data"
+
+
+def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:
+    """Read a sweep file and check every corner of its space.
+
+    Args:
+        path: the YAML file.
+        allow: prefixes of packages whose functions the file may name (``--allow-plugin``).
+
+    Raises:
+        SpecError: the first thing that is wrong, with file, line and key.
+    """
+    document = read(path)
+    document.data.setdefault("name", document.path.stem)
+    sweep = document.parse(Sweep)
+    try:
+        space = sweep.schedules
+        space.check(allow)
+        if sweep.search.sampler == "grid":
+            space.grid()
+    except ScheduleError as error:
+        raise document.error(("space", *error.key), error.message) from None
+    return sweep, document
+
+
+__all__ = ["SpecError", "Sweep", "TrialConfig", "load_sweep"]

@@ -1,0 +1,174 @@
+"""The reference training loop: plain PyTorch that reads top to bottom. The fast paths are held equal to it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from . import data as datasets
+from .data import Dataset, Split, batches, normalised, updates_per_epoch
+from .model import build
+from .schedules import set_lr
+from .spec import Train, TrialConfig
+
+
+class DivergedError(Exception):
+    """The loss became NaN or infinite; ``epoch`` is what was measured until then."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        self.epoch = epoch
+        super().__init__(f"the training loss became {epoch.train_loss} in epoch {epoch.number}")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch of training gave. ``lrs`` are the learning rates of its updates, in order."""
+
+    number: int
+    lrs: tuple[float, ...]
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    seconds: float
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the epoch's first update, as the tutorial records it."""
+        return self.lrs[0]
+
+    def metrics(self) -> dict[str, float]:
+        """The names and values under which an epoch is logged."""
+        return {
+            "lr": self.lr,
+            "train/loss": self.train_loss,
+            "val/loss": self.val_loss,
+            "val/accuracy": self.val_accuracy,
+            "seconds": self.seconds,
+        }
+
+
+def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
+    """Train from scratch, yielding after every epoch.
+
+    Stop iterating to stop training: nothing runs ahead of the caller. The same config on the same machine gives
+    the same numbers; on the CPU bit for bit.
+
+    Raises:
+        DivergedError: the training loss became NaN or infinite.
+        DataError: the data are missing or damaged.
+    """
+    recipe, schedule = config.train, config.schedule
+    dataset = resident(config, device)
+    network = build(config.model, dataset.classes, recipe.seed).to(device).to(memory_format=torch.channels_last)
+    optimizer = make_optimizer(recipe, network, schedule.init_lr)
+    size = min(recipe.batch_size, len(dataset.train))
+    updates = updates_per_epoch(len(dataset.train), size)
+    total, history = updates * recipe.epochs, list[float]()
+    for number in range(recipe.epochs):
+        start = time.perf_counter()
+        network.train()
+        batch = batches(dataset.train, config.data.augment, recipe.seed, number, size)
+        loss_sum, lrs = torch.zeros((), device=device), list[float]()
+        for i in range(updates):
+            factor = schedule.factor(number * updates + i, total, epochs=recipe.epochs, history=history)
+            set_lr(optimizer, factor)
+            images, labels = batch(i)
+            with precision(recipe, dataset, device):
+                logits = network(normalised(images, dataset.mean, dataset.std))
+                loss = F.cross_entropy(logits, labels.to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            loss_sum += loss.detach()  # stays on the device: .item() here would wait for every step
+            lrs.append(optimizer.param_groups[0]["lr"])
+        train_loss = float(loss_sum) / updates
+        if not math.isfinite(train_loss):
+            raise DivergedError(
+                Epoch(number, tuple(lrs), train_loss, math.nan, math.nan, time.perf_counter() - start)
+            )
+        with precision(recipe, dataset, device):
+            val_loss, val_accuracy = evaluate(network, dataset.val, dataset, device)
+        history.append(val_accuracy)
+        yield Epoch(number, tuple(lrs), train_loss, val_loss, val_accuracy, time.perf_counter() - start)
+
+
+def evaluate(network: nn.Module, split: Split, dataset: Dataset, device: torch.device) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy on ``split``."""
+    network.eval()
+    loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
+    with torch.inference_mode():
+        for images, labels in zip(split.images.split(512), split.labels.split(512), strict=True):
+            logits = network(normalised(images, dataset.mean, dataset.std)).float()
+            answers = labels.to(device)
+            loss += F.cross_entropy(logits, answers, reduction="sum")
+            right += (logits.argmax(1) == answers).sum()
+    return float(loss) / len(split), float(right) / len(split)
+
+
+def make_optimizer(recipe: Train, network: nn.Module, init_lr: float) -> torch.optim.Optimizer:
+    """The recipe's optimizer at ``init_lr``."""
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=init_lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=init_lr,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def precision(recipe: Train, dataset: Dataset, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast where the recipe asks for it or where it helps, else nothing."""
+    if uses_bf16(recipe, dataset, device):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def uses_bf16(recipe: Train, dataset: Dataset, device: torch.device) -> bool:
+    """auto: on GPUs that compute in bf16, and on CPUs with AMX for images of 16 pixels and more."""
+    if recipe.precision != "auto":
+        return recipe.precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu" or dataset.train.images.shape[1] < 16:
+        return False  # below that, casting eats what the matrix units give
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
+_RESIDENT: dict[tuple[str, str], tuple[Dataset, Dataset]] = {}
+
+
+def resident(config: TrialConfig, device: torch.device) -> Dataset:
+    """The trial's data on ``device``; copied there once per process."""
+    loaded = datasets.load(config.data, config.data_dir)
+    key = (loaded.digest, str(device))
+    kept = _RESIDENT.get(key)
+    if kept is None or kept[0] is not loaded:
+        kept = _RESIDENT[key] = (loaded, loaded.to(device))
+    return kept[1]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """``auto`` is CUDA where there is one, then Apple's MPS, then the CPU.
+
+    Raises:
+        SpecError: no such device here.
+    """
+    from .document import SpecError
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros((), device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SpecError(f"--device {name}: {str(error).splitlines()[0]}; try --device cpu") from None
+    return device
