@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -149,9 +148,8 @@ class Schedule:
         if self.type == "custom":
             return dict(self.params["params"])
         known = {"epoch": moment.units["epochs"], "warmup": moment.w, "floor": self.floor}
-        wanted = inspect.signature(TYPES[self.type].function).parameters
-        injected = {name: value for name, value in known.items() if name in wanted}
-        return {name: plain(value) for name, value in self.params.items()} | injected
+        context = {name: known[name] for name in TYPES[self.type].context if name in known}
+        return {name: plain(value) for name, value in self.params.items()} | context
 
     def _body(self, tau: int, moment: Moment, history: Sequence[float]) -> float:
         """The factor at ``tau`` updates on the decay's clock, floor included."""
@@ -201,13 +199,14 @@ class Schedule:
             return [f"never leaves its warmup ({moment.w} of {moment.total} {self.interval}s)"]
         if self.type in ("constant", "custom", "plateau"):
             return []
-        factors = [self.factor(t, T, epochs=epochs) for t in range(T)]
-        after = [f for t, f in enumerate(factors) if self.moment(t, T, epochs).t >= moment.w]
+        looked_at = range(T) if T <= 500 else sorted({round(i * (T - 1) / 499) for i in range(500)})
+        factors = [self.factor(t, T, epochs=epochs) for t in looked_at]
+        after = [f for t, f in zip(looked_at, factors, strict=True) if self.moment(t, T, epochs).t >= moment.w]
         top, last, limit = max(factors), factors[-1], self.factor(T, T, epochs=epochs)
         found = []
         if len({round(f, 12) for f in after}) == 1:
             found.append(f"never decays in {moment.total} {self.interval}s: it is constant at {after[0]:.3g}")
-        elif last > max(0.1, limit + 0.1):
+        elif last - limit >= 0.2 - 1e-9 and TYPES[self.type].floor != "clamp":
             found.append(
                 f"is cut off at {last:.0%} of init_lr on its way to {limit:.0%}: {moment.D} {self.interval}s are few"
             )

@@ -146,6 +146,29 @@ class Space:
         return built
 
 
+def problems(schedules: Mapping[str, Sequence[Schedule]], T: int, epochs: int) -> list[str]:
+    """What schedules (by name) cannot do in ``T`` updates: one sentence for each name and problem."""
+    found: dict[str, str] = {}
+    for name, corners in schedules.items():
+        for schedule in corners[:: max(1, len(corners) // 64)]:
+            for problem in schedule.problems(T, epochs=epochs):
+                kind = " ".join(problem.split()[:2])
+                found.setdefault(f"{name} {kind}", f"{name} {problem}, as {describe(schedule)}")
+    return list(found.values())
+
+
+def describe(schedule: Schedule) -> str:
+    """A schedule's parameters in one line."""
+    said = {
+        k: v for k, v in schedule.to_json().items() if k not in ("type", "init_lr", "clock", "interval", "warmup")
+    }
+    said = {"warmup": schedule.warmup.length.to_json()} | said
+    shown = (
+        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {json.dumps(v)}" for k, v in said.items() if v is not None
+    )
+    return ", ".join(shown)
+
+
 def parse(section: Mapping[str, Any]) -> Space:
     """The ``space`` section of a sweep file.
 

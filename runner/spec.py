@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from . import space as spaces
-from .document import Document, Frozen, SpecError, read
+from .document import Document, Frozen, read
 from .schedules import Schedule
 from .zoo import ScheduleError
 
@@ -150,6 +151,36 @@ class TrialConfig:
     data_dir: str = "data"
 
 
+@dataclass(frozen=True)
+class Record:
+    """One trial of the committed history, typed."""
+
+    number: int
+    name: str
+    """The schedule's name in the sweep file."""
+    schedule: Mapping[str, Any]
+    """Its JSON."""
+    params: Mapping[str, Any]
+    """What the study chose."""
+    outcome: str | None = None
+    """complete, diverged, stopped, failed; None while it runs."""
+    value: float | None = None
+    """The objective; None where it never got one."""
+    epochs: Sequence[Mapping[str, float]] = field(default_factory=tuple)
+    """Per epoch: ``epoch``, ``timestamp`` (ms), and the metrics under the names they are logged by."""
+    run_id: str | None = None
+    cause: str | None = None
+    """Why a failed trial failed."""
+
+    @property
+    def history(self) -> list[float]:
+        return [e["val/accuracy"] for e in self.epochs]
+
+    @property
+    def seconds(self) -> float:
+        return math.fsum(e["seconds"] for e in self.epochs)
+
+
 def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:
     """Read a sweep file and check every corner of its space.
 
@@ -171,6 +202,3 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
     except ScheduleError as error:
         raise document.error(("space", *error.key), error.message) from None
     return sweep, document
-
-
-__all__ = ["SpecError", "Sweep", "TrialConfig", "load_sweep"]

@@ -8,6 +8,7 @@ Needs only the standard library. ``schedules.py`` puts warmup, clock, interval a
 from __future__ import annotations
 
 import difflib
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -147,6 +148,7 @@ class Type:
     function: Function
     params: Mapping[str, Param]
     floor: str  # "affine": floor + (1 - floor) * f, for shapes on [0, 1]; "clamp": max(floor, f); "own"
+    context: frozenset[str]  # what it wants to know beyond its parameters: epoch, warmup, floor, history
 
 
 TYPES: dict[str, Type] = {}
@@ -154,7 +156,8 @@ TYPES: dict[str, Type] = {}
 
 def _type(floor: str, **params: Param) -> Callable[[Function], Function]:
     def register(function: Function) -> Function:
-        TYPES[function.__name__] = Type(function, params, floor)
+        names = inspect.signature(function).parameters
+        TYPES[function.__name__] = Type(function, params, floor, frozenset(names) - {"t", "T"} - frozenset(params))
         return function
 
     return register

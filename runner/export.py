@@ -1,0 +1,325 @@
+"""The best schedules as pandas tables and as PyTorch code.
+
+python -m runner.export                          the best schedules of sweeps/digits.yaml, as a table
+python -m runner.export cifar10 --top 5 --format csv
+python -m runner.export cifar10 --code 1         PyTorch code of the winner, to paste
+python -m runner.export cifar10 --table epochs --format parquet --out epochs.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from .document import SpecError
+from .place import Place, load_place
+from .schedules import load
+from .spec import Record
+from .zoo import TYPES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHARED = ("init_lr", "warmup", "clock", "interval", "floor")
+SUFFIXES = {"csv": ".csv", "parquet": ".parquet", "json": ".json", "markdown": ".md"}
+
+
+def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml: str | None = None) -> pd.DataFrame:
+    """The finished trials of a sweep, best first.
+
+    Args:
+        sweep: the sweep's name (its file's, without .yaml).
+        top: how many; all by default.
+        mlflow_yaml: the place; ``mlflow.yaml`` in the current folder by default.
+
+    Returns:
+        One row per trial: ``rank``, ``trial``, ``name``, ``type``, ``objective``, ``val_accuracy``, every parameter
+        in its own type (missing where the type has none), ``epochs``, ``seconds``, ``run_id``, ``schedule`` (JSON for
+        ``runner.schedules.load(json.loads(...))``) and ``lr`` (the learning rate that each epoch began with).
+
+    Raises:
+        SpecError: there is no such sweep, neither in the study's storage nor in MLflow.
+    """
+    facts, records = read(sweep, load_place(mlflow_yaml))
+    return best_table(records, facts.get("direction", "maximize"), top)
+
+
+def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
+    """A sweep's facts and trials, from the study's own typed history where it is at hand, else from MLflow."""
+    from .study import load_study
+
+    try:
+        facts, records = load_study(sweep, place.storage)
+        objective = facts["science"]["objective"]["metric"]
+    except SpecError as missing:
+        from .tracking import read_records
+
+        try:
+            return {}, read_records(place, sweep)
+        except SpecError as error:
+            raise SpecError(f"{missing}; {error}") from None
+    return facts | {"direction": "maximize" if objective == "val/accuracy" else "minimize"}, records
+
+
+def best_table(records: Sequence[Record], direction: str = "maximize", top: int | None = None) -> pd.DataFrame:
+    """The complete trials, best first; ties stay in the order in which they were tried."""
+    done = [r for r in records if r.outcome == "complete" and r.value is not None]
+    done.sort(key=lambda r: -(r.value or 0.0) if direction == "maximize" else (r.value or 0.0))
+    table = trials_table(done[:top])
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table.drop(columns=["outcome", "cause"])
+
+
+def trials_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Every trial of a sweep, in its own types."""
+    import pandas as pd
+
+    rows = [_row(record) for record in records]
+    params = list(dict.fromkeys(name for row in rows for name in row["params"]))
+    types: dict[str, str] = dict.fromkeys(["trial"], "Int64") | dict.fromkeys(["name", "type", "outcome"], "string")
+    types |= dict.fromkeys(["objective", "val_accuracy"], "Float64")
+    types |= {name: _dtype([row["params"].get(name) for row in rows]) for name in params}
+    types |= {"epochs": "Int64", "seconds": "Float64", "run_id": "string", "cause": "string", "schedule": "string"}
+    types["lr"] = "object"
+
+    def column(name: str) -> pd.Series[Any]:
+        values: list[Any] = [row["params"].get(name) if name in params else row[name] for row in rows]
+        return cast("pd.Series[Any]", pd.Series(values, dtype=cast(Any, types[name])))
+
+    return pd.DataFrame({name: column(name) for name in types})
+
+
+def epochs_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Every epoch of every trial: the curves, one row per (trial, epoch)."""
+    import pandas as pd
+
+    rows = [
+        {
+            "trial": r.number,
+            "name": r.name,
+            "type": r.schedule["type"],
+            **{k.replace("/", "_"): v for k, v in e.items()},
+        }
+        for r in records
+        for e in r.epochs
+    ]
+    table = pd.DataFrame(rows)
+    types = {"trial": "int64", "epoch": "int64", "timestamp": "int64", "name": "string", "type": "string"}
+    return table.astype({k: v for k, v in types.items() if k in table.columns})
+
+
+def _row(record: Record) -> dict[str, Any]:
+    schedule = record.schedule
+    params: dict[str, Any] = {name: schedule[name] for name in SHARED if name in schedule}
+    warmup = schedule["warmup"]
+    params["warmup"] = warmup["fraction"] if "fraction" in warmup else json.dumps(warmup)
+    known = schedule.get("params", {}) if schedule["type"] == "custom" else schedule
+    for name, value in known.items():
+        if name not in ("type", *SHARED):
+            params[name] = json.dumps(value) if isinstance(value, (list, dict)) else value
+    accuracy = [e["val/accuracy"] for e in record.epochs if not math.isnan(e.get("val/accuracy", math.nan))]
+    return {
+        "trial": record.number,
+        "name": record.name,
+        "type": schedule["type"],
+        "outcome": record.outcome or "running",
+        "objective": record.value,
+        "val_accuracy": accuracy[-1] if accuracy else None,
+        "params": params,
+        "epochs": len(record.epochs),
+        "seconds": record.seconds,
+        "run_id": record.run_id,
+        "cause": record.cause,
+        "schedule": json.dumps(schedule),
+        "lr": [e["lr"] for e in record.epochs],
+    }
+
+
+def _dtype(values: Sequence[Any]) -> str:
+    """The column's own type: 0.0 stays a float and 3 a whole number, missing values or not."""
+    kinds = {type(v) for v in values if v is not None}
+    if kinds == {bool}:
+        return "boolean"
+    if kinds == {int}:
+        return "Int64"
+    return "Float64" if kinds <= {int, float} else "string"
+
+
+def code(record: Record, updates: int, epochs: int, allow: Sequence[str] = ()) -> str:
+    """PyTorch code of a trial's schedule, for a training as long as the sweep's."""
+    return load(record.schedule, allow=allow).code(updates * epochs, epochs=epochs)
+
+
+# --------------------------------------------------------------------------------------
+# Files.
+
+
+def spreadsheet_safe(text: str) -> str:
+    """``text`` as a cell that no spreadsheet takes for a formula, on any of its lines."""
+    plain = unicodedata.normalize("NFKC", text)
+    risky = re.search(r"(?:\A|[\r\n])[\s\u200b\ufeff]*[=+\-@]", plain) or text[:1] in ("\t", "\r", "\n")
+    return f"'{text}" if risky else text
+
+
+def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
+    """``table`` as csv, parquet, json or markdown, into ``path`` or as text.
+
+    Raises:
+        SpecError: parquet without a path.
+    """
+    if kind == "parquet":
+        if path is None:
+            raise SpecError("parquet is not text: name a file with --out")
+        table.to_parquet(path, index=False)
+        return None
+    if kind == "csv":
+        safe = table.copy()
+        for name in safe.columns:
+            if safe[name].dtype in ("string", "object"):
+                safe[name] = [_cell(v) for v in safe[name]]
+        safe.columns = [spreadsheet_safe(str(name)) for name in safe.columns]
+        text = safe.to_csv(index=False, lineterminator="\n")
+    elif kind == "json":
+        text = json.dumps(json.loads(table.to_json(orient="records", double_precision=15)), indent=1) + "\n"
+    else:
+        text = markdown(table)
+    if path is None:
+        return text
+    path.write_text(text, encoding="utf-8")
+    return None
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, list):
+        return json.dumps(value)
+    return spreadsheet_safe(value) if isinstance(value, str) else value
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table for people: four digits, and what a type alone has in one column; epochs as they are."""
+    if "schedule" not in table.columns:
+        return _grid(list(table.columns), table.itertuples(index=False))
+    lead = [n for n in ("rank", "trial", "name", "outcome", "objective", "init_lr", "warmup") if n in table.columns]
+    rows = []
+    for row in table.to_dict(orient="records"):
+        rows.append([*(row[n] for n in lead), describe(own_params(row["schedule"])), row["seconds"]])
+    titles = {"name": "schedule", "objective": "validation"}
+    return _grid([*(titles.get(n, n) for n in lead), "with", "seconds"], rows)
+
+
+def own_params(text: str) -> dict[str, Any]:
+    """A schedule's own parameters, those that differ from the type's defaults."""
+    said = json.loads(text)
+    if said["type"] == "custom":
+        return dict(said["params"])
+    table = TYPES[said["type"]].params
+    own = {k: said[k] for k, p in table.items() if said[k] != p.write(p.default)}
+    return own | {k: said[k] for k, default in (("clock", "prefix"), ("interval", "update")) if said[k] != default}
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """Parameters in one cell."""
+    shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items() if v is not None)
+    return ", ".join(shown)
+
+
+def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    def cell(value: Any) -> str:
+        if _missing(value):
+            return ""
+        return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows]) + "\n"
+
+
+def _missing(value: Any) -> bool:
+    import pandas as pd
+
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
+# --------------------------------------------------------------------------------------
+# The command.
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m runner.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", nargs="?", default="digits", help="the sweep's name or file (default: digits)")
+    parser.add_argument("--table", choices=["best", "trials", "epochs"], default="best", help="which table")
+    parser.add_argument("--top", type=int, metavar="K", help="the K best only")
+    parser.add_argument("--format", choices=[*SUFFIXES], default="markdown", help="default: markdown")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--code", type=int, metavar="K", help="print PyTorch code of the K-th best schedule")
+    parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml)")
+    parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
+    args = parser.parse_args(argv)
+    try:
+        return _export(args)
+    except SpecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _export(args: argparse.Namespace) -> int:
+    for name in ("top", "code"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise SpecError(f"--{name} counts from 1, not {getattr(args, name)}")
+    name = Path(args.sweep).stem if args.sweep.endswith((".yaml", ".yml")) else args.sweep
+    facts, records = read(name, load_place(args.mlflow))
+    best = best_table(records, facts.get("direction", "maximize"))
+    if args.code is not None:
+        if args.code > len(best):
+            raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
+        trial = int(best.iloc[args.code - 1]["trial"])
+        record = next(r for r in records if r.number == trial)
+        epochs = len(record.epochs)
+        text: str | None = code(record, int(facts.get("updates_per_epoch", 1)), epochs, args.allow_plugin)
+        if args.out is not None:
+            args.out.write_text(text or "", encoding="utf-8")
+            text = None
+    else:
+        tables = {
+            "best": lambda: best,
+            "trials": lambda: trials_table(records),
+            "epochs": lambda: epochs_table(records),
+        }
+        text = write(tables[args.table]().head(args.top or len(records) * 10**6), args.format, args.out)
+    if text is not None:
+        sys.stdout.write(text)
+    return 0
+
+
+def result_files(
+    folder: Path, records: Sequence[Record], direction: str, updates: int, epochs: int, allow: Sequence[str] = ()
+) -> Mapping[str, Path]:
+    """Write the tables, the winner's JSON and its code into ``folder``; returns the paths by name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    best = best_table(records, direction)
+    paths = {n: folder / n for n in ("best_schedules.csv", "trials.csv", "epochs.csv", "best_schedules.parquet")}
+    write(best, "csv", paths["best_schedules.csv"])
+    write(best, "parquet", paths["best_schedules.parquet"])
+    write(trials_table(records), "csv", paths["trials.csv"])
+    write(epochs_table(records), "csv", paths["epochs.csv"])
+    if len(best):
+        record = next(r for r in records if r.number == int(best.iloc[0]["trial"]))
+        paths["best_schedule.json"] = folder / "best_schedule.json"
+        paths["best_schedule.json"].write_text(json.dumps(dict(record.schedule), indent=1) + "\n", encoding="utf-8")
+        paths["best_schedule.py"] = folder / "best_schedule.py"
+        paths["best_schedule.py"].write_text(code(record, updates, epochs, allow), encoding="utf-8")
+    return paths
+
+
+assert set(SHARED).isdisjoint(name for kind in TYPES.values() for name in kind.params)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,150 @@
+"""Figures of schedules and sweeps, as matplotlib figures: readable in grey, the same colour for a type everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from .schedules import Schedule
+from .spec import Record
+from .zoo import TYPES
+
+# Okabe and Ito's colours, which colour-blind people tell apart; the line style tells the rest.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+
+
+def style(kind: str) -> dict[str, Any]:
+    """The colour and the line of a schedule type, the same in every figure."""
+    i = [*TYPES, "custom"].index(kind)
+    return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i // len(COLOURS)) % len(STYLES)]}
+
+
+def curve(schedule: Schedule, T: int, epochs: int, history: Sequence[float] = ()) -> tuple[list[float], list[float]]:
+    """Epochs (fractional) and learning rates of at most a thousand updates."""
+    at = range(T) if T <= 1000 else sorted({round(i * (T - 1) / 999) for i in range(1000)})
+    return [t * epochs / T for t in at], [schedule.lr(t, T, epochs=epochs, history=history) for t in at]
+
+
+def schedules(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, title: str = "") -> Figure:
+    """A panel for each name with its schedules' learning-rate curves."""
+    columns = min(4, max(1, math.ceil(math.sqrt(len(curves)))))
+    rows = math.ceil(len(curves) / columns)
+    figure = _figure(3.2 * columns, 2.2 * rows + 0.4)
+    for i, (name, several) in enumerate(curves.items()):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for schedule in several:
+            look = style(schedule.type) | {"linestyle": "-"}
+            x, y = curve(schedule, T, epochs)
+            axes.plot(x, y, drawstyle="steps-post", linewidth=1.2, alpha=0.9 if len(several) == 1 else 0.55, **look)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.set_ylim(bottom=0)
+        if i >= len(curves) - columns:
+            axes.set_xlabel("epoch", fontsize=8)
+        if i % columns == 0:
+            axes.set_ylabel("learning rate", fontsize=8)
+    if title:
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int) -> Figure:
+    """Every trial's learning-rate curve, coloured by its validation accuracy."""
+    figure = _figure(7.5, 4.2)
+    axes = figure.add_subplot()
+    accuracies = [r.history[-1] if r.history else math.nan for r in records]
+    finite = [a for a in accuracies if math.isfinite(a)] or [0.0, 1.0]
+    scale = Normalize(*_spread(finite))
+    colours = ScalarMappable(scale, "cividis")
+    for record, plan, accuracy in sorted(
+        zip(records, plans, accuracies, strict=True), key=lambda x: (x[2] > 0, x[2])
+    ):
+        x, y = curve(plan, T, epochs, record.history)
+        bad = not math.isfinite(accuracy)
+        colour = "0.6" if bad else colours.get_cmap()(scale(accuracy))
+        axes.plot(x, y, color=colour, linestyle=":" if bad else "-", linewidth=1.2, drawstyle="steps-post")
+    axes.set_yscale("log")
+    axes.set_ylim(*_log_limits(plans))
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("learning rate")
+    figure.colorbar(colours, ax=axes, label="validation accuracy")
+    return figure
+
+
+def best_curves(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int) -> Figure:
+    """Learning rate above validation accuracy for the given trials."""
+    figure = _figure(7.5, 5.2)
+    above, below = figure.subplots(2, 1, sharex=True)
+    for record, plan in zip(records, plans, strict=True):
+        label = f"{record.name} (trial {record.number}, {record.history[-1]:.2%})"
+        look = style(plan.type)
+        above.plot(*curve(plan, T, epochs, record.history), label=label, drawstyle="steps-post", **look)
+        below.plot([e["epoch"] + 1 for e in record.epochs], record.history, marker="o", markersize=3, **look)
+    above.set_ylabel("learning rate")
+    below.set_ylabel("validation accuracy")
+    below.set_xlabel("epoch")
+    above.legend(fontsize=7, loc="best")
+    return figure
+
+
+def accuracy_by_type(records: Sequence[Record]) -> Figure:
+    """Final validation accuracy of every trial, by schedule, the best on top."""
+    figure = _figure(7.5, 4.2)
+    axes = figure.add_subplot()
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        if record.outcome == "complete" and record.history:
+            groups.setdefault(record.name, []).append(record)
+    order = sorted(groups, key=lambda name: max(r.history[-1] for r in groups[name]))
+    for row, name in enumerate(order):
+        values = [r.history[-1] for r in groups[name]]
+        colour = style(groups[name][0].schedule["type"])["color"]
+        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, markersize=6)
+        axes.plot([max(values)], [row], "|", color="black", markersize=16)
+    axes.set_yticks(range(len(order)), [f"{n} ({len(groups[n])})" for n in order])
+    axes.set_xlabel("validation accuracy (| the best of the type; one seed each)")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def sweep_figures(records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int) -> dict[str, Figure]:
+    """The figures of a sweep, by file name. Trials without a finished epoch are left out."""
+    seen = [r for r in records if r.epochs]
+    done = sorted((r for r in seen if r.outcome == "complete"), key=lambda r: -r.history[-1])
+    made = {}
+    if seen:
+        made["lr_curves_by_accuracy.png"] = curves_by_accuracy(seen, [plans[r.number] for r in seen], T, epochs)
+    if done:
+        made["best_curves.png"] = best_curves(done[:5], [plans[r.number] for r in done[:5]], T, epochs)
+        made["accuracy_by_type.png"] = accuracy_by_type(done)
+    return made
+
+
+def save(figure: Figure, path: Path) -> Path:
+    figure.savefig(path, dpi=140)
+    return path
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)  # without pyplot: no window, no state shared between threads
+    return figure
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.01, high + 0.01)
+
+
+def _log_limits(plans: Sequence[Schedule]) -> tuple[float, float]:
+    """Four decades below the highest peak: what falls below is zero to the eye."""
+    top = max(plan.init_lr for plan in plans)
+    return top * 1e-4, top * 1.5

@@ -1,0 +1,134 @@
+"""mlflow.yaml: where sweeps are recorded. Environment variables win; what neither says has its default."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from .document import Document, Frozen, SpecError, read
+
+Tags = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-. :/]{1,250}$")], str]
+
+
+class Server(Frozen):
+    mlflow_tracking_uri: str = "sqlite:///mlflow.db"
+
+
+class ExperimentKwargs(Frozen):
+    artifact_location: str | None = "mlartifacts"
+    tags: Tags = Field(default_factory=dict)
+
+
+class Experiment(Frozen):
+    name: Annotated[str, Field(min_length=1, max_length=250)] = "lr-schedules"
+    restore_if_deleted: bool = True
+    create_experiment_kwargs: ExperimentKwargs = ExperimentKwargs()
+
+
+class Run(Frozen):
+    tags: Tags = Field(default_factory=dict)
+
+
+class Tracking(Frozen):
+    experiment: Experiment = Experiment()
+    run: Run = Run()
+
+
+class Ui(Frozen):
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65_535)] = 5000
+    saved_view: bool = True
+
+
+class Storage(Frozen):
+    storage: str = "sqlite:///optuna.db"
+
+
+class File(Frozen):
+    """mlflow.yaml, in the blocks and names of kedro-mlflow, and a block for the study's storage."""
+
+    server: Server = Server()
+    tracking: Tracking = Tracking()
+    ui: Ui = Ui()
+    study: Storage = Storage()
+    telemetry: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """The resolved place: absolute paths, environment applied."""
+
+    file: File
+    folder: Path
+    """Of mlflow.yaml: results are written below it."""
+    tracking_uri: str
+    experiment: str
+    storage: str
+
+    @property
+    def artifacts(self) -> str | None:
+        """Where a new experiment keeps its artifacts; None lets a server decide."""
+        location = self.file.tracking.experiment.create_experiment_kwargs.artifact_location
+        if location is None or self.tracking_uri.startswith(("http://", "https://")):
+            return None if location is None or "://" not in location else location
+        return location if "://" in location else (self.folder / location).resolve().as_uri()
+
+
+def load_place(path: Path | str | None = None) -> Place:
+    """Read mlflow.yaml; without one, and without a ``path``, everything has its default.
+
+    Raises:
+        SpecError: what is wrong, with file, line and key; or an environment variable that cannot be.
+    """
+    given = Path(path or "mlflow.yaml")
+    if path is None and not given.exists():
+        file, document, folder = File(), None, Path.cwd()
+    else:
+        document = read(given)
+        file, folder = document.parse(File), given.resolve().parent
+        _refuse_secrets(document)
+    uri = _uri("MLFLOW_TRACKING_URI", file.server.mlflow_tracking_uri, folder, document, "server.mlflow_tracking_uri")
+    storage = _uri("RUNNER_STUDY_STORAGE", file.study.storage, folder, document, "study.storage")
+    return Place(
+        file, folder, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or file.tracking.experiment.name, storage
+    )
+
+
+def redacted(uri: str) -> str:
+    """``uri`` without the password that may stand in it."""
+    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", uri)
+
+
+def _uri(variable: str, default: str, folder: Path, document: Document | None, key: str) -> str:
+    """The environment's URI or the file's, a SQLite path made absolute."""
+    uri = os.environ.get(variable) or default
+    known = ("sqlite", "postgresql", "mysql", "mssql") + (("http", "https", "databricks") if "mlflow" in key else ())
+    scheme = re.split(r"[+:]", uri, maxsplit=1)[0]
+    if scheme not in known or ":" not in uri:
+        message = f"{redacted(uri)!r} is no address of a store; it starts with one of {', '.join(known)}, "
+        message += "as in sqlite:///runs.db"
+        if os.environ.get(variable):
+            raise SpecError(f"{variable}: {message}")
+        raise document.error(tuple(key.split(".")), message) if document else SpecError(message)
+    prefix = "sqlite:///"
+    if uri.startswith(prefix):
+        return prefix + str((folder / uri.removeprefix(prefix)).resolve())
+    return uri
+
+
+def _refuse_secrets(document: Document) -> None:
+    """A file that is committed is no place for a password."""
+
+    def walk(value: Any, key: tuple[str | int, ...]) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(inner, (*key, name))
+        elif isinstance(value, str) and re.search(r"://[^/\s]*:[^/\s]*@", value):
+            raise document.error(key, "holds a password; put the whole address into the environment variable instead")
+
+    walk(document.data, ())

@@ -1,0 +1,259 @@
+"""The Optuna study: one coordinator opens it, proposes trials, commits epochs, tells outcomes.
+
+The study's storage is the committed history. A trial is created in one transaction with all its parameters; each
+epoch is one record on the trial; the outcome ends it. Tables, figures and MLflow are projections of that.
+
+A proposal is a pure function of the history, the sweep's seed and the trial's number, so a resumed study proposes
+what an uninterrupted one would have (with one sampler seed for all, a restart repeated half of the configurations).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from .document import SpecError
+from .schedules import Schedule, load
+from .space import Space
+from .spec import Objective, Record, Search, Sweep
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "diverged": TrialState.PRUNED,  # told as FAIL, samplers would ignore it and come back to the cliff
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+"""How a trial can end, and what Optuna calls it."""
+
+
+class Study:
+    """A sweep's study in its storage. Only the coordinator writes."""
+
+    def __init__(self, sweep: Sweep, study: optuna.Study, allow: Sequence[str] = ()) -> None:
+        self.sweep, self.allow, self._study = sweep, allow, study
+        self._trials: dict[int, optuna.Trial] = {}
+
+    def records(self) -> list[Record]:
+        """All trials, in the order of their numbers."""
+        return [_record(t) for t in self._study.get_trials(deepcopy=False)]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is true of the study as a whole, such as its parent run."""
+        return dict(self._study.user_attrs)
+
+    def remember(self, **facts: Any) -> None:
+        for key, value in facts.items():
+            self._study.set_user_attr(key, value)
+
+    def next(self) -> Record | None:
+        """The trial to train now: one that an earlier process left running, else a new one; None at the target."""
+        trials = self._study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state == TrialState.RUNNING and trial.number not in self._trials:
+                return self._begin(trial)
+        number = len(trials)
+        if number >= self.sweep.search.trials:
+            return None
+        params, distributions, name, mapping = propose(number, trials, self.sweep)
+        schedule = load(mapping, allow=self.allow)
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=params,
+            distributions=distributions,
+            user_attrs={"name": name, "schedule": schedule.to_json()},
+        )
+        self._study.add_trial(trial)
+        return self._begin(self._study.get_trials(deepcopy=False)[number])
+
+    def _begin(self, trial: FrozenTrial) -> Record:
+        self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)
+        return _record(trial)
+
+    def schedule(self, record: Record) -> Schedule:
+        return load(record.schedule, allow=self.allow)
+
+    def attach(self, number: int, run_id: str) -> None:
+        """Remember the MLflow run of a trial."""
+        self._trials[number].set_user_attr("run_id", run_id)
+
+    def commit(self, number: int, epoch: int, metrics: Mapping[str, float]) -> Record:
+        """Put an epoch on record; it is on disk when this returns. One on record already stays as it is."""
+        if any(e["epoch"] == epoch for e in self.record(number).epochs):
+            return self.record(number)
+        entry = {"epoch": epoch, "timestamp": int(time.time() * 1000), **metrics}
+        self._trials[number].set_user_attr(f"epoch:{epoch}", entry)
+        return self.record(number)
+
+    def best(self) -> Record | None:
+        """The best complete trial so far; of equals, the first."""
+        done = [r for r in self.records() if r.outcome == "complete" and r.value is not None]
+        sign = 1 if self.sweep.objective.direction == "maximize" else -1
+        return max(done, key=lambda r: sign * (r.value or 0.0), default=None)
+
+    def record(self, number: int) -> Record:
+        return _record(self._study.get_trials(deepcopy=False)[number])
+
+    def tell(self, number: int, outcome: str, cause: str | None = None) -> Record:
+        """End a trial. The objective is read from its committed epochs."""
+        trial, record = self._trials.pop(number), self.record(number)
+        trial.set_user_attr("outcome", outcome)
+        if cause:
+            trial.set_user_attr("cause", cause)
+        for entry in record.epochs:
+            trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
+        value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
+        self._study.tell(number, value, state=STATES[outcome])
+        return self.record(number)
+
+
+def objective(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> float:
+    """The value that a finished trial is judged by."""
+    values = [e[wanted.metric] for e in epochs]
+    if wanted.epoch == "last":
+        return values[-1]
+    return max(values) if wanted.direction == "maximize" else min(values)
+
+
+def _record(trial: FrozenTrial) -> Record:
+    attrs = trial.user_attrs
+    epochs = sorted((v for k, v in attrs.items() if k.startswith("epoch:")), key=lambda e: e["epoch"])
+    return Record(
+        number=trial.number,
+        name=attrs["name"],
+        schedule=attrs["schedule"],
+        params=trial.params,
+        outcome=attrs.get("outcome") if trial.state.is_finished() else None,
+        value=trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
+        epochs=tuple(epochs),
+        run_id=attrs.get("run_id"),
+        cause=attrs.get("cause"),
+    )
+
+
+# --------------------------------------------------------------------------------------
+# Proposals.
+
+
+def propose(
+    number: int, history: Iterable[FrozenTrial], sweep: Sweep
+) -> tuple[dict[str, Any], dict[str, BaseDistribution], str, dict[str, Any]]:
+    """The parameters of trial ``number``, given the trials before it.
+
+    Returns:
+        The parameters, their distributions, the schedule's name, and its closed mapping.
+    """
+    search, space = sweep.search, sweep.schedules
+    scratch = optuna.create_study(direction=sweep.objective.direction, sampler=_sampler(search, number))
+    scratch.add_trials(list(history))
+    if search.sampler == "grid":
+        scratch.enqueue_trial(space.grid()[number])
+    elif search.sampler == "qmc":
+        scratch.enqueue_trial(_quasirandom(space, search.seed, number))
+    trial = scratch.ask()
+    name, mapping = space.sample(trial)
+    return trial.params, trial.distributions, name, mapping
+
+
+def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
+    seed = zlib.crc32(f"{search.seed}/{number}".encode())
+    if search.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
+    if search.sampler == "cmaes":
+        return optuna.samplers.CmaEsSampler(seed=seed, n_startup_trials=10, warn_independent_sampling=False)
+    if search.sampler == "tpe":
+        return optuna.samplers.TPESampler(seed=seed)
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _quasirandom(space: Space, seed: int, number: int) -> dict[str, Any]:
+    """Point ``number`` of a scrambled Sobol sequence. Optuna's own needs a space without conditions."""
+    from scipy.stats import qmc
+
+    sequence = qmc.Sobol(1 + len(space.axes()), scramble=True, rng=seed)
+    if number:
+        sequence.fast_forward(number)
+    return space.point(sequence.random(1)[0].tolist())
+
+
+# --------------------------------------------------------------------------------------
+# Opening.
+
+
+def open_study(sweep: Sweep, storage: str, allow: Sequence[str] = ()) -> Study:
+    """Open the sweep's study, or create it.
+
+    Raises:
+        SpecError: the study was begun with another search space, data, model, recipe or objective.
+    """
+    study = optuna.create_study(
+        study_name=sweep.name,
+        storage=connect(storage),
+        direction=sweep.objective.direction,
+        sampler=optuna.samplers.RandomSampler(),
+        pruner=optuna.pruners.NopPruner(),
+        load_if_exists=True,
+    )
+    known = study.user_attrs.get("science")
+    if known is None:
+        study.set_user_attr("science", sweep.science())
+    elif known != sweep.science():
+        raise SpecError(
+            f"the study {sweep.name!r} was begun with another {_difference(known, sweep.science())}; give this sweep "
+            f"another name (name: {sweep.name}-2), or undo the change"
+        )
+    return Study(sweep, study, allow)
+
+
+def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
+    """The facts and the trials of a study that exists, for reading.
+
+    Raises:
+        SpecError: there is no such study there.
+    """
+    try:
+        study = optuna.load_study(study_name=name, storage=connect(storage, create=False))
+    except KeyError:
+        raise SpecError(f"there is no study {name!r} in this storage; run the sweep first") from None
+    return dict(study.user_attrs), [_record(t) for t in study.get_trials(deepcopy=False)]
+
+
+def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
+    """Optuna's storage at a database URL. SQLite writes ahead and waits for locks.
+
+    Raises:
+        SpecError: a SQLite file that is not there, with ``create=False``.
+    """
+    prefix = "sqlite:///"
+    if not storage.startswith(prefix):
+        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
+    path = Path(storage.removeprefix(prefix))
+    if not create and not path.exists():
+        raise SpecError(f"there is no study in {path}; run a sweep first, with python -m runner.sweep")
+    import sqlite3
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with sqlite3.connect(path, timeout=60) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+    connection.close()
+    return optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 60}})
+
+
+def _difference(old: Any, new: Any, key: str = "") -> str:
+    """Where two nested mappings differ first, in words."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name):
+                return _difference(old.get(name), new.get(name), f"{key}.{name}".strip("."))
+    return f"{key} ({old!r}, now {new!r})"

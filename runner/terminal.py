@@ -1,0 +1,114 @@
+"""What a person sees while a sweep runs: one live display on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
+
+from .spec import Record
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int = 16) -> str:
+    """``values`` as a row of blocks from 0 to their maximum."""
+    if not values:
+        return ""
+    top = max(values) or 1.0
+    at = [values[min(int((i + 0.5) * len(values) / width), len(values) - 1)] for i in range(min(width, len(values)))]
+    return "".join(BLOCKS[min(int(v / top * len(BLOCKS)), len(BLOCKS) - 1)] for v in at)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Display:
+    """The progress of a sweep. ``with`` it; tell it of epochs and of ended trials."""
+
+    def __init__(self, trials: int, epochs: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.trials, self.epochs = trials, epochs
+        self.best: Record | None = None
+        self.done = 0
+        self._epochs_seen, self._started = 0, time.monotonic()
+        self._bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), console=self.console)
+        self._task: TaskID = self._bar.add_task("trials", total=trials)
+        self._line = Text("starting")
+        self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+
+    def resume(self, done: Sequence[Record], better: Record | None) -> None:
+        """Start from the trials that an earlier process ended."""
+        self.done, self.best = len(done), better
+        self._bar.update(self._task, completed=len(done))
+
+    def epoch(self, record: Record) -> None:
+        """The newest committed epoch of a running trial."""
+        self._epochs_seen += 1
+        entry = record.epochs[-1]
+        rates = [e["lr"] for e in record.epochs]
+        self._line = Text(
+            f"trial {record.number} {record.name}  epoch {len(record.epochs)}/{self.epochs}  "
+            f"lr {entry['lr']:.3g} {sparkline(rates)}  val accuracy {entry['val/accuracy']:.2%}"
+        )
+        self._live.update(self._view())
+
+    def ended(self, record: Record, better: bool) -> None:
+        """A trial has ended; ``better`` if it is the best so far."""
+        self.done += 1
+        if better:
+            self.best = record
+        self._bar.update(self._task, completed=self.done)
+        said = f"{record.value:.4g}" if record.value is not None else record.outcome
+        rates = sparkline([e["lr"] for e in record.epochs], self.epochs)
+        left = f"  {duration(self.eta())} left" if self.done < self.trials else ""
+        self.console.print(
+            f"[{self.done}/{self.trials}] trial {record.number:<3} {record.name:<16} "
+            f"init_lr {record.schedule['init_lr']:<8.3g} {rates} {said}{' best so far' if better else ''}"
+            f" ({duration(record.seconds)}){left}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        self._live.update(self._view())
+
+    def warn(self, message: str) -> None:
+        self.console.print(f"[yellow]warning[/yellow]: {escape(message)}", highlight=False, soft_wrap=True)
+
+    def eta(self) -> float:
+        """Seconds to the end, from the epochs measured in this process."""
+        if not self._epochs_seen:
+            return 0.0
+        each = (time.monotonic() - self._started) / self._epochs_seen
+        return each * self.epochs * (self.trials - self.done)
+
+    def _view(self) -> Group:
+        best = ""
+        if self.best is not None and self.best.value is not None:
+            best = f"best so far {self.best.value:.4g}: trial {self.best.number} {self.best.name}, "
+        left = f"{duration(self.eta())} left" if self._epochs_seen else ""
+        return Group(self._bar, self._line, Text(best + left))
