@@ -102,7 +102,7 @@ def _body(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
     if kind in ("wsd", "knee") and (kind == "knee" or p["shape"] == "linear"):
         cooldown = D - p["explore"] if kind == "knee" else p["cooldown"]
         C = round(cooldown)
-        if C < 1 or abs(cooldown - C) > 1e-9:
+        if not 1 <= C <= D or abs(cooldown - C) > 1e-9:
             return None
         decay = (f"LinearLR(optimizer, 1.0, {floor!r}, {C})", C)
         return [decay] if C == D else [("ConstantLR(optimizer, 1.0, 1)", D - C), decay]
@@ -122,7 +122,7 @@ def _body(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
         ]
     if kind == "cyclic" and floor > 0:
         return _cyclic(schedule, moment)
-    if kind == "plateau" and moment.w == 0 and schedule.clock == "prefix":
+    if kind == "plateau" and moment.w == 0 and p["gamma"] < 1:
         return [
             (
                 f"ReduceLROnPlateau(optimizer, mode='max', factor={p['gamma']!r}, patience={p['patience']!r}, "
@@ -212,7 +212,8 @@ def _inlined(schedule: Schedule, moment: Moment) -> str:
         function, _ = WARMUPS[schedule.warmup.form]
         lines.append(_source_of(function))
         call = f"{function.__name__}(t, w, {schedule.warmup.start!r})"
-        ramp = f"    if t < w:\n        return {call} * decay(0)\n"
+        target = "" if schedule.decay(0, moment) == 1 else " * decay(0)"  # what the warmup leads to
+        ramp = f"    if t < w:\n        return {call}{target}\n"
     else:
         ramp = ""
     factor = f"def factor(t):\n{ramp}    return decay({tau})\n"

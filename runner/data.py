@@ -191,16 +191,16 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
                 found = kind(data_dir, download=False, **arguments(train))
             except RuntimeError:  # torchvision's word for "not here, or damaged"
                 found = kind(data_dir, download=True, **arguments(train))
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
+        except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
             raise DataError(
-                f"{name} is not under {data_dir} and cannot be downloaded ({str(error).splitlines()[0][:120]}); put "
-                f"torchvision's files, or the Parquet files of the Hugging Face data set as {data_dir / source}/"
+                f"{name} is missing or damaged under {data_dir} and cannot be downloaded "
+                f"({str(error).splitlines()[0][:120]}); put torchvision's files, or the Parquet files of the Hugging Face data set as {data_dir / source}/"
                 f"*.parquet, there, or name their folder with --data-dir"
             ) from None
         images = torch.as_tensor(np.asarray(found.data))
         if source == "svhn":  # [N, C, H, W]
             images = images.permute(0, 2, 3, 1).contiguous()
-        labels = torch.as_tensor(np.asarray(getattr(found, "targets", None) or found.labels)).long()
+        labels = torch.as_tensor(np.asarray(found.labels if source == "svhn" else found.targets)).long()
         return Split(_three_channels(images), labels)
 
     return split(True), split(False)
@@ -213,10 +213,14 @@ def _parquet(folder: Path) -> tuple[Split, Split | None]:
         raise DataError(f"{folder} holds no Parquet files; put train.parquet and test.parquet there")
 
     def named(*words: str) -> list[Path]:
-        return [f for f in files if f.stem.lower().startswith(words) or f.parent.name.lower() in words]
+        return [
+            f
+            for f in files
+            if f.stem.lower().startswith(words) or (f.parent != folder and f.parent.name.lower() in words)
+        ]
 
     held = named("test") or named("validation", "valid", "val")
-    train = named("train") or [f for f in files if f not in held]
+    train = [f for f in named("train") or files if f not in held]
     if not train:
         raise DataError(f"{folder} holds no train*.parquet, only {', '.join(f.name for f in files[:3])}")
     return _parquet_split(train), _parquet_split(held) if held else None
@@ -241,9 +245,12 @@ def _parquet_split(files: Sequence[Path]) -> Split:
             blob = value.get("bytes") if isinstance(value, dict) else value
             try:
                 images.append(_decoded(io.BytesIO(blob or b"")))
-            except (OSError, TypeError, ValueError) as error:
+            except (OSError, TypeError, ValueError, SyntaxError) as error:
                 raise DataError(f"{file}, row {row}: the image cannot be decoded ({error}); fetch it again") from None
-        labels.append(table[label].to_numpy(dtype=np.int64))
+        numbers = pd.to_numeric(table[label], errors="coerce")
+        if not len(table) or not (numbers >= 0).all() or not (numbers == numbers.round()).all():
+            raise DataError(f"{file}: the labels in {label!r} must be whole numbers from 0, one for each image")
+        labels.append(numbers.to_numpy(dtype=np.int64))
     if len({i.shape for i in images}) > 1:
         raise DataError(
             f"{files[0]}: the images differ in size; unpack them into class folders and use source: folder"
@@ -287,10 +294,15 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
 
 def _decoded(source: Path | io.BytesIO, size: int | None = None) -> np.ndarray[Any, Any]:
     """``[H, W, 3]`` uint8; with ``size`` the middle square, resized (antialiased)."""
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with Image.open(source) as image:
-        picture = image.convert("RGB")
+    try:
+        with Image.open(source) as image:
+            picture = image.convert("RGB")
+    except UnidentifiedImageError:
+        raise OSError("not an image") from None
+    except Image.DecompressionBombError as error:
+        raise OSError(str(error)) from None
     if size is not None:
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(picture)

@@ -48,7 +48,7 @@ def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml
         SpecError: there is no such sweep, neither in the study's storage nor in MLflow.
     """
     facts, records = read(sweep, load_place(mlflow_yaml))
-    return best_table(records, facts.get("direction", "maximize"), top)
+    return best_table(records, facts["direction"], top)
 
 
 def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
@@ -62,7 +62,7 @@ def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
         from .tracking import read_records
 
         try:
-            return {}, read_records(place, sweep)
+            return read_records(place, sweep)
         except SpecError as error:
             raise SpecError(f"{missing}; {error}") from None
     return facts | {"direction": "maximize" if objective == "val/accuracy" else "minimize"}, records
@@ -187,7 +187,8 @@ def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
         safe.columns = [spreadsheet_safe(str(name)) for name in safe.columns]
         text = safe.to_csv(index=False, lineterminator="\n")
     elif kind == "json":
-        text = json.dumps(json.loads(table.to_json(orient="records", double_precision=15)), indent=1) + "\n"
+        rows = [{k: None if _missing(v) else v for k, v in row.items()} for row in table.to_dict(orient="records")]
+        text = json.dumps(rows, indent=1) + "\n"
     else:
         text = markdown(table)
     if path is None:
@@ -276,14 +277,14 @@ def _export(args: argparse.Namespace) -> int:
             raise SpecError(f"--{name} counts from 1, not {getattr(args, name)}")
     name = Path(args.sweep).stem if args.sweep.endswith((".yaml", ".yml")) else args.sweep
     facts, records = read(name, load_place(args.mlflow))
-    best = best_table(records, facts.get("direction", "maximize"))
+    best = best_table(records, facts["direction"])
     if args.code is not None:
         if args.code > len(best):
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
         trial = int(best.iloc[args.code - 1]["trial"])
         record = next(r for r in records if r.number == trial)
         epochs = len(record.epochs)
-        text: str | None = code(record, int(facts.get("updates_per_epoch", 1)), epochs, args.allow_plugin)
+        text: str | None = code(record, facts["updates_per_epoch"], epochs, args.allow_plugin)
         if args.out is not None:
             args.out.write_text(text or "", encoding="utf-8")
             text = None

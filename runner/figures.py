@@ -75,7 +75,7 @@ def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: 
     axes.set_ylim(*_log_limits(plans))
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
-    figure.colorbar(colours, ax=axes, label="validation accuracy")
+    figure.colorbar(colours, ax=axes, label="validation accuracy", extend="min")
     return figure
 
 
@@ -83,11 +83,13 @@ def best_curves(records: Sequence[Record], plans: Sequence[Schedule], T: int, ep
     """Learning rate above validation accuracy for the given trials."""
     figure = _figure(7.5, 5.2)
     above, below = figure.subplots(2, 1, sharex=True)
-    for record, plan in zip(records, plans, strict=True):
+    for record, plan, marker in zip(records, plans, "os^Dv" * len(records), strict=False):
         label = f"{record.name} (trial {record.number}, {record.history[-1]:.2%})"
         look = style(plan.type)
-        above.plot(*curve(plan, T, epochs, record.history), label=label, drawstyle="steps-post", **look)
-        below.plot([e["epoch"] + 1 for e in record.epochs], record.history, marker="o", markersize=3, **look)
+        x, y = curve(plan, T, epochs, record.history)
+        look |= {"marker": marker, "markersize": 4, "linewidth": 1.2}
+        above.plot(x, y, label=label, drawstyle="steps-post", markevery=max(1, len(x) // 8), **look)
+        below.plot([e["epoch"] + 1 for e in record.epochs], record.history, **look)
     above.set_ylabel("learning rate")
     below.set_ylabel("validation accuracy")
     below.set_xlabel("epoch")
@@ -140,7 +142,8 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
+    # From the first quartile upward: one trial that failed to learn must not make all others look alike.
+    low, high = sorted(values)[len(values) // 4], max(values)
     return (low, high) if high > low else (low - 0.01, high + 0.01)
 
 

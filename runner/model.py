@@ -10,6 +10,7 @@ from torch import nn
 
 from .document import SpecError
 from .spec import Model
+from .zoo import did_you_mean
 
 _SEEDING = threading.Lock()  # torch's global generator is one for all threads
 
@@ -21,7 +22,7 @@ def build(config: Model, classes: int, seed: int) -> nn.Module:
         SpecError: no such model, or a stem or a width for one that is no ResNet.
     """
     with _SEEDING, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         return _network(config, classes)
 
 
@@ -30,11 +31,11 @@ def _network(config: Model, classes: int) -> nn.Module:
 
     names = list_models(module=__import__("torchvision").models)
     if config.name not in names:
-        from .zoo import did_you_mean
-
         raise SpecError(
             f"torchvision has no model {config.name!r}; {did_you_mean(config.name, names)}", key=("model",)
         )
+    if config.name in ("googlenet", "inception_v3"):
+        raise SpecError(f"{config.name} trains with auxiliary outputs, which this loop has not", key=("model",))
     network: nn.Module = get_model(config.name, weights=None, num_classes=classes)
     if not isinstance(network, ResNet):
         if config.stem == "small" or config.width != 64:
@@ -54,6 +55,10 @@ def _network(config: Model, classes: int) -> nn.Module:
 
 def _widen(network: nn.Module, width: int) -> None:
     """Rebuild a torchvision ResNet with ``width`` channels in its first stage, by its own stage builder."""
+    if width * network.base_width < 64:  # type: ignore[operator]
+        raise SpecError(
+            f"a width of {width} leaves the groups of this network without channels", key=("model", "width")
+        )
     stages = [network.layer1, network.layer2, network.layer3, network.layer4]
     network.inplanes = width  # type: ignore[assignment]
     network.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)

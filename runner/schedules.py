@@ -20,6 +20,7 @@ arrive there in updates. Your own function has the same form.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.metadata
 import math
@@ -66,7 +67,7 @@ class Params(dict[str, Any]):
     __setitem__ = __delitem__ = __ior__ = update = pop = popitem = clear = setdefault = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(repr(sorted(self.items())))
+        return hash(tuple(sorted(self)))
 
     def __reduce__(self) -> tuple[type[Params], tuple[dict[str, Any]]]:
         return Params, (dict(self),)
@@ -107,12 +108,12 @@ class Schedule:
         moment = self.moment(t, T, epochs)
         if moment.t < moment.w:
             warm = WARMUPS[self.warmup.form][0](moment.t, moment.w, self.warmup.start)
-            return float(warm * self._body(0, moment, ()))
+            return float(warm * self.decay(0, moment))
         tau = moment.t - (moment.w if self.clock == "prefix" else 0)
         first = math.ceil(moment.w * moment.epochs / moment.total)  # the epochs after the warmup
         seen = history[(first if self.clock == "prefix" else 0) : moment.epoch]
         past = moment.D < 1  # the warmup took all of training, and t lies after it
-        return self._body(1 if past else min(tau, moment.D), moment, seen)
+        return self.decay(1 if past else min(tau, moment.D), moment, seen)
 
     def lr(self, t: int, T: int, *, epochs: int | None = None, history: Sequence[float] = ()) -> float:
         """The learning rate of update ``t``; arguments and errors as in ``factor``."""
@@ -151,7 +152,7 @@ class Schedule:
         context = {name: known[name] for name in TYPES[self.type].context if name in known}
         return {name: plain(value) for name, value in self.params.items()} | context
 
-    def _body(self, tau: int, moment: Moment, history: Sequence[float]) -> float:
+    def decay(self, tau: int, moment: Moment, history: Sequence[float] = ()) -> float:
         """The factor at ``tau`` updates on the decay's clock, floor included."""
         D = max(moment.D, 1)
         arguments = self.arguments(moment)
@@ -197,6 +198,8 @@ class Schedule:
         moment = self.moment(0, T, epochs)
         if moment.w >= moment.total:
             return [f"never leaves its warmup ({moment.w} of {moment.total} {self.interval}s)"]
+        if self.type == "plateau" and self.params["patience"] + 2 > moment.epochs:
+            return [f"has no time to drop: a patience of {self.params['patience']} in {moment.epochs} epochs"]
         if self.type in ("constant", "custom", "plateau"):
             return []
         looked_at = range(T) if T <= 500 else sorted({round(i * (T - 1) / 499) for i in range(500)})
@@ -210,6 +213,8 @@ class Schedule:
             found.append(
                 f"is cut off at {last:.0%} of init_lr on its way to {limit:.0%}: {moment.D} {self.interval}s are few"
             )
+        if moment.w and (target := self.decay(0, moment)) < 0.5:
+            found.append(f"warms up only to {target:.0%} of init_lr, where its own rise begins: give it no warmup")
         if top < 0.95 and len(after) > 1:
             found.append(f"never reaches init_lr: its highest factor is {top:.3g}")
         if self.type == "one_cycle" and self.params["pct_start"] * moment.D <= 1:
@@ -245,7 +250,7 @@ def load(mapping: Mapping[str, Any], *, allow: Sequence[str] = ()) -> Schedule:
         raise ScheduleError([], f"a schedule must be a mapping with a type, not {mapping!r}")
     given = dict(mapping)
     kind = given.pop("type", None)
-    if kind != "custom" and kind not in TYPES:
+    if not isinstance(kind, str) or (kind != "custom" and kind not in TYPES):
         what = "needs a type" if kind is None else f"unknown type {kind!r}"
         raise ScheduleError(["type"], f"{what}; {did_you_mean(kind, [*TYPES, 'custom'])}")
     shared = {k: p.read(given.pop(k, p.default), [k]) for k, p in Schedule.SHARED.items() if k != "floor"}
@@ -284,7 +289,7 @@ def _load_warmup(value: Any) -> Warmup:
                 raise ScheduleError(["warmup", key], f"unknown key; {did_you_mean(key, known)}")
         if len(rest) != 1:
             raise ScheduleError(["warmup"], "needs exactly one length: fraction, epochs or updates")
-        value = rest.get("fraction", rest)
+        value = rest
     return Warmup(length(0.0).read(value, ["warmup"]), form, WARMUPS[form][1] if start is None else start)
 
 
@@ -306,7 +311,7 @@ def _load_custom(given: dict[str, Any], allow: Sequence[str]) -> tuple[Params, F
         raise ScheduleError(["function"], "must be the name of an installed entry point, or a dotted path")
     if not isinstance(params, Mapping) or not all(isinstance(k, str) for k in params):
         raise ScheduleError(["params"], f"must be a mapping of names to values, not {params!r}")
-    return Params(function=name, params=Params(params)), _find_function(name, allow)
+    return Params(function=name, params=Params(copy.deepcopy(dict(params)))), _find_function(name, allow)
 
 
 def _find_function(name: str, allow: Sequence[str]) -> Function:

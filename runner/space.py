@@ -91,6 +91,10 @@ class Space:
         name = trial.suggest_categorical("type", list(self.schedules))
         return name, _fill(self.schedules[name], lambda leaf: leaf.suggest(trial))
 
+    def closed(self, name: str, u: Callable[[Leaf], float]) -> dict[str, Any]:
+        """The mapping of ``name`` with every leaf at ``u(leaf)`` in [0, 1) of its range."""
+        return _fill(self.schedules[name], lambda leaf: leaf.decode(leaf.at(u(leaf))))  # type: ignore[no-any-return]
+
     def grid(self) -> list[dict[str, Any]]:
         """The parameters of every point of a space whose leaves are all choices or whole numbers.
 

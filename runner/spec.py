@@ -69,7 +69,7 @@ class Train(Frozen):
     """The training recipe, the same for every trial."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)]
-    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 128
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     nesterov: bool = True
@@ -197,8 +197,9 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
     try:
         space = sweep.schedules
         space.check(allow)
-        if sweep.search.sampler == "grid":
-            space.grid()
+        points = len(space.grid()) if sweep.search.sampler == "grid" else sweep.search.trials
     except ScheduleError as error:
         raise document.error(("space", *error.key), error.message) from None
+    if sweep.search.trials > points:
+        raise document.error(("search", "trials"), f"the grid has {points} points; ask for {points} trials or fewer")
     return sweep, document

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from .document import SpecError
@@ -66,12 +65,13 @@ class Study:
         number = len(trials)
         if number >= self.sweep.search.trials:
             return None
-        params, distributions, name, mapping = propose(number, trials, self.sweep)
+        proposed, name, mapping = propose(number, trials, self.sweep)
         schedule = load(mapping, allow=self.allow)
         trial = create_trial(
             state=TrialState.RUNNING,
-            params=params,
-            distributions=distributions,
+            params=proposed.params,
+            distributions=proposed.distributions,
+            system_attrs=proposed.system_attrs,  # CMA-ES keeps its state there
             user_attrs={"name": name, "schedule": schedule.to_json()},
         )
         self._study.add_trial(trial)
@@ -146,14 +146,8 @@ def _record(trial: FrozenTrial) -> Record:
 # Proposals.
 
 
-def propose(
-    number: int, history: Iterable[FrozenTrial], sweep: Sweep
-) -> tuple[dict[str, Any], dict[str, BaseDistribution], str, dict[str, Any]]:
-    """The parameters of trial ``number``, given the trials before it.
-
-    Returns:
-        The parameters, their distributions, the schedule's name, and its closed mapping.
-    """
+def propose(number: int, history: Iterable[FrozenTrial], sweep: Sweep) -> tuple[FrozenTrial, str, dict[str, Any]]:
+    """Trial ``number``, given the trials before it: its parameters, the schedule's name, and its closed mapping."""
     search, space = sweep.search, sweep.schedules
     scratch = optuna.create_study(direction=sweep.objective.direction, sampler=_sampler(search, number))
     scratch.add_trials(list(history))
@@ -163,7 +157,7 @@ def propose(
         scratch.enqueue_trial(_quasirandom(space, search.seed, number))
     trial = scratch.ask()
     name, mapping = space.sample(trial)
-    return trial.params, trial.distributions, name, mapping
+    return scratch.trials[-1], name, mapping
 
 
 def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:

@@ -63,6 +63,7 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
     history = study.open_study(sweep, place.storage, options.allow)
     tracker = tracking.Tracker.open(place, sweep, history.facts.get("parent_run"))
     facts = tracking.facts(str(device))
+    facts |= {"sweep.updates_per_epoch": str(updates), "sweep.direction": sweep.objective.direction}
     if history.facts.get("parent_run") != tracker.parent:
         tracker.describe(options.file, dataset, facts)
         history.remember(parent_run=tracker.parent, updates_per_epoch=updates)

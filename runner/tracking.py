@@ -120,7 +120,7 @@ class Tracker:
     # ---------------------------------------------------------------------- a trial
 
     def begin(self, record: Record, schedule: Schedule, dataset: Dataset, tags: Mapping[str, str]) -> str:
-        """The run of a trial, created or found; returns its id."""
+        """The run of a trial, created or found, with ``tags``; returns its id."""
         if record.run_id and _usable(self.client, record.run_id):
             self.client.update_run(record.run_id, status="RUNNING")
             return record.run_id
@@ -263,8 +263,8 @@ def _experiment(client: MlflowClient, place: Place) -> str:
     return str(found.experiment_id)
 
 
-def read_records(place: Place, name: str) -> list[Record]:
-    """A sweep's trials as MLflow has them, typed again by the schedule's own JSON.
+def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]:
+    """A sweep's facts and trials as MLflow has them, typed again by the schedule's own JSON.
 
     ``search_runs`` stops at 1000 runs and returns params as text; this pages on and reads no param.
 
@@ -283,7 +283,9 @@ def read_records(place: Place, name: str) -> list[Record]:
             break
     if not runs:
         raise SpecError(f"MLflow at {redacted(place.tracking_uri)} has no trials of a sweep {name!r}; run it first")
-    return sorted((_read(client, run) for run in runs), key=lambda record: record.number)
+    tags = runs[0].data.tags
+    facts = {"direction": tags["sweep.direction"], "updates_per_epoch": int(tags["sweep.updates_per_epoch"])}
+    return facts, sorted((_read(client, run) for run in runs), key=lambda record: record.number)
 
 
 def _read(client: MlflowClient, run: Any) -> Record:
@@ -371,7 +373,7 @@ def saved_view(name: str) -> str:
     curves, answer = "curves", "answer"
     objective = "metrics.`objective`"
     charts = [
-        _line("lr", curves, "Learning rate"),
+        _line("lr", curves, "Learning rate") | {"scaleType": "log"},
         _line("val/accuracy", curves, "Validation accuracy"),
         _line("train/loss", curves, "Training loss"),
         _chart(

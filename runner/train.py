@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -20,11 +20,11 @@ from .spec import Train, TrialConfig
 
 
 class DivergedError(Exception):
-    """The loss became NaN or infinite; ``epoch`` is what was measured until then."""
+    """The loss, in training or after it, became NaN or infinite; ``epoch`` is what was measured until then."""
 
     def __init__(self, epoch: Epoch) -> None:
         self.epoch = epoch
-        super().__init__(f"the training loss became {epoch.train_loss} in epoch {epoch.number}")
+        super().__init__(f"the loss became {epoch.train_loss} (validation {epoch.val_loss}) in epoch {epoch.number}")
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
     the same numbers; on the CPU bit for bit.
 
     Raises:
-        DivergedError: the training loss became NaN or infinite.
+        DivergedError: the training or the validation loss became NaN or infinite.
         DataError: the data are missing or damaged.
     """
     recipe, schedule = config.train, config.schedule
@@ -76,27 +76,37 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
         network.train()
         batch = batches(dataset.train, config.data.augment, recipe.seed, number, size)
         loss_sum, lrs = torch.zeros((), device=device), list[float]()
-        for i in range(updates):
-            factor = schedule.factor(number * updates + i, total, epochs=recipe.epochs, history=history)
-            set_lr(optimizer, factor)
-            images, labels = batch(i)
+        with seeded(recipe.seed + number, device):  # dropout, where a model has it
+            for i in range(updates):
+                factor = schedule.factor(number * updates + i, total, epochs=recipe.epochs, history=history)
+                set_lr(optimizer, factor)
+                images, labels = batch(i)
+                with precision(recipe, dataset, device):
+                    logits = network(normalised(images, dataset.mean, dataset.std))
+                    loss = F.cross_entropy(logits, labels.to(device))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                loss_sum += loss.detach()  # stays on the device: .item() here would wait for every step
+                lrs.append(optimizer.param_groups[0]["lr"])
+        train_loss, val_loss, val_accuracy = float(loss_sum) / updates, math.nan, math.nan
+        if math.isfinite(train_loss):
             with precision(recipe, dataset, device):
-                logits = network(normalised(images, dataset.mean, dataset.std))
-                loss = F.cross_entropy(logits, labels.to(device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            loss_sum += loss.detach()  # stays on the device: .item() here would wait for every step
-            lrs.append(optimizer.param_groups[0]["lr"])
-        train_loss = float(loss_sum) / updates
-        if not math.isfinite(train_loss):
-            raise DivergedError(
-                Epoch(number, tuple(lrs), train_loss, math.nan, math.nan, time.perf_counter() - start)
-            )
-        with precision(recipe, dataset, device):
-            val_loss, val_accuracy = evaluate(network, dataset.val, dataset, device)
+                val_loss, val_accuracy = evaluate(network, dataset.val, dataset, device)
+        seconds = time.perf_counter() - start
+        epoch = Epoch(number, tuple(lrs), train_loss, val_loss, val_accuracy, seconds)
+        if not math.isfinite(val_loss):  # not even the weights that the last update left
+            raise DivergedError(replace(epoch, val_accuracy=math.nan))
         history.append(val_accuracy)
-        yield Epoch(number, tuple(lrs), train_loss, val_loss, val_accuracy, time.perf_counter() - start)
+        yield epoch
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's random numbers of ``seed`` inside, and the caller's own again after."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def evaluate(network: nn.Module, split: Split, dataset: Dataset, device: torch.device) -> tuple[float, float]:
@@ -143,16 +153,15 @@ def uses_bf16(recipe: Train, dataset: Dataset, device: torch.device) -> bool:
     return bool(torch.cpu._is_amx_tile_supported())
 
 
-_RESIDENT: dict[tuple[str, str], tuple[Dataset, Dataset]] = {}
+_RESIDENT: dict[str, tuple[Dataset, Dataset]] = {}
 
 
 def resident(config: TrialConfig, device: torch.device) -> Dataset:
-    """The trial's data on ``device``; copied there once per process."""
+    """The trial's data on ``device``; copied there once, and kept while no other data are asked for."""
     loaded = datasets.load(config.data, config.data_dir)
-    key = (loaded.digest, str(device))
-    kept = _RESIDENT.get(key)
+    kept = _RESIDENT.get(str(device))
     if kept is None or kept[0] is not loaded:
-        kept = _RESIDENT[key] = (loaded, loaded.to(device))
+        kept = _RESIDENT[str(device)] = (loaded, loaded.to(device))
     return kept[1]
 
 

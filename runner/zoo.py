@@ -73,11 +73,8 @@ class Param:
         if self.kind == "length":
             return self._length(value, key)
         if self.kind == "lengths":
-            unit, values = next(iter(value.items())) if _islength(value) else ("fraction", value)
-            return tuple(
-                self._length(v if unit == "fraction" else {unit: v}, [*key, i])
-                for i, v in enumerate(_items(values, key))
-            )
+            unit, values = next(iter(value.items())) if _is_length(value) else ("fraction", value)
+            return tuple(self._length({unit: v}, [*key, i]) for i, v in enumerate(_items(values, key)))
         if self.kind == "numbers":
             return tuple(self._number(v, [*key, i]) for i, v in enumerate(_items(value, key)))
         return self._number(value, key)
@@ -92,7 +89,8 @@ class Param:
 
     def _number(self, value: Any, key: Sequence[str | int]) -> float:
         wanted = "a whole number" if self.integer else "a number"
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        known = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not known or not -1e300 < value < 1e300:  # as good as infinite, and a comparison that no value breaks
             raise ScheduleError(key, f"must be {wanted}, not {value!r}")
         if self.integer and value != int(value):
             raise ScheduleError(key, f"must be a whole number, not {value!r}")
@@ -103,15 +101,15 @@ class Param:
     def _length(self, value: Any, key: Sequence[str | int]) -> Length:
         unit, amount = "fraction", value
         if isinstance(value, Mapping):
-            if not _islength(value):
+            if not _is_length(value):
                 raise ScheduleError(key, f"must be a fraction of training or {{epochs: N}}, not {dict(value)!r}")
             unit, amount = next(iter(value.items()))
         high = self.high if unit == "fraction" else 1e9
         return Length(Param(0, low=self.low, high=high)._number(amount, key), str(unit))
 
 
-def _islength(value: Any) -> bool:
-    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in ("epochs", "updates")
+def _is_length(value: Any) -> bool:
+    return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in ("fraction", "epochs", "updates")
 
 
 def _items(value: Any, key: Sequence[str | int]) -> list[Any]:
@@ -171,7 +169,7 @@ def constant(t: int, T: int) -> float:
 
 @_type("clamp", step_size=length(1 / 3), gamma=GAMMA)
 def step(t: int, T: int, step_size: float, gamma: float) -> float:
-    """gamma ** (t // step_size). He et al. 2016, arXiv 1512.03385; torch StepLR, timm step."""
+    """gamma ** (t // ceil(step_size)). He et al. 2016, arXiv 1512.03385; torch StepLR, timm step."""
     drops = t // max(1, math.ceil(step_size - 1e-9))
     return gamma**drops
 
@@ -208,8 +206,8 @@ def cosine(t: int, T: int) -> float:
 
 @_type(
     "own",
-    cycles=Param(2, low=1, high=1000, integer=True),
-    t_mult=Param(1.0, low=1, high=100),
+    cycles=Param(2, low=1, high=100, integer=True),
+    t_mult=Param(1.0, low=1, high=10),
     peak_decay=Param(1.0, low=TINY, high=1),
     t_0=length(None, low=TINY),
 )
@@ -219,10 +217,10 @@ def cosine_restarts(
     """floor + (peak_decay**i - floor) (1 + cos(pi z_i)) / 2, cycle i being t_mult**i times as long as the first.
 
     The first cycle is as long as it takes for training to end with a cycle, or t_0 where that is given.
-    Loshchilov and Hutter 2017, arXiv 1608.03983; torch CosineAnnealingWarmRestarts, keras CosineDecayRestarts.
+    Loshchilov and Hutter 2017, arXiv 1608.03983; torch CosineAnnealingWarmRestarts, timm cosine.
     """
     share = cycles if t_mult == 1 else (t_mult**cycles - 1) / (t_mult - 1)
-    length = t_0 or T / share
+    length = max(t_0, 1.0) if t_0 else T / share
     if t_mult == 1:
         last = max(0, math.ceil(T / length - 1e-9) - 1)
         i = min(math.floor(t / length + 1e-9), last)
@@ -237,12 +235,12 @@ def cosine_restarts(
 
 @_type("affine", mode=choice("decay", "cycle"), cycles=Param(1.5, low=0.25, high=1000))
 def sine(t: int, T: int, mode: str, cycles: float) -> float:
-    """decay: cos(pi z / 2), a quarter sine. cycle: (1 - cos(2 pi cycles (1 - z))) / 2, ending at the minimum.
+    """decay: sin(pi (1 - z) / 2), a quarter sine. cycle: (1 - cos(2 pi cycles (1 - z))) / 2, ending at the minimum.
 
     One and a half cycles start at the peak, whole cycles at the minimum.
     """
     if mode == "decay":
-        return math.cos(0.5 * math.pi * t / T)
+        return math.sin(0.5 * math.pi * (1 - t / T))
     return 0.5 * (1 - math.cos(2 * math.pi * cycles * (1 - t / T)))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch.optim import lr_scheduler as L
 
 from runner.schedules import Length, Schedule, ScheduleError, lambda_lr, load, set_lr
+from runner.space import OWN_WARMUP
 from runner.zoo import TYPES
 
 BUDGETS = [1, 2, 3, 4, 5, 7, 10, 30, 98, 490]
@@ -359,6 +360,8 @@ CORNERS = [
     {"type": "knee", "explore": 1.0},
     {"type": "step", "step_size": 0.0},
     {"type": "exponential", "gamma": 0.9},
+    {"type": "cosine_restarts", "cycles": 100, "t_mult": 10},
+    {"type": "cosine_restarts", "t_0": {"updates": 1e-6}, "t_mult": 1.0001},
 ]
 
 
@@ -395,6 +398,8 @@ def test_bad_times_are_refused():
         ({"type": "linear", "interval": "epoch"}, 5, "is cut off at 20%"),
         ({"type": "one_cycle", "pct_start": 0.1}, 10, "no room to rise"),
         ({"type": "triangular", "peak": 0.5}, 3, "never reaches init_lr"),
+        ({"type": "one_cycle", "warmup": 0.1}, 100, "warms up only to 4%"),
+        ({"type": "plateau", "patience": 9}, 10, "no time to drop"),
     ],
 )
 def test_a_schedule_that_cannot_do_what_it_says_is_named(mapping, T, words):
@@ -403,7 +408,7 @@ def test_a_schedule_that_cannot_do_what_it_says_is_named(mapping, T, words):
 
 @pytest.mark.parametrize("kind", sorted(TYPES))
 def test_nothing_is_wrong_with_the_defaults_over_a_few_hundred_updates(kind):
-    assert load({"type": kind, "warmup": 0.1 if kind != "one_cycle" else 0.0}).problems(490) == []
+    assert load({"type": kind, "warmup": 0.0 if kind in OWN_WARMUP else 0.1}).problems(490, epochs=10) == []
 
 
 # --- data ------------------------------------------------------------------------------------------------------
@@ -418,6 +423,13 @@ def test_a_schedule_survives_json_and_pickle(mapping):
     assert hash(back) == hash(schedule)
     assert back.lrs(30) == schedule.lrs(30)
     assert pickle.loads(pickle.dumps(schedule)) == schedule
+
+
+def test_a_custom_schedule_does_not_change_with_the_mapping_it_was_loaded_from(own_package):
+    params = {"teeth": [1]}
+    schedule = load({"type": "custom", "function": "own_lrs.sawtooth", "params": params}, allow=["own_lrs."])
+    params["teeth"].append(2)
+    assert schedule.to_json()["params"] == {"teeth": [1]}
 
 
 def test_a_schedule_cannot_be_changed():
@@ -462,6 +474,10 @@ def test_defaults_are_written_out():
         ({"type": "piecewise", "at": [0, 1], "factors": [1]}, ("factors",), "one factor for each point"),
         ({"type": "piecewise", "at": [1, 0], "factors": [1, 0]}, ("at",), "in order"),
         ({"type": "exponential", "gamma": 0.9, "final": 0.1}, ("gamma",), "give one"),
+        ({"type": ["cosine"]}, ("type",), "unknown type"),
+        ({"type": "cosine", "init_lr": 10**400}, ("init_lr",), "must be a number"),
+        ({"type": "multistep", "milestones": [{"epochs": 3}, 0.5]}, ("milestones", 0), "must be a number"),
+        ({"type": "cosine", "warmup": {"fraction": {"epochs": 2}}}, ("warmup",), "must be a number"),
         ({"type": "custom"}, ("function",), "entry point"),
     ],
 )
@@ -533,6 +549,9 @@ EXPORTED = [
     {"type": "cosine_restarts", "t_0": {"updates": 3}, "t_mult": 2},
     {"type": "cyclic", "floor": 0.1, "cycles": 2},
     {"type": "cyclic", "floor": 0.0, "cycles": 2},
+    {"type": "wsd", "cooldown": {"updates": 4}},
+    {"type": "plateau", "patience": 0, "clock": "absolute"},
+    {"type": "plateau", "gamma": 1.0},
 ]
 WARM = [0.0, {"updates": 1}, 0.2, {"updates": 3, "start": 0.1}, {"fraction": 0.2, "form": "constant"}]
 WARM += [{"fraction": 0.2, "form": "exponential"}, {"fraction": 0.2, "form": "cosine"}, 1.0]

@@ -1,0 +1,155 @@
+"""Draw the learning-rate curves of a sweep file, or of any schedule, before anything is trained.
+
+python -m runner.preview                                    the default sweep: its curves, size, time, warnings
+python -m runner.preview sweeps/cifar10.yaml
+python -m runner.preview --schedule '{"type": "cosine", "warmup": 0.1}' --epochs 90
+python -m runner.preview --schedule step --schedule rex --out compare.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .document import SpecError, printable
+from .place import load_place
+from .schedules import Schedule, load
+from .space import SHARED, Space, problems
+from .spec import Sweep, TrialConfig, load_sweep
+from .terminal import duration, sparkline
+from .zoo import ScheduleError
+
+SAMPLES = 12
+"""How many curves of a schedule with open leaves are drawn."""
+
+
+def samples(space: Space, allow: Sequence[str] = ()) -> dict[str, list[Schedule]]:
+    """For every name the schedules that a sweep may try: one where nothing is open, else a random handful."""
+    drawn = {}
+    for name in space.schedules:
+        chance = random.Random(f"preview/{name}")
+        count = SAMPLES if space.leaves(name) else 1
+        drawn[name] = [load(space.closed(name, lambda _: chance.random()), allow=allow) for _ in range(count)]  # noqa: B023
+    return drawn
+
+
+def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
+    """Measured: a few updates and an evaluation of the real training, extrapolated to an epoch."""
+    from . import data, train
+
+    small = sweep.train.model_copy(update={"epochs": 2})
+    limited = sweep.data.model_copy(update={"limit": min(sweep.data.limit or 10**9, 6 * sweep.train.batch_size)})
+    config = TrialConfig(limited, sweep.model, small, schedule, data_dir)
+    epochs = train.train(config, train.pick_device(device))
+    try:
+        next(epochs)  # the first epoch pays for what happens once
+        spent = next(epochs).seconds
+    except train.DivergedError as error:
+        spent = error.epoch.seconds
+    full, part = (data.load(c, data_dir) for c in (sweep.data, limited))
+    return spent * len(full.train) / len(part.train)
+
+
+def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence[str], timing: bool = True) -> None:
+    """Print what a sweep would do and draw its curves into ``out``."""
+    from . import data
+
+    epochs, drawn = sweep.train.epochs, samples(sweep.schedules, allow)
+    try:
+        dataset = data.load(sweep.data, data_dir)
+        updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
+    except data.DataError as error:
+        print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
+        updates, timing = 100, False
+    print(f"{sweep.name}: {printable(sweep.question)}")
+    print(f"{sweep.search.trials} trials of {epochs} epochs, {updates} updates each, by {sweep.search.sampler}")
+    width = max(len(n) for n in drawn)
+    print(f"  {'shared':<{width}}  {open_leaves(sweep, None)}")
+    for name, several in drawn.items():
+        line = sparkline(several[0].lrs(updates * epochs, epochs=epochs), 32)
+        print(f"  {name:<{width}}  {line}  {open_leaves(sweep, name)}".rstrip())
+    if timing:
+        each = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], data_dir, device)
+        total = each * epochs * sweep.search.trials
+        print(f"about {each:.2g} s per epoch on this machine, {duration(total)} in all on one lane")
+    for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs):
+        print(f"warning: {problem}", file=sys.stderr)
+    draw(drawn, updates * epochs, epochs, out, sweep.name)
+
+
+def open_leaves(sweep: Sweep, name: str | None) -> str:
+    """What is open in one schedule, or (None) in all of them under a shared name."""
+    space = sweep.schedules
+    leaves = {leaf.name: leaf for n in space.schedules for leaf in space.leaves(n) if name in (None, n)}
+    own = [leaf for leaf in leaves.values() if (leaf.name in SHARED or "." not in leaf.name) == (name is None)]
+    said = (f"{leaf.name.removeprefix(f'{name}.')} {leaf.kind} {list(leaf.values)}" for leaf in own)
+    return ", ".join(said) or ("nothing open" if name is None else "")
+
+
+def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Path, title: str) -> None:
+    from . import figures
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figures.save(figures.schedules(curves, T, epochs, title), out)
+    print(f"drawn: {out}")
+
+
+def named(text: str, allow: Sequence[str]) -> tuple[str, Schedule]:
+    """A schedule from its JSON, or from the name of its type; and what to call it.
+
+    Raises:
+        SpecError: neither.
+    """
+    try:
+        mapping = json.loads(text) if text.lstrip().startswith("{") else {"type": text}
+        schedule = load(mapping, allow=allow)
+    except json.JSONDecodeError as error:
+        raise SpecError(f"--schedule is not JSON: {error}") from None
+    except ScheduleError as error:
+        raise SpecError(f"--schedule: {error}") from None
+    own = {k: v for k, v in mapping.items() if k != "type"}
+    return schedule.type + (f" {json.dumps(own)}" if own else ""), schedule
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m runner.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", nargs="?", default="sweeps/digits.yaml", help="the sweep file")
+    parser.add_argument("--schedule", action="append", metavar="JSON", help="draw this instead: a type or its JSON")
+    parser.add_argument("--epochs", type=int, default=90, help="with --schedule: how many epochs (default: 90)")
+    parser.add_argument("--updates", type=int, default=100, help="with --schedule: updates per epoch (default: 100)")
+    parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are (default: data)")
+    parser.add_argument("--device", default="auto", help="for the estimate of time (default: auto)")
+    parser.add_argument("--no-timing", action="store_true", help="do not measure how long an epoch takes")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="default: results/<sweep>/preview.png")
+    parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
+    args = parser.parse_args(argv)
+    try:
+        if args.schedule:
+            if min(args.epochs, args.updates) < 1:
+                raise SpecError("--epochs and --updates count from 1")
+            curves: dict[str, list[Schedule]] = {}
+            for text in args.schedule:
+                name, schedule = named(text, args.allow_plugin)
+                curves.setdefault(name, []).append(schedule)
+            T = args.epochs * args.updates
+            for problem in problems(curves, T, args.epochs):
+                print(f"warning: {problem}", file=sys.stderr)
+            draw(curves, T, args.epochs, args.out or Path("schedules.png"), "")
+        else:
+            sweep, _ = load_sweep(args.sweep, args.allow_plugin)
+            out = args.out or load_place().folder / "results" / sweep.name / "preview.png"
+            preview(sweep, args.data_dir, args.device, out, args.allow_plugin, not args.no_timing)
+    except SpecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,480 @@
+"""The whole thing: a sweep in a folder of its own, real SQLite, MLflow and training, looked at from outside."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from runner import export, preview, sweep, train
+from runner.data import load as load_data
+from runner.export import best_schedules, spreadsheet_safe
+from runner.place import load_place
+from runner.schedules import load
+from runner.spec import load_sweep
+from runner.tracking import escape, flat, saved_view
+
+from .conftest import TINY
+
+
+def client() -> MlflowClient:
+    return MlflowClient(tracking_uri=load_place().tracking_uri)
+
+
+def runs(query: str = "") -> list:
+    return list(client().search_runs(["1"], query, order_by=["attributes.start_time ASC"]))
+
+
+def children() -> list:
+    return runs("tags.`sweep.role` = 'trial'")
+
+
+@pytest.fixture
+def swept(project):
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    return project
+
+
+# --- what is recorded ------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_one_parent_run_and_a_child_per_trial_with_its_curves(swept, capsys):
+    (parent,) = runs("tags.`sweep.role` = 'study'")
+    assert parent.info.status == "FINISHED"
+    trials = children()
+    assert len(trials) == 3
+    assert {t.data.tags["mlflow.parentRunId"] for t in trials} == {parent.info.run_id}
+    for trial in trials:
+        assert trial.info.status == "FINISHED"
+        assert trial.data.tags["outcome"] == "complete"
+        assert trial.data.params["model.name"] == "resnet18"
+        schedule = load(json.loads(trial.data.tags["schedule"]))
+        assert trial.data.params["schedule.init_lr"] == str(schedule.init_lr)
+        for key in ("lr", "train/loss", "val/loss", "val/accuracy", "seconds"):
+            history = client().get_metric_history(trial.info.run_id, key)
+            assert [m.step for m in history] == [0, 1]
+        updates = int(trial.data.tags["sweep.updates_per_epoch"])
+        lrs = [m.value for m in client().get_metric_history(trial.info.run_id, "lr")]
+        assert lrs == [schedule.lr(e * updates, 2 * updates, epochs=2) for e in (0, 1)]
+        table = pd.read_csv(client().download_artifacts(trial.info.run_id, "lr_per_update.csv"))
+        assert table["lr"].tolist() == schedule.lrs(2 * updates, epochs=2)
+        assert table["epoch"].tolist() == [t // updates for t in range(2 * updates)]
+
+
+def test_the_parent_says_what_was_asked_where_and_with_what(swept):
+    (parent,) = runs("tags.`sweep.role` = 'study'")
+    tags, run_id = parent.data.tags, parent.info.run_id
+    assert "Does it run?" in tags["mlflow.note.content"]
+    assert "| rank | trial |" in tags["mlflow.note.content"]
+    assert tags["version.torch"] == torch.__version__.split("+")[0]
+    assert tags["device"] == "cpu"
+    names = {a.path for a in client().list_artifacts(run_id)}
+    assert {"tiny.yaml", "environment.txt", "figures", "tables"} <= names
+    figures = {a.path for a in client().list_artifacts(run_id, "figures")}
+    assert figures == {f"figures/{n}.png" for n in ("lr_curves_by_accuracy", "best_curves", "accuracy_by_type")}
+    assert client().get_run(run_id).inputs.dataset_inputs[0].dataset.name == "digits"
+
+
+def test_the_plain_mlflow_client_finds_the_best_without_knowing_this_project(swept):
+    best = client().search_runs(["1"], "tags.outcome = 'complete'", order_by=["metrics.objective DESC"])[0]
+    assert best.data.metrics["objective"] == max(t.data.metrics["objective"] for t in children())
+
+
+def test_a_saved_view_is_written_and_its_link_is_printed(project, capsys):
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    key = out.split("viewStateShareKey=")[1].split()[0]
+    view = json.loads(client().get_experiment("1").tags[f"mlflow.sharedViewState.{key}"])
+    state = json.loads(view["state"])
+    assert [c["metricKey"] for c in state["compareRunCharts"] if c["type"] == "LINE"] == [
+        "lr",
+        "val/accuracy",
+        "train/loss",
+    ]
+    assert len(runs(state["searchFilter"])) == 3
+
+
+def test_a_view_that_is_not_wanted_leaves_a_link_that_filters(project, capsys):
+    Path("mlflow.yaml").write_text("ui: {saved_view: false, port: 5050}\n")
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "http://127.0.0.1:5050/#/experiments/1/runs?" in out
+    assert "searchFilter=tags.%60sweep.role%60" in out
+    assert not [t for t in client().get_experiment("1").tags if "sharedViewState" in t]
+
+
+def test_the_ui_of_the_project_folder_without_flags_reads_the_same_store(swept):
+    assert load_place().tracking_uri == f"sqlite:///{swept / 'mlflow.db'}"  # what `mlflow ui` opens there
+    artifact = children()[0].info.artifact_uri
+    assert artifact.startswith((swept / "mlartifacts").as_uri())
+
+
+# --- outcomes --------------------------------------------------------------------------------------------------
+
+
+def test_a_diverged_trial_is_killed_in_mlflow_pruned_in_optuna_and_the_sweep_goes_on(project, capsys):
+    text = TINY.replace("init_lr: {log_uniform: [0.003, 0.3]}", "init_lr: {choice: [100.0, 0.001]}")
+    text = (
+        text[: text.index("  schedules:")]
+        + "  schedules: {constant: {warmup: 0}}\nsearch: {trials: 2, sampler: grid}\n"
+    )
+    text = text.replace("  warmup: {uniform: [0.0, 0.3]}\n", "").replace(
+        "train: {epochs: 2, batch_size: 32}", "train: {epochs: 3, batch_size: 8, weight_decay: 10}"
+    )
+    Path("sweeps/tiny.yaml").write_text(text)
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert "1 complete, 1 diverged" in capsys.readouterr().out
+    first, second = children()
+    assert (first.info.status, first.data.tags["outcome"]) == ("KILLED", "diverged")
+    assert (second.info.status, second.data.tags["outcome"]) == ("FINISHED", "complete")
+    assert math.isnan(client().get_metric_history(first.info.run_id, "val/accuracy")[-1].value)
+    study = optuna.load_study(study_name="tiny", storage=load_place().storage)
+    assert [t.state.name for t in study.trials] == ["PRUNED", "COMPLETE"]
+    assert len(best_schedules("tiny")) == 1
+
+
+def test_an_unexpected_error_is_never_a_score_and_never_the_end_of_the_others(project, monkeypatch, capsys):
+    real, calls = train.train, []
+
+    def breaks_once(config, device):
+        calls.append(config)
+        if len(calls) == 1:
+            raise RuntimeError("a cosmic ray")
+        return real(config, device)
+
+    monkeypatch.setattr(train, "train", breaks_once)
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert [(t.info.status, t.data.tags["outcome"]) for t in children()] == [
+        ("FAILED", "failed"),
+        ("FINISHED", "complete"),
+        ("FINISHED", "complete"),
+    ]
+    assert children()[0].data.tags["cause"] == "RuntimeError: a cosmic ray"
+    assert "Traceback" in capsys.readouterr().out
+
+
+def test_a_sweep_in_which_most_trials_fail_stops_and_says_why(project, monkeypatch, capsys):
+    def breaks(config, device):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(train, "train", breaks)
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 9"))
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 5
+    assert "3 of 3 trials failed, the last with RuntimeError: out of luck" in capsys.readouterr().err
+    assert len(children()) == 3
+
+
+# --- continuing ------------------------------------------------------------------------------------------------
+
+
+def table(folder: Path) -> pd.DataFrame:
+    os.chdir(folder)
+    return best_schedules("tiny").drop(columns=["seconds", "run_id"])
+
+
+def test_two_sweeps_of_one_file_give_the_same_table(swept, tmp_path_factory, migrated):
+    other = tmp_path_factory.mktemp("other")
+    (other / "sweeps").mkdir()
+    (other / "sweeps" / "tiny.yaml").write_text(TINY)
+    (other / "mlflow.db").write_bytes(migrated.read_bytes())
+    first = table(swept)
+    os.chdir(other)
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    pd.testing.assert_frame_equal(table(other), first)
+
+
+def test_a_finished_sweep_run_again_trains_nothing_and_reports_again(swept, capsys):
+    before = [r.info.run_id for r in runs()]
+    capsys.readouterr()
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert "3 trials of tiny: 3 complete" in capsys.readouterr().out
+    assert [r.info.run_id for r in runs()] == before
+
+
+def test_a_killed_sweep_continues_to_the_table_of_an_undisturbed_one(swept, tmp_path_factory, migrated):
+    expected = table(swept)
+    other = tmp_path_factory.mktemp("killed")
+    (other / "sweeps").mkdir()
+    (other / "sweeps" / "tiny.yaml").write_text(TINY)
+    (other / "mlflow.db").write_bytes(migrated.read_bytes())
+    command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu"]
+    process = subprocess.Popen(command, cwd=other, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("[1/3]"):
+            break
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    done = subprocess.run(command, cwd=other, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    os.chdir(other)
+    pd.testing.assert_frame_equal(table(other), expected)
+    assert sorted(t.data.tags["trial.number"] for t in children()) == ["0", "1", "2"]
+    assert {r.info.status for r in runs()} == {"FINISHED"}
+    for trial in children():
+        assert [m.step for m in client().get_metric_history(trial.info.run_id, "lr")] == [0, 1]
+
+
+# --- the commands ----------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_checks_and_creates_nothing(project, capsys):
+    before = sorted(p.name for p in project.iterdir())
+    assert sweep.main(["sweeps/tiny.yaml", "--dry-run"]) == 0
+    assert "3 trials of 2 epochs" in capsys.readouterr().out
+    assert sorted(p.name for p in project.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweeps/missing.yaml"], "No such file"),
+        (["sweeps/tiny.yaml", "--mlflow", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["sweeps/tiny.yaml", "--device", "tpu"], "--device tpu"),
+        (["sweeps/tiny.yaml", "--device", "cuda:99"], "--device cuda:99"),
+        (["sweeps/\x1b[2J.yaml"], "control character"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_a_sentence(project, capsys, arguments, words):
+    before = sorted(p.name for p in project.iterdir())
+    assert sweep.main(arguments) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert words in err
+    assert "\x1b" not in err
+    assert sorted(p.name for p in project.iterdir()) == before
+
+
+def test_data_that_are_missing_end_the_sweep_before_anything_is_created(project, capsys):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits", "source: parquet, path: nowhere"))
+    assert sweep.main(["sweeps/tiny.yaml"]) == 2
+    assert "holds no Parquet files" in capsys.readouterr().err
+    assert not Path("optuna.db").exists()
+    assert not Path("results").exists()
+
+
+def test_a_tracking_server_that_is_not_there_ends_with_a_sentence(project, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 2
+    assert "MLflow at http://127.0.0.1:9 cannot be used" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_continue(project, capsys, monkeypatch):
+    def pressed(config, device):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", pressed)
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 130
+    assert "continue with: python -m runner.sweep sweeps/tiny.yaml" in capsys.readouterr().err
+
+
+def test_an_own_schedule_function_runs_in_a_sweep_when_it_is_allowed(project, monkeypatch, capsys):
+    Path("own_lrs.py").write_text("def sawtooth(t, T, *, teeth):\n    return 1 - (t * teeth / T) % 1\n")
+    monkeypatch.syspath_prepend(project)
+    text = TINY[: TINY.index("  schedules:")] + (
+        "  schedules:\n    saw: {type: custom, function: own_lrs.sawtooth, params: {teeth: {int: [1, 3]}}}\n"
+        "search: {trials: 1}\n"
+    )
+    Path("sweeps/tiny.yaml").write_text(text)
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 2
+    assert "--allow-plugin own_lrs." in capsys.readouterr().err
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--allow-plugin", "own_lrs."]) == 0
+    assert best_schedules("tiny")["teeth"].dtype == "Int64"
+
+
+# --- preview ---------------------------------------------------------------------------------------------------
+
+
+def test_a_preview_draws_the_curves_and_estimates_the_time(project, capsys):
+    assert preview.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "3 trials of 2 epochs, 3 updates each" in out
+    assert "s per epoch on this machine" in out
+    assert Path("results/tiny/preview.png").read_bytes().startswith(b"\x89PNG")
+    assert not Path("optuna.db").exists()
+
+
+def test_a_preview_of_data_that_are_not_there_yet_says_so_and_draws(project, capsys):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits", "source: parquet, path: nowhere"))
+    assert preview.main(["sweeps/tiny.yaml", "--out", "a.png"]) == 0
+    assert "drawn with 100 updates per epoch" in capsys.readouterr().err
+    assert Path("a.png").exists()
+
+
+def test_any_schedule_can_be_drawn_by_name_or_json(project, capsys):
+    assert (
+        preview.main(
+            ["--schedule", "rex", "--schedule", '{"type": "step", "step_size": {"epochs": 30}}', "--out", "a.png"]
+        )
+        == 0
+    )
+    assert Path("a.png").exists()
+    assert preview.main(["--schedule", '{"type": "step", "step_size": {"epochs": 30}}', "--epochs", "20"]) == 0
+    assert "never decays" in capsys.readouterr().err
+    for wrong, words in (("{", "is not JSON"), ("cosin", "did you mean 'cosine'")):
+        assert preview.main(["--schedule", wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+# --- export ----------------------------------------------------------------------------------------------------
+
+
+def test_the_table_has_every_parameter_in_its_own_type(swept):
+    best = best_schedules("tiny")
+    assert best["rank"].tolist() == [1, 2, 3]
+    assert best["objective"].is_monotonic_decreasing
+    assert str(best["init_lr"].dtype) == "Float64"
+    assert str(best["floor"].dtype) == "Float64"
+    assert str(best["epochs"].dtype) == "Int64"
+    for _, row in best.iterrows():
+        schedule = load(json.loads(row["schedule"]))
+        assert row["lr"] == [schedule.lr(0, 6, epochs=2), schedule.lr(3, 6, epochs=2)]
+        assert row["init_lr"] == schedule.init_lr
+        assert row["warmup"] == schedule.warmup.length.value
+    assert len(best_schedules("tiny", top=2)) == 2
+
+
+def test_mlflow_alone_gives_the_same_table(swept):
+    expected = best_schedules("tiny")
+    for file in swept.glob("optuna.db*"):
+        file.unlink()
+    pd.testing.assert_frame_equal(best_schedules("tiny"), expected)
+
+
+def test_the_scores_are_of_the_validation_split(swept):
+    """An independent count: train the winner again and compare its answers with the validation labels."""
+    best = best_schedules("tiny", top=1).iloc[0]
+    config, _ = load_sweep("sweeps/tiny.yaml")
+    right = best["val_accuracy"] * len(load_data(config.data).val)
+    assert abs(right - round(right)) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "markdown", "parquet"])
+@pytest.mark.parametrize("which", ["best", "trials", "epochs"])
+def test_every_table_in_every_format(swept, capsys, kind, which):
+    capsys.readouterr()
+    assert export.main(["tiny", "--table", which, "--format", kind, "--out", f"t.{kind}"]) == 0
+    rows = {"best": 3, "trials": 3, "epochs": 6}[which]
+    if kind == "csv":
+        assert len(pd.read_csv("t.csv")) == rows
+    if kind == "json":
+        assert len(json.loads(Path("t.json").read_text())) == rows
+    if kind == "parquet":
+        read = pd.read_parquet("t.parquet")
+        assert len(read) == rows
+        assert "lr" in read.columns
+    if kind == "markdown":
+        assert len(Path("t.markdown").read_text().splitlines()) == rows + 2
+
+
+def test_exact_values_survive_csv_json_and_parquet(swept, capsys):
+    best = best_schedules("tiny")
+    for kind in ("csv", "json", "parquet"):
+        export.main(["tiny", "--format", kind, "--out", f"t.{kind}"])
+    as_json = json.loads(Path("t.json").read_text())
+    assert [row["init_lr"] for row in as_json] == best["init_lr"].tolist()
+    assert pd.read_csv("t.csv")["init_lr"].tolist() == best["init_lr"].tolist()
+    assert pd.read_parquet("t.parquet")["init_lr"].tolist() == best["init_lr"].tolist()
+
+
+def test_the_exported_code_gives_the_winners_learning_rates(swept, capsys):
+    best = best_schedules("tiny", top=1).iloc[0]
+    capsys.readouterr()
+    assert export.main(["tiny", "--code", "1"]) == 0
+    code = capsys.readouterr().out
+    assert code == Path("results/tiny/best_schedule.py").read_text()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=best["init_lr"])
+    scope = {"optimizer": optimizer}
+    exec(code, scope)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scope["scheduler"].step()
+    assert rates == pytest.approx(load(json.loads(best["schedule"])).lrs(6, epochs=2), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "run"),
+        (["tiny", "--code", "9"], "3 finished trials"),
+        (["tiny", "--code", "0"], "counts from 1"),
+        (["tiny", "--top", "0"], "counts from 1"),
+        (["tiny", "--format", "parquet"], "--out"),
+    ],
+)
+def test_an_export_that_cannot_be_ends_with_2_and_a_sentence(swept, capsys, arguments, words):
+    assert export.main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "=1+1",
+        "+1",
+        "-1",
+        "@SUM(A1)",
+        "\t=1",
+        "\r=1",
+        " =1",
+        "\u00a0=1",
+        "＝1+1",
+        "＋1",
+        "－1",
+        "＠a",
+        "ok\n=1",
+        "\u200b=1",
+    ],
+)
+def test_no_cell_starts_a_formula(text):
+    assert spreadsheet_safe(text) == f"'{text}"
+
+
+@pytest.mark.parametrize("text", ["cosine", "1-sqrt", "a=b", "", '{"type": 1}', "[0.1, -0.2]", "a\nb"])
+def test_a_harmless_cell_stays_as_it_is(text):
+    assert spreadsheet_safe(text) == text
+
+
+# --- small things ----------------------------------------------------------------------------------------------
+
+
+def test_params_are_flat_dotted_text():
+    nested = {"a": {"b": 1, "c": {"d": [1, 2]}}, "e": True, "f": None, "g": 0.1}
+    assert flat(nested) == {"a.b": "1", "a.c.d": "[1, 2]", "e": "true", "g": "0.1"}
+
+
+@pytest.mark.parametrize(
+    "text", ["<img src=x onerror=alert(1)>", "[x](javascript:alert(1))", "`code` **bold** # head"]
+)
+def test_a_note_shows_what_was_written_and_runs_nothing(text):
+    safe = escape(text)
+    assert "<" not in safe
+    assert "](" not in safe.replace("\\]\\(", "")
+
+
+def test_a_saved_view_fits_into_an_experiment_tag():
+    assert len(saved_view("a" * 100)) < 20_000
+
+
+def test_help_is_there_for_every_command():
+    for module in ("sweep", "preview", "export"):
+        start = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", f"runner.{module}", "--help"], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0
+        assert f"python -m runner.{module}" in done.stdout
+        assert time.monotonic() - start < 5
