@@ -194,8 +194,8 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
         except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
             raise DataError(
                 f"{name} is missing or damaged under {data_dir} and cannot be downloaded "
-                f"({str(error).splitlines()[0][:120]}); put torchvision's files there, or the Hugging Face data set's "
-                f"Parquet files as {data_dir / source}/*.parquet, or name their folder with --data-dir"
+                f"({str(error).splitlines()[0][:120]}); put torchvision's files there, or the Hugging Face data "
+                f"set's Parquet files as {data_dir / source}/*.parquet, or name their folder with --data-dir"
             ) from None
         images = torch.as_tensor(np.asarray(found.data))
         if source == "svhn":  # [N, C, H, W]

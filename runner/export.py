@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .document import SpecError
 from .place import Place, load_place
-from .schedules import load
+from .schedules import load, summary
 from .spec import Record
 from .zoo import TYPES
 
@@ -210,25 +210,9 @@ def markdown(table: pd.DataFrame) -> str:
     lead = [n for n in ("rank", "trial", "name", "outcome", "objective", "init_lr", "warmup") if n in table.columns]
     rows = []
     for row in table.to_dict(orient="records"):
-        rows.append([*(row[n] for n in lead), describe(own_params(row["schedule"])), row["seconds"]])
+        rows.append([*(row[n] for n in lead), summary(json.loads(row["schedule"])), row["seconds"]])
     titles = {"name": "schedule", "objective": "validation"}
     return _grid([*(titles.get(n, n) for n in lead), "with", "seconds"], rows)
-
-
-def own_params(text: str) -> dict[str, Any]:
-    """A schedule's own parameters, those that differ from the type's defaults."""
-    said = json.loads(text)
-    if said["type"] == "custom":
-        return dict(said["params"])
-    table = TYPES[said["type"]].params
-    own = {k: said[k] for k, p in table.items() if said[k] != p.write(p.default)}
-    return own | {k: said[k] for k, default in (("clock", "prefix"), ("interval", "update")) if said[k] != default}
-
-
-def describe(params: Mapping[str, Any]) -> str:
-    """Parameters in one cell."""
-    shown = (f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in params.items() if v is not None)
-    return ", ".join(shown)
 
 
 def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

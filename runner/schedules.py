@@ -277,6 +277,26 @@ def load(mapping: Mapping[str, Any], *, allow: Sequence[str] = ()) -> Schedule:
     return Schedule(kind, warmup=warmup, params=params, **shared)
 
 
+def summary(said: Mapping[str, Any]) -> str:
+    """The parameters in a schedule's JSON that differ from its type's defaults, in one line."""
+    if said["type"] == "custom":
+        own = dict(said["params"])
+    else:
+        table = TYPES[said["type"]].params
+        own = {k: said[k] for k, p in table.items() if said[k] != p.write(p.default)}
+    defaults = {"clock": "prefix", "interval": "update", "floor": 0.0}
+    own |= {k: said[k] for k, default in defaults.items() if said[k] != default}
+
+    def shown(value: Any) -> str:
+        if isinstance(value, (list, tuple)):
+            return "[" + ", ".join(map(shown, value)) + "]"
+        if isinstance(value, Mapping):
+            return ", ".join(f"{shown(v)} {k}" for k, v in value.items())
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    return ", ".join(f"{k} {shown(v)}" for k, v in own.items() if v is not None)
+
+
 def _load_warmup(value: Any) -> Warmup:
     rest = dict(value) if isinstance(value, Mapping) else {}
     form = choice(*WARMUPS).read(rest.pop("form", "linear"), ["warmup", "form"])

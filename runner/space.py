@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .schedules import Schedule, load
+from .schedules import Schedule, load, summary
 from .zoo import GAMMA, TYPES, ScheduleError, did_you_mean
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -157,20 +157,14 @@ def problems(schedules: Mapping[str, Sequence[Schedule]], T: int, epochs: int) -
         for schedule in corners[:: max(1, len(corners) // 64)]:
             for problem in schedule.problems(T, epochs=epochs):
                 kind = " ".join(problem.split()[:2])
-                found.setdefault(f"{name} {kind}", f"{name} {problem}, as {describe(schedule)}")
+                found.setdefault(f"{name} {kind}", _sentence(name, problem, schedule))
     return list(found.values())
 
 
-def describe(schedule: Schedule) -> str:
-    """A schedule's parameters in one line."""
-    said = {
-        k: v for k, v in schedule.to_json().items() if k not in ("type", "init_lr", "clock", "interval", "warmup")
-    }
-    said = {"warmup": schedule.warmup.length.to_json()} | said
-    shown = (
-        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {json.dumps(v)}" for k, v in said.items() if v is not None
-    )
-    return ", ".join(shown)
+def _sentence(name: str, problem: str, schedule: Schedule) -> str:
+    said = [f"warmup {schedule.warmup.length.to_json()}"] if schedule.warmup.length.value else []
+    with_ = ", ".join(filter(None, [*said, summary(schedule.to_json())]))
+    return f"{name} {problem}" + (f" (with {with_})" if with_ else "")
 
 
 def parse(section: Mapping[str, Any]) -> Space:

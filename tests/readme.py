@@ -1,0 +1,59 @@
+"""Write the parts of the README that are made of files: ``python tests/readme.py``."""
+
+import ast
+import re
+from pathlib import Path
+
+import pandas as pd
+
+ROOT = Path(__file__).parent.parent
+
+
+def table() -> str:
+    """The five best of the default sweep's recorded result."""
+    from runner.export import markdown
+
+    return markdown(pd.read_csv(ROOT / "docs/digits/best_schedules.csv").head(5))
+
+
+def loop() -> str:
+    """The source of ``run``, the main loop, without its docstring."""
+    source = (ROOT / "runner/sweep.py").read_text()
+    function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "run")
+    lines = source.splitlines()
+    start = next(i for i, line in enumerate(lines[function.lineno :], function.lineno) if "with Display(" in line)
+    return "\n".join(line.removeprefix("    ") for line in lines[start : function.end_lineno])
+
+
+def tree() -> str:
+    """Every module with the first sentence of its docstring."""
+    rows = []
+    for path in sorted((ROOT / "runner").glob("*.py")):
+        if path.stem != "__init__":
+            said = ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].replace("\n", " ")
+            rows.append(f"  {path.name:<14} {said.split('. ')[0].rstrip('.')}")
+    return "\n".join(rows)
+
+
+def filled(text: str) -> str:
+    """The README with every made part as it should be."""
+    parts = {
+        "table: docs/digits/best_schedules.csv": f"{table()}",
+        "file: sweeps/digits.yaml": f"```yaml\n{(ROOT / 'sweeps/digits.yaml').read_text()}```\n",
+        "loop: runner/sweep.py": f"```python\n{loop()}\n```\n",
+    }
+    for name, content in parts.items():
+        mark = f"<!-- {name} -->\n"
+        text = re.sub(
+            re.escape(mark) + r"(?:.*?<!-- end -->\n)?",
+            lambda _, m=mark, c=content: f"{m}\n{c}\n<!-- end -->\n",
+            text,
+            count=1,
+            flags=re.S,
+        )
+    return re.sub(r"(runner/\n)(?:<!-- tree -->\n|(?:  \w+\.py .*\n)+)", lambda m: f"{m[1]}{tree()}\n", text, count=1)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text()))
