@@ -148,7 +148,7 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
         test, order = train.take(order[:held]), order[held:]
     order = order[: config.limit]
     held = max(1, round(len(order) * config.val))
-    if held >= len(order):
+    if len(order) - held < 2:
         raise DataError(f"{config.source} has {len(order)} images for training and validation: too few to split")
     val, train = train.take(order[:held]), train.take(order[held:])
     classes = int(max(train.labels.max(), val.labels.max(), test.labels.max())) + 1

@@ -40,7 +40,8 @@ class SpecError(Exception):
         where += [f"line {line}"] if line else []
         place = ", ".join(where) + (": " if where else "")
         name = ".".join(map(str, key))
-        super().__init__(printable(f"{place}{name + ': ' if name else ''}{message}"))
+        said = f"{place}{name + ': ' if name else ''}{message if len(message) < 600 else message[:600] + '...'}"
+        super().__init__(printable(said).replace("\n", "\\n"))
 
 
 def printable(text: str) -> str:
@@ -101,6 +102,14 @@ def _explain(error: ValidationError) -> tuple[Key, str]:
         return key, f"unknown value {value!r}; {did_you_mean(value, known)}"
     if kind == "missing":
         return key, "is missing"
+    if kind == "string_pattern_mismatch":
+        return key, f"may have letters, digits, dots, dashes and underscores, not {value!r:.60}"
+    if (
+        isinstance(value, dict)
+        and kind.endswith("_type")
+        and set(value) & {"uniform", "log_uniform", "int", "choice"}
+    ):
+        return key, "cannot be open: ranges belong into space"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = message[:1].lower() + message[1:]
     if kind == "model_type" or kind == "dict_type":
@@ -117,11 +126,14 @@ def read(path: Path | str) -> Document:
     """
     path = Path(path)
     try:
-        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+        if path.exists() and not path.is_file():
+            raise SpecError("cannot be read: it is no regular file", path=path)
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise SpecError(f"cannot be read: {reason}", path=path) from None
-    if raw is None:
+    if len(raw) > MAX_BYTES:
         raise SpecError(f"is larger than {MAX_BYTES // 1024} KiB; a file of settings is not", path=path)
     try:
         text = raw.decode("utf-8-sig")
@@ -134,8 +146,9 @@ def read(path: Path | str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise SpecError(f"is not YAML: {error.problem}", path=path, line=mark.line + 1 if mark else 0) from None
-    except yaml.YAMLError as error:
-        raise SpecError(f"is not YAML: {str(error).splitlines()[0]}", path=path) from None
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        line = text[: getattr(error, "position", 0)].count("\n") + 1
+        raise SpecError(f"is not YAML: {str(error).splitlines()[0]}", path=path, line=line) from None
     lines: dict[Key, int] = {}
     data = _value(node, (), lines, path) if node is not None else None
     if not isinstance(data, dict):

@@ -9,18 +9,21 @@ python -m runner.export cifar10 --table epochs --format parquet --out epochs.par
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .document import SpecError
+from .document import read as read_yaml
 from .place import Place, load_place
 from .schedules import load, summary
+from .space import NAME
 from .spec import Record
 from .zoo import TYPES
 
@@ -120,7 +123,9 @@ def _row(record: Record) -> dict[str, Any]:
     params: dict[str, Any] = {name: schedule[name] for name in SHARED if name in schedule}
     warmup = schedule["warmup"]
     params["warmup"] = warmup["fraction"] if "fraction" in warmup else json.dumps(warmup)
-    known = schedule.get("params", {}) if schedule["type"] == "custom" else schedule
+    known = schedule
+    if schedule["type"] == "custom":  # its names are its author's
+        known = {f"params.{name}": value for name, value in schedule["params"].items()}
     for name, value in known.items():
         if name not in ("type", *SHARED):
             params[name] = json.dumps(value) if isinstance(value, (list, dict)) else value
@@ -177,7 +182,10 @@ def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
     if kind == "parquet":
         if path is None:
             raise SpecError("parquet is not text: name a file with --out")
-        table.to_parquet(path, index=False)
+        try:
+            table.to_parquet(path, index=False)
+        except OSError as error:
+            raise SpecError(f"{path} cannot be written: {error}") from None
         return None
     if kind == "csv":
         safe = table.copy()
@@ -185,7 +193,7 @@ def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
             if safe[name].dtype in ("string", "object"):
                 safe[name] = [_cell(v) for v in safe[name]]
         safe.columns = [spreadsheet_safe(str(name)) for name in safe.columns]
-        text = safe.to_csv(index=False, lineterminator="\n")
+        text = safe.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     elif kind == "json":
         rows = [{k: None if _missing(v) else v for k, v in row.items()} for row in table.to_dict(orient="records")]
         text = json.dumps(rows, indent=1) + "\n"
@@ -193,8 +201,15 @@ def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
         text = markdown(table)
     if path is None:
         return text
-    path.write_text(text, encoding="utf-8")
+    _write_text(path, text)
     return None
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def _cell(value: Any) -> Any:
@@ -203,23 +218,26 @@ def _cell(value: Any) -> Any:
     return spreadsheet_safe(value) if isinstance(value, str) else value
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A table for people: four digits, and what a type alone has in one column; epochs as they are."""
+def markdown(table: pd.DataFrame, text: Callable[[str], str] = str) -> str:
+    """A table for people: four digits, and what a type alone has in one column; epochs as they are.
+
+    ``text`` is put around every cell that is text, to escape it for where it is shown.
+    """
     if "schedule" not in table.columns:
-        return _grid(list(table.columns), table.itertuples(index=False))
+        return _grid(list(table.columns), table.itertuples(index=False), text)
     lead = [n for n in ("rank", "trial", "name", "outcome", "objective", "init_lr", "warmup") if n in table.columns]
     rows = []
     for row in table.to_dict(orient="records"):
         rows.append([*(row[n] for n in lead), summary(json.loads(row["schedule"])), row["seconds"]])
     titles = {"name": "schedule", "objective": "validation"}
-    return _grid([*(titles.get(n, n) for n in lead), "with", "seconds"], rows)
+    return _grid([*(titles.get(n, n) for n in lead), "with", "seconds"], rows, text)
 
 
-def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]], text: Callable[[str], str]) -> str:
     def cell(value: Any) -> str:
         if _missing(value):
             return ""
-        return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+        return f"{value:.4g}" if isinstance(value, float) else text(str(value).replace("|", "/"))
 
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows]) + "\n"
@@ -259,7 +277,11 @@ def _export(args: argparse.Namespace) -> int:
     for name in ("top", "code"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise SpecError(f"--{name} counts from 1, not {getattr(args, name)}")
-    name = Path(args.sweep).stem if args.sweep.endswith((".yaml", ".yml")) else args.sweep
+    name = args.sweep
+    if name.endswith((".yaml", ".yml")):
+        name = str(read_yaml(name).data.get("name", Path(name).stem))
+    if not re.fullmatch(NAME, name):
+        raise SpecError("a sweep's name has letters, digits, dots, dashes and underscores only")
     facts, records = read(name, load_place(args.mlflow))
     best = best_table(records, facts["direction"])
     if args.code is not None:
@@ -270,7 +292,7 @@ def _export(args: argparse.Namespace) -> int:
         epochs = len(record.epochs)
         text: str | None = code(record, facts["updates_per_epoch"], epochs, args.allow_plugin)
         if args.out is not None:
-            args.out.write_text(text or "", encoding="utf-8")
+            _write_text(args.out, text or "")
             text = None
     else:
         tables = {

@@ -118,8 +118,8 @@ def accuracy_by_type(records: Sequence[Record]) -> Figure:
 
 
 def sweep_figures(records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int) -> dict[str, Figure]:
-    """The figures of a sweep, by file name. Trials without a finished epoch are left out."""
-    seen = [r for r in records if r.epochs]
+    """The figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
+    seen = [r for r in records if r.epochs and r.outcome != "failed"]
     done = sorted((r for r in seen if r.outcome == "complete"), key=lambda r: -r.history[-1])
     made = {}
     if seen:

@@ -90,8 +90,8 @@ def load_place(path: Path | str | None = None) -> Place:
         file, document, folder = File(), None, Path.cwd()
     else:
         document = read(given)
-        file, folder = document.parse(File), given.resolve().parent
         _refuse_secrets(document)
+        file, folder = document.parse(File), given.resolve().parent
     uri = _uri("MLFLOW_TRACKING_URI", file.server.mlflow_tracking_uri, folder, document, "server.mlflow_tracking_uri")
     storage = _uri("RUNNER_STUDY_STORAGE", file.study.storage, folder, document, "study.storage")
     return Place(
@@ -100,18 +100,19 @@ def load_place(path: Path | str | None = None) -> Place:
 
 
 def redacted(uri: str) -> str:
-    """``uri`` without the password that may stand in it."""
-    return re.sub(r"(?<=://)([^/@:]*):[^/]*@", r"\1:***@", uri)
+    """``uri``, or a text with one in it, without the password that may stand there."""
+    uri = re.sub(r"://([^\s:/@]*):\S*@", r"://\1:***@", uri)
+    return re.sub(r"(?i)\b(password|passwd|pwd|token|secret)=[^&\s'\"]*", r"\1=***", uri)
 
 
 def _uri(variable: str, default: str, folder: Path, document: Document | None, key: str) -> str:
     """The environment's URI or the file's, a SQLite path made absolute."""
     uri = os.environ.get(variable) or default
-    known = ("sqlite", "postgresql", "mysql", "mssql") + (("http", "https", "databricks") if "mlflow" in key else ())
+    tracking = ("mysql", "mssql", "http", "https")
+    known = ("sqlite", "postgresql", *(tracking if "mlflow" in key else ()))
     scheme = re.split(r"[+:]", uri, maxsplit=1)[0]
-    if scheme not in known or ":" not in uri:
-        message = f"{redacted(uri)!r} is no address of a store; it starts with one of {', '.join(known)}, "
-        message += "as in sqlite:///runs.db"
+    if scheme not in known or not re.search(r":///?[^/]", uri):  # not shown: nobody knows what is a secret in it
+        message = f"is no address of a store; it starts with one of {', '.join(known)}, as in sqlite:///runs.db"
         if os.environ.get(variable):
             raise SpecError(f"{variable}: {message}")
         raise document.error(tuple(key.split(".")), message) if document else SpecError(message)
@@ -127,8 +128,12 @@ def _refuse_secrets(document: Document) -> None:
     def walk(value: Any, key: tuple[str | int, ...]) -> None:
         if isinstance(value, dict):
             for name, inner in value.items():
+                walk(name, key)
                 walk(inner, (*key, name))
-        elif isinstance(value, str) and re.search(r"://[^/\s]*:[^/\s]*@", value):
+        elif isinstance(value, list):
+            for i, inner in enumerate(value):
+                walk(inner, (*key, i))
+        elif isinstance(value, str) and redacted(value) != value:
             raise document.error(key, "holds a password; put the whole address into the environment variable instead")
 
     walk(document.data, ())

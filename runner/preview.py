@@ -93,9 +93,14 @@ def open_leaves(sweep: Sweep, name: str | None) -> str:
 def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Path, title: str) -> None:
     from . import figures
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise SpecError(f"--out {out}: a figure is a .png, .svg or .pdf")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out {out}: {error.strerror}") from None
     figures.save(figures.schedules(curves, T, epochs, title), out)
-    print(f"drawn: {out}")
+    print(f"drawn: {printable(str(out))}")
 
 
 def named(text: str, allow: Sequence[str]) -> tuple[str, Schedule]:
@@ -107,7 +112,7 @@ def named(text: str, allow: Sequence[str]) -> tuple[str, Schedule]:
     try:
         mapping = json.loads(text) if text.lstrip().startswith("{") else {"type": text}
         schedule = load(mapping, allow=allow)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise SpecError(f"--schedule is not JSON: {error}") from None
     except ScheduleError as error:
         raise SpecError(f"--schedule: {error}") from None

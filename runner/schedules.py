@@ -23,6 +23,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.metadata
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -329,9 +330,14 @@ def _load_custom(given: dict[str, Any], allow: Sequence[str]) -> tuple[Params, F
         raise ScheduleError([key], f"custom has no such parameter; {did_you_mean(key, known)}")
     if not isinstance(name, str) or not name:
         raise ScheduleError(["function"], "must be the name of an installed entry point, or a dotted path")
-    if not isinstance(params, Mapping) or not all(isinstance(k, str) for k in params):
-        raise ScheduleError(["params"], f"must be a mapping of names to values, not {params!r}")
-    return Params(function=name, params=Params(copy.deepcopy(dict(params)))), _find_function(name, allow)
+    if not isinstance(params, Mapping) or not all(isinstance(k, str) and k.isidentifier() for k in params):
+        raise ScheduleError(["params"], f"must be a mapping of Python names to values, not {params!r}")
+    function = _find_function(name, allow)
+    try:
+        inspect.signature(function).bind(0, 1, **params)
+    except TypeError as error:
+        raise ScheduleError(["params"], f"{name} is called as fn(t, T, **params): {error}") from None
+    return Params(function=name, params=Params(copy.deepcopy(dict(params)))), function
 
 
 def _find_function(name: str, allow: Sequence[str]) -> Function:
@@ -349,8 +355,8 @@ def _find_function(name: str, allow: Sequence[str]) -> Function:
         raise ScheduleError(["function"], f"{name!r} is no installed entry point of {PLUGINS!r}{hint}")
     try:
         function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ScheduleError(["function"], f"{name!r} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever its author's module does when it is imported
+        raise ScheduleError(["function"], f"{name!r} cannot be imported: {type(error).__name__}: {error}") from None
     if not callable(function) or not allowed(getattr(function, "__module__", "") or ""):
         raise ScheduleError(["function"], f"{name!r} is not a function of an allowed package")
     return function  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ shared ``init_lr`` halves the regret of one for each type). A leaf inside a sche
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import math
@@ -25,7 +26,8 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 KINDS = ("uniform", "log_uniform", "int", "choice")
 SHARED = ("init_lr", "warmup", "gamma", "floor", "clock", "interval")
 OWN_WARMUP = ("one_cycle", "triangular", "cyclic", "piecewise")  # they rise by themselves
-MAX_CORNERS = 20_000
+MAX_CORNERS = 5_000
+LIMIT = 1e100
 
 
 class Suggester(Protocol):
@@ -60,8 +62,8 @@ class Leaf:
         if self.kind == "int":
             return min(low + int(u * (high - low + 1)), high)
         if self.kind == "log_uniform":
-            return math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
-        return low + u * (high - low)
+            return min(max(math.exp(math.log(low) + u * (math.log(high) - math.log(low))), low), high)
+        return min(max(low + u * (high - low), low), high)
 
     def encoded(self) -> list[Any]:
         """The options as a study can hold them: lists and mappings as their JSON."""
@@ -69,6 +71,10 @@ class Leaf:
 
     def decode(self, stored: Any) -> Any:
         return self.values[self.encoded().index(stored)] if self.kind == "choice" else stored
+
+    def count(self) -> int:
+        """How many values a choice or a whole number has."""
+        return len(self.values) if self.kind == "choice" else int(self.values[1] - self.values[0]) + 1
 
     def ends(self) -> tuple[Any, ...]:
         return self.values if self.kind == "choice" else tuple(dict.fromkeys(self.values))
@@ -95,24 +101,32 @@ class Space:
         """The mapping of ``name`` with every leaf at ``u(leaf)`` in [0, 1) of its range."""
         return _fill(self.schedules[name], lambda leaf: leaf.decode(leaf.at(u(leaf))))  # type: ignore[no-any-return]
 
-    def grid(self) -> list[dict[str, Any]]:
-        """The parameters of every point of a space whose leaves are all choices or whole numbers.
+    def grid(self) -> int:
+        """The number of points of a space whose leaves are all choices or whole numbers.
 
         Raises:
             ScheduleError: a leaf has infinitely many values.
         """
-        points = []
+        for name in self.schedules:
+            for leaf in self.leaves(name):
+                if leaf.kind in ("uniform", "log_uniform"):
+                    key = ["schedules", *leaf.name.split(".")] if "." in leaf.name else [leaf.name]
+                    raise ScheduleError(key, f"{leaf.kind} has no end of values: a grid needs choice or int")
+        return sum(math.prod(leaf.count() for leaf in self.leaves(name)) for name in self.schedules)
+
+    def grid_point(self, n: int) -> dict[str, Any]:
+        """The parameters of point ``n`` of the grid: schedule after schedule, the last leaf fastest."""
         for name in self.schedules:
             leaves = self.leaves(name)
-            for leaf in leaves:
-                if leaf.kind in ("uniform", "log_uniform"):
-                    raise ScheduleError([leaf.name], f"{leaf.kind} has no end of values: a grid needs choice or int")
-            axes = [
-                range(leaf.values[0], leaf.values[1] + 1) if leaf.kind == "int" else leaf.encoded() for leaf in leaves
-            ]
-            for values in itertools.product(*axes):
-                points.append({"type": name} | dict(zip((leaf.name for leaf in leaves), values, strict=True)))
-        return points
+            size = math.prod(leaf.count() for leaf in leaves)
+            if n < size:
+                values = {}
+                for leaf in reversed(leaves):
+                    n, i = divmod(n, leaf.count())
+                    values[leaf.name] = leaf.values[0] + i if leaf.kind == "int" else leaf.encoded()[i]
+                return {"type": name} | values
+            n -= size
+        raise IndexError(n)
 
     def point(self, u: Sequence[float]) -> dict[str, Any]:
         """The parameters at ``u`` in the unit cube: first the type, then the leaves of that type."""
@@ -128,9 +142,6 @@ class Space:
     def corners(self, name: str) -> Iterator[dict[str, Any]]:
         """The schedule mapping at every corner of its ranges and every option of its choices."""
         leaves = self.leaves(name)
-        count = math.prod(len(leaf.ends()) for leaf in leaves)
-        if count > MAX_CORNERS:
-            raise ScheduleError([name], f"has {count} corners; more than {MAX_CORNERS} cannot be checked")
         for values in itertools.product(*(leaf.ends() for leaf in leaves)):
             iterator = iter(values)
             yield _fill(self.schedules[name], lambda _, it=iterator: next(it))  # type: ignore[misc]
@@ -142,9 +153,13 @@ class Space:
             ScheduleError: at a corner that cannot be; its key starts with ``schedules`` and the name.
         """
         built: dict[str, list[Schedule]] = {}
+        count = sum(math.prod(len(leaf.ends()) for leaf in self.leaves(name)) for name in self.schedules)
+        if count > MAX_CORNERS:
+            raise ScheduleError(["schedules"], f"has {count} corners; more than {MAX_CORNERS} cannot be checked")
         for name in self.schedules:
             try:
                 built[name] = [load(corner, allow=allow) for corner in self.corners(name)]
+                load(self.closed(name, lambda _: 0.381966), allow=allow)  # the inside: 1.76 is no whole number
             except ScheduleError as error:
                 raise ScheduleError(["schedules", name, *error.key], error.message) from None
         return built
@@ -180,6 +195,9 @@ def parse(section: Mapping[str, Any]) -> Space:
         if key != "schedules" and key not in SHARED:
             raise ScheduleError([key], f"unknown key; {did_you_mean(key, ['schedules', *SHARED])}")
     shared = {k: _open(v, [k], k) for k, v in section.items() if k != "schedules"}
+    for key, value in shared.items():  # here, so that a mistake is named where it stands
+        for end in value.ends() if isinstance(value, Leaf) else (_fill(value, lambda leaf: leaf.ends()[0]),):
+            load({"type": "step" if key == "gamma" else "linear", key: end})
     result = {}
     for name, own in schedules.items():
         if not re.fullmatch(NAME, name):
@@ -193,6 +211,13 @@ def parse(section: Mapping[str, Any]) -> Space:
             raise ScheduleError(["schedules", name, "type"], f"unknown type {kind!r}; {hint}")
         opened = {k: _open(v, ["schedules", name, k], f"{name}.{k}") for k, v in own.items()}
         result[name] = {"type": kind} | {k: v for k, v in shared.items() if _has(kind, k)} | opened
+    names: dict[str, Leaf] = {}
+    for name, mapping in result.items():
+        for leaf in Space({name: mapping}).leaves(name):
+            if names.setdefault(leaf.name, leaf) != leaf:
+                raise ScheduleError(
+                    ["schedules", name], f"{leaf.name} means another range elsewhere: rename this one"
+                )
     return Space(result)
 
 
@@ -213,11 +238,17 @@ def _open(value: Any, key: list[str | int], name: str) -> Any:
         for k in value:
             if k in KINDS:
                 raise ScheduleError([*key, k], "a range stands alone: {uniform: [low, high]}")
+            v, lengths = value[k], ("epochs", "updates", "fraction")
+            bare = isinstance(v, list) and all(isinstance(x, (int, float)) for x in v)
+            if len(value) == 1 and k not in lengths and (bare or difflib.get_close_matches(str(k), KINDS)):
+                raise ScheduleError([*key, k], f"is no kind of range; {did_you_mean(k, KINDS)}")
         return {k: _open(v, [*key, k], f"{name}.{k}") for k, v in value.items()}
     values, key = value[kind], [*key, kind]
     if not isinstance(values, list) or not values:
         raise ScheduleError(key, f"needs a list, such as {'[a, b]' if kind == 'choice' else '[low, high]'}")
     if kind == "choice":
+        if any(isinstance(v, (int, float)) and abs(v) > LIMIT for v in values):
+            raise ScheduleError(key, f"has a number beyond {LIMIT:g}")
         if len({json.dumps(v) for v in values}) < len(values):
             raise ScheduleError(key, "has the same option twice")
         return Leaf(name, kind, tuple(values))
@@ -226,6 +257,8 @@ def _open(value: Any, key: list[str | int], name: str) -> Any:
         wanted = "two whole numbers" if kind == "int" else "two numbers"
         raise ScheduleError(key, f"needs {wanted}, [low, high], not {values!r}")
     low, high = values
+    if max(abs(low), abs(high)) > LIMIT:
+        raise ScheduleError(key, f"ends beyond {LIMIT:g}")
     if low > high:
         raise ScheduleError(key, f"the lower end {low!r} is above the upper end {high!r}")
     if kind == "log_uniform" and low <= 0:

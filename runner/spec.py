@@ -91,6 +91,8 @@ class Search(Frozen):
     trials: Annotated[int, Field(ge=1, le=100_000)]
     sampler: Literal["tpe", "random", "qmc", "gp", "cmaes", "grid"] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    window: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Trial n is proposed when the trials up to n - window have ended, so at most this many lanes have work."""
 
 
 class Objective(Frozen):
@@ -197,7 +199,7 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
     try:
         space = sweep.schedules
         space.check(allow)
-        points = len(space.grid()) if sweep.search.sampler == "grid" else sweep.search.trials
+        points = space.grid() if sweep.search.sampler == "grid" else sweep.search.trials
     except ScheduleError as error:
         raise document.error(("space", *error.key), error.message) from None
     if sweep.search.trials > points:

@@ -9,17 +9,23 @@ what an uninterrupted one would have (with one sampler seed for all, a restart r
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import sqlite3
 import time
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from .document import SpecError
+from .place import redacted
 from .schedules import Schedule, load
 from .space import Space
 from .spec import Objective, Record, Search, Sweep
@@ -47,6 +53,10 @@ class Study:
         """All trials, in the order of their numbers."""
         return [_record(t) for t in self._study.get_trials(deepcopy=False)]
 
+    def ended(self) -> list[Record]:
+        """The trials that have ended, in any way."""
+        return [record for record in self.records() if record.outcome is not None]
+
     @property
     def facts(self) -> dict[str, Any]:
         """What is true of the study as a whole, such as its parent run."""
@@ -57,15 +67,22 @@ class Study:
             self._study.set_user_attr(key, value)
 
     def next(self) -> Record | None:
-        """The trial to train now: one that an earlier process left running, else a new one; None at the target."""
+        """The trial to train now: one that an earlier process left running, else a new one.
+
+        None at the target, and while the trial ``window`` before it has not ended: what is proposed depends on the
+        trials up to that one, and on no other's result, however many lanes there are and whichever is faster.
+        """
         trials = self._study.get_trials(deepcopy=False)
         for trial in trials:
             if trial.state == TrialState.RUNNING and trial.number not in self._trials:
                 return self._begin(trial)
-        number = len(trials)
+        number, window = len(trials), self.sweep.search.window
         if number >= self.sweep.search.trials:
             return None
-        proposed, name, mapping = propose(number, trials, self.sweep)
+        known, under_way = trials[: max(0, number + 1 - window)], trials[max(0, number + 1 - window) :]
+        if any(not trial.state.is_finished() for trial in known):
+            return None
+        proposed, name, mapping = propose(number, [*known, *map(_as_running, under_way)], self.sweep)
         schedule = load(mapping, allow=self.allow)
         trial = create_trial(
             state=TrialState.RUNNING,
@@ -84,10 +101,6 @@ class Study:
     def schedule(self, record: Record) -> Schedule:
         return load(record.schedule, allow=self.allow)
 
-    def attach(self, number: int, run_id: str) -> None:
-        """Remember the MLflow run of a trial."""
-        self._trials[number].set_user_attr("run_id", run_id)
-
     def commit(self, number: int, epoch: int, metrics: Mapping[str, float]) -> Record:
         """Put an epoch on record; it is on disk when this returns. One on record already stays as it is."""
         if any(e["epoch"] == epoch for e in self.record(number).epochs):
@@ -105,17 +118,27 @@ class Study:
     def record(self, number: int) -> Record:
         return _record(self._study.get_trials(deepcopy=False)[number])
 
-    def tell(self, number: int, outcome: str, cause: str | None = None) -> Record:
+    def tell(self, number: int, outcome: str, cause: str | None = None, run_id: str | None = None) -> Record:
         """End a trial. The objective is read from its committed epochs."""
         trial, record = self._trials.pop(number), self.record(number)
-        trial.set_user_attr("outcome", outcome)
-        if cause:
-            trial.set_user_attr("cause", cause)
+        for key, text in (("outcome", outcome), ("cause", cause), ("run_id", run_id)):
+            if text is not None:
+                trial.set_user_attr(key, text)
         for entry in record.epochs:
             trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
         value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
         self._study.tell(number, value, state=STATES[outcome])
         return self.record(number)
+
+
+def _as_running(trial: FrozenTrial) -> FrozenTrial:
+    """A trial as it looked before its result was known."""
+    return create_trial(
+        state=TrialState.RUNNING,
+        params=trial.params,
+        distributions=trial.distributions,
+        system_attrs=trial.system_attrs,
+    )
 
 
 def objective(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> float:
@@ -152,7 +175,7 @@ def propose(number: int, history: Iterable[FrozenTrial], sweep: Sweep) -> tuple[
     scratch = optuna.create_study(direction=sweep.objective.direction, sampler=_sampler(search, number))
     scratch.add_trials(list(history))
     if search.sampler == "grid":
-        scratch.enqueue_trial(space.grid()[number])
+        scratch.enqueue_trial(space.grid_point(number))
     elif search.sampler == "qmc":
         scratch.enqueue_trial(_quasirandom(space, search.seed, number))
     trial = scratch.ask()
@@ -200,6 +223,8 @@ def open_study(sweep: Sweep, storage: str, allow: Sequence[str] = ()) -> Study:
         load_if_exists=True,
     )
     known = study.user_attrs.get("science")
+    if known is None and study.get_trials(deepcopy=False):
+        raise SpecError(f"{redacted(storage)} has a study {sweep.name!r} of another program; give this sweep a name")
     if known is None:
         study.set_user_attr("science", sweep.science())
     elif known != sweep.science():
@@ -208,6 +233,63 @@ def open_study(sweep: Sweep, storage: str, allow: Sequence[str] = ()) -> Study:
             f"another name (name: {sweep.name}-2), or undo the change"
         )
     return Study(sweep, study, allow)
+
+
+def hold(name: str, storage: str) -> contextlib.ExitStack:
+    """Become the one coordinator of a study, until the stack is closed or this process ends, however it ends.
+
+    A lock of the operating system beside a SQLite file, an advisory lock of the server in PostgreSQL.
+
+    Raises:
+        SpecError: another process holds it; the message names its host and pid.
+    """
+    me, stack = f"{socket.gethostname()} (pid {os.getpid()})", contextlib.ExitStack()
+    path = _sqlite_path(storage)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = stack.enter_context(path.with_name(f"{path.name}.{name}.lock").open("a+", encoding="utf-8"))
+        if _locked(file):
+            file.seek(0)
+            raise _taken(name, file.read().strip())
+        file.truncate(0)
+        file.write(me)
+        file.flush()
+        return stack
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool)
+    try:
+        connection = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise _unusable(storage, error) from None
+    key = zlib.crc32(f"runner/{name}".encode())
+    connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, false)"), {"me": me[:63]})
+    if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
+        holder = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
+        raise _taken(name, connection.execute(sqlalchemy.text(f"{holder} AND objid = :key"), {"key": key}).scalar())
+    return stack
+
+
+def _locked(file: IO[str]) -> bool:
+    """Try to lock a file; whether another process has it."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _taken(name: str, holder: str | None) -> SpecError:
+    return SpecError(f"the study {name!r} is being run by {holder or 'another process'}; wait for it, or stop it")
+
+
+def _unusable(storage: str, error: Exception) -> SpecError:
+    said = redacted((str(error.__cause__ or error).strip().splitlines() or [""])[0])
+    return SpecError(f"the study's storage {redacted(storage)} cannot be used: {said}")
 
 
 def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
@@ -220,6 +302,10 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
         study = optuna.load_study(study_name=name, storage=connect(storage, create=False))
     except KeyError:
         raise SpecError(f"there is no study {name!r} in this storage; run the sweep first") from None
+    except SQLAlchemyError as error:
+        raise _unusable(storage, error) from None
+    if "science" not in study.user_attrs:
+        raise SpecError(f"the study {name!r} in this storage is another program's")
     return dict(study.user_attrs), [_record(t) for t in study.get_trials(deepcopy=False)]
 
 
@@ -227,21 +313,30 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
     """Optuna's storage at a database URL. SQLite writes ahead and waits for locks.
 
     Raises:
-        SpecError: a SQLite file that is not there, with ``create=False``.
+        SpecError: the database cannot be used, or is a SQLite file that is not there, with ``create=False``.
     """
-    prefix = "sqlite:///"
-    if not storage.startswith(prefix):
-        return optuna.storages.RDBStorage(storage, engine_kwargs={"pool_pre_ping": True})
-    path = Path(storage.removeprefix(prefix))
-    if not create and not path.exists():
+    path = _sqlite_path(storage)
+    if path is not None and not create and not path.exists():
         raise SpecError(f"there is no study in {path}; run a sweep first, with python -m runner.sweep")
-    import sqlite3
+    try:
+        if path is None:
+            return optuna.storages.RDBStorage(
+                storage, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if create:
+            with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+        return optuna.storages.RDBStorage(
+            storage, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create
+        )
+    except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError) as error:
+        raise _unusable(storage, error) from None
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with sqlite3.connect(path, timeout=60) as connection:
-        connection.execute("PRAGMA journal_mode=WAL")
-    connection.close()
-    return optuna.storages.RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": 60}})
+
+def _sqlite_path(storage: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(storage.removeprefix(prefix)) if storage.startswith(prefix) else None
 
 
 def _difference(old: Any, new: Any, key: str = "") -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,16 @@ from .space import problems
 from .spec import Record, Sweep, TrialConfig, load_sweep
 
 if TYPE_CHECKING:
+    from .lanes import Lane, Lanes
     from .study import Study
+    from .terminal import Display
     from .tracking import Tracker
 
 DEFAULT = "sweeps/digits.yaml"
 MAX_FAILED = 0.5
 """A sweep stops when more than this share of at least three ended trials failed."""
+RETRIES = 2
+"""How often a trial whose worker died is trained again."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Options:
     file: Path
     data_dir: str = "data"
     device: str = "auto"
+    lanes: str = "auto"
+    ray: str | None = None
     allow: tuple[str, ...] = field(default_factory=tuple)
 
 
@@ -52,111 +58,148 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
         SpecError: data, device, study or tracking cannot be used; nothing was trained.
         TooManyFailedError: the sweep was stopped, and can be continued.
     """
-    from . import data, model, study, tracking, train  # here, so that a wrong file is refused before torch is loaded
+    from . import data, lanes, model, study, tracking, train  # here: a wrong file is refused before torch is loaded
     from .terminal import Display
 
     device = train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
     model.build(sweep.model, dataset.classes, sweep.train.seed)  # refuses what cannot be built
-    updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
-    total, epochs = updates * sweep.train.epochs, sweep.train.epochs
-    history = study.open_study(sweep, place.storage, options.allow)
-    tracker = tracking.Tracker.open(place, sweep, history.facts.get("parent_run"))
-    facts = tracking.facts(str(device))
-    facts |= {"sweep.updates_per_epoch": str(updates), "sweep.direction": sweep.objective.direction}
-    if history.facts.get("parent_run") != tracker.parent:
-        tracker.describe(options.file, dataset, facts)
+    updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
+    most = min(sweep.search.window, sweep.search.trials)
+    with (
+        lanes.open_lanes(options.lanes, str(device), most, options.ray) as places,
+        tracking.Tracker.open(place, sweep, dataset, str(device), options.allow) as tracker,
+        study.hold(sweep.name, place.storage),  # one coordinator at a time
+    ):
+        results_folder(place, sweep)
+        history = study.open_study(sweep, place.storage, options.allow)
+        tracker.go_on(history.facts.get("parent_run"), options.file)
         history.remember(parent_run=tracker.parent, updates_per_epoch=updates)
-
-    with Display(sweep.search.trials, epochs) as display:
-        for problem in problems(sweep.schedules.check(options.allow), total, epochs):
-            display.warn(problem)
-        display.resume([r for r in history.records() if r.outcome], history.best())
-        while trial := history.next():
-            schedule = history.schedule(trial)
-            config = TrialConfig(sweep.data, sweep.model, sweep.train, schedule, options.data_dir)
-            run_id = tracker.begin(trial, schedule, dataset, facts)
-            history.attach(trial.number, run_id)
-            outcome, cause = "complete", None
-            try:
-                for epoch in train.train(config, device):
-                    trial = history.commit(trial.number, epoch.number, epoch.metrics())
-                    tracker.epoch(run_id, trial.epochs[-1])
-                    display.epoch(trial)
-            except train.DivergedError as error:
-                trial = history.commit(trial.number, error.epoch.number, error.epoch.metrics())
-                tracker.epoch(run_id, trial.epochs[-1])
-                outcome = "diverged"
-            except Exception as error:  # a trial's failure is never a score, and never the end of the others
-                outcome, cause = "failed", f"{type(error).__name__}: {error}"
-                display.warn(f"trial {trial.number} failed: {cause}\n{traceback.format_exc()}")
-            before = history.best()
-            trial = history.tell(trial.number, outcome, cause)
-            tracker.end(trial, schedule.lrs(total, epochs=epochs, history=trial.history))
-            display.ended(trial, better=history.best() != before)
-            _stop_if_hopeless(history, tracker)
-    records = history.records()
-    report(sweep, place, options, records, history, tracker, updates)
-    return records
+        tracker.catch_up(history.ended(), everything=history.facts.get("mlflow_lacks") is not None)
+        with Display(sweep.search.trials, epochs) as display:
+            for problem in problems(sweep.schedules.check(options.allow), updates * epochs, epochs):
+                display.warn(problem)
+            search(sweep, history, tracker, places, display, options.data_dir)
+        report(sweep, place, options, history, tracker, updates)
+        return history.records()
 
 
-def _stop_if_hopeless(history: Study, tracker: Tracker) -> None:
-    ended = [r for r in history.records() if r.outcome]
+def search(sweep: Sweep, history: Study, tracker: Tracker, places: Lanes, display: Display, data_dir: str) -> None:
+    """The sweep itself: propose, train, record, tell, until the study has its trials."""
+    ready, attempts = deque[Record](), Counter[int]()
+    display.resume(history.ended(), history.best())
+
+    def propose_ahead() -> None:  # so that a lane that becomes free begins at once
+        while len(ready) < len(places.all) and (trial := history.next()):
+            ready.append(trial)
+
+    def start(lane: Lane) -> None:
+        trial = ready.popleft()
+        lane.begin(trial, TrialConfig(sweep.data, sweep.model, sweep.train, history.schedule(trial), data_dir))
+        tracker.begin(trial)
+
+    propose_ahead()
+    while ready or places.busy():
+        for lane in places.free()[: len(ready)]:
+            start(lane)
+        for lane in places.finished():
+            trial, result = lane.result()
+            if result.outcome is None:
+                lane.advance()
+            elif result.outcome == "died" and attempts[trial.number] < RETRIES:
+                attempts[trial.number] += 1
+                display.warn(f"trial {trial.number} begins again: {result.cause}")
+                ready.appendleft(trial)
+                places.renew(lane)
+                continue
+            else:
+                places.renew(lane) if result.outcome == "died" else lane.rest()
+                if ready:
+                    start(lane)
+            if result.epoch is not None:
+                trial = history.commit(trial.number, result.epoch.number, result.epoch.metrics())
+                tracker.epoch(trial)
+                display.epoch(trial)
+            if result.outcome is not None:
+                best, outcome = history.best(), result.outcome.replace("died", "failed")
+                trial = history.tell(trial.number, outcome, result.cause, tracker.runs.get(trial.number))
+                tracker.end(trial)
+                display.ended(trial, history.best() != best, result.error)
+                stop_if_hopeless(history.ended())
+        propose_ahead()
+
+
+def results_folder(place: Place, sweep: Sweep) -> Path:
+    """Where a sweep's results go; made, so that a sweep is not trained for nothing.
+
+    Raises:
+        SpecError: it cannot be written to.
+    """
+    folder = place.folder / "results" / sweep.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".write").touch()
+        (folder / ".write").unlink()
+    except OSError as error:
+        raise SpecError(f"the results cannot be written to {folder}: {error.strerror}") from None
+    return folder
+
+
+def stop_if_hopeless(ended: Sequence[Record]) -> None:
+    """Raise TooManyFailedError where more trials failed than MAX_FAILED allows."""
     failed = [r for r in ended if r.outcome == "failed"]
     if len(ended) >= 3 and len(failed) > MAX_FAILED * len(ended):
-        tracker.close("FAILED", {"study/trials": len(ended)})
         raise TooManyFailedError(f"{len(failed)} of {len(ended)} trials failed, the last with {failed[-1].cause}")
 
 
-def report(
-    sweep: Sweep,
-    place: Place,
-    options: Options,
-    records: Sequence[Record],
-    history: Study,
-    tracker: Tracker,
-    updates: int,
-) -> None:
+def report(sweep: Sweep, place: Place, options: Options, history: Study, tracker: Tracker, updates: int) -> None:
     """Write tables and figures, put them on the parent run, and print what was found and where it lies."""
     from rich.console import Console
     from rich.markdown import Markdown
 
     from . import export, figures
+    from .tracking import escape
 
-    console, epochs = Console(), sweep.train.epochs
-    folder = place.folder / "results" / sweep.name
+    console, epochs, records = Console(), sweep.train.epochs, history.ended()
+    folder = results_folder(place, sweep)
     paths = dict(export.result_files(folder, records, sweep.objective.direction, updates, epochs, options.allow))
     plans = {r.number: history.schedule(r) for r in records}
     for name, figure in figures.sweep_figures(records, plans, updates * epochs, epochs).items():
         paths[name] = figures.save(figure, folder / name)
-    for path in paths.values():
-        tracker.file(path, "figures" if path.suffix == ".png" else "tables")
-    table = export.markdown(export.best_table(records, sweep.objective.direction, top=10))
-    counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "failed")}
+    best_ten = export.best_table(records, sweep.objective.direction, top=10)
+    table = export.markdown(best_ten)
+    counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
     caveat = "One seed each: differences of tenths of a point are within what another seed changes."
-    note = f"**{_escaped(sweep.question)}**\n\n{len(records)} trials: {said}.\n\n{table}\n{caveat}\n\n"
-    tracker.note(f"{note}Reproduce: `python -m runner.sweep {options.file.name}`")
+    note = f"**{escape(sweep.question)}**\n\n{len(records)} trials: {said}.\n\n"
+    note += f"{export.markdown(best_ten, escape)}\n{caveat}\n\n"
     best = history.best()
     summary = {f"study/{outcome}": float(n) for outcome, n in counts.items()}
-    tracker.close("FINISHED", summary | ({"study/best": best.value} if best and best.value is not None else {}))
+    summary |= {"study/best": best.value} if best and best.value is not None else {}
+    missed = tracker.finish(
+        paths.values(),
+        f"{note}Reproduce: python -m runner.sweep {escape(options.file.name)}",
+        summary,
+        records,
+    )
+    history.remember(mlflow_lacks=missed)
 
     console.print(Markdown(f"{len(records)} trials of {sweep.name}: {said}.\n\n{table}\n\n{caveat}"), soft_wrap=True)
-    console.print(f"tables, figures and code: {_relative(folder)}/", highlight=False, soft_wrap=True)
-    console.print(f"code of the best schedule: python -m runner.export {sweep.name} --code 1", highlight=False)
+    console.print(f"tables, figures and code: {_relative(folder)}/", highlight=False, soft_wrap=True, markup=False)
+    console.print(
+        f"code of the best schedule: python -m runner.export {sweep.name} --code 1", highlight=False, markup=False
+    )
+    if missed:
+        console.print(
+            f"MLflow lacks something ({missed}); the same command again sends it", soft_wrap=True, markup=False
+        )
     if place.tracking_uri.startswith("sqlite:///"):
         default = place.tracking_uri == f"sqlite:///{Path.cwd().resolve() / 'mlflow.db'}"
         store = "" if default else f" --backend-store-uri {place.tracking_uri}"
-        console.print(f"browse: mlflow ui{store}   and open", highlight=False, soft_wrap=True)
+        console.print(f"browse: mlflow ui{store}   and open", highlight=False, soft_wrap=True, markup=False)
     else:
         console.print("browse:", highlight=False)
-    console.print(f"  {tracker.link()}", highlight=False, soft_wrap=True)
-
-
-def _escaped(text: str) -> str:
-    from .tracking import escape
-
-    return escape(text)
+    console.print(f"  {tracker.link()}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _relative(path: Path) -> Path:
@@ -171,6 +214,18 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("sweep", nargs="?", default=DEFAULT, help=f"the sweep file (default: {DEFAULT})")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are or go (default: data)")
     parser.add_argument("--device", default="auto", help="auto, cuda, cuda:1, mps, cpu (default: auto)")
+    parser.add_argument(
+        "--lanes",
+        default="auto",
+        help="trials at once: a number, or auto (default): one per core or GPU; 0: one, in this process",
+    )
+    parser.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="train on a Ray cluster; without ADDRESS a local one",
+    )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml in this folder)")
     parser.add_argument("--dry-run", action="store_true", help="check the files, print the warnings, and stop")
     parser.add_argument(
@@ -191,8 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = load_place(args.mlflow)
         if args.dry_run:
             return dry_run(sweep, place, args.data_dir, args.allow_plugin)
-        options = Options(document.path, args.data_dir, args.device, tuple(args.allow_plugin))
-        run(sweep, place, options)
+        options = Options(document.path, args.data_dir, args.device, args.lanes, args.ray, tuple(args.allow_plugin))
+        if not any(record.outcome == "complete" for record in run(sweep, place, options)):
+            raise TooManyFailedError("no trial was completed: see their outcomes above; a lower init_lr may help")
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -207,10 +263,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> int:
     """Check what can be checked without training; prints what was found."""
-    from . import data
+    from . import data, model
     from .place import redacted
 
     dataset = data.load(sweep.data, data_dir)
+    model.build(sweep.model, dataset.classes, sweep.train.seed)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
     for problem in problems(sweep.schedules.check(allow), updates * sweep.train.epochs, sweep.train.epochs):
         print(f"warning: {problem}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -44,10 +45,10 @@ class Display:
         self.trials, self.epochs = trials, epochs
         self.best: Record | None = None
         self.done = 0
-        self._epochs_seen, self._started = 0, time.monotonic()
+        self._epochs_seen, self._resumed, self._started = 0, 0, time.monotonic()
         self._bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), console=self.console)
         self._task: TaskID = self._bar.add_task("trials", total=trials)
-        self._line = Text("starting")
+        self._lines: dict[int, str] = {}
         self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
@@ -64,6 +65,7 @@ class Display:
     def resume(self, done: Sequence[Record], better: Record | None) -> None:
         """Start from the trials that an earlier process ended."""
         self.done, self.best = len(done), better
+        self._resumed = len(done)
         self._bar.update(self._task, completed=len(done))
 
     def epoch(self, record: Record) -> None:
@@ -71,15 +73,18 @@ class Display:
         self._epochs_seen += 1
         entry = record.epochs[-1]
         rates = [e["lr"] for e in record.epochs]
-        self._line = Text(
+        self._lines[record.number] = (
             f"trial {record.number} {record.name}  epoch {len(record.epochs)}/{self.epochs}  "
             f"lr {entry['lr']:.3g} {sparkline(rates)}  val accuracy {entry['val/accuracy']:.2%}"
         )
         self._live.update(self._view())
 
-    def ended(self, record: Record, better: bool) -> None:
-        """A trial has ended; ``better`` if it is the best so far."""
+    def ended(self, record: Record, better: bool, error: BaseException | None = None) -> None:
+        """A trial has ended; ``better`` if it is the best so far, ``error`` if it failed."""
         self.done += 1
+        self._lines.pop(record.number, None)
+        if error is not None:
+            self.warn(f"trial {record.number} failed: {record.cause}\n{''.join(traceback.format_exception(error))}")
         if better:
             self.best = record
         self._bar.update(self._task, completed=self.done)
@@ -104,11 +109,11 @@ class Display:
         if not self._epochs_seen:
             return 0.0
         each = (time.monotonic() - self._started) / self._epochs_seen
-        return each * self.epochs * (self.trials - self.done)
+        return each * max(self.epochs * (self.trials - self._resumed) - self._epochs_seen, 0)
 
     def _view(self) -> Group:
         best = ""
         if self.best is not None and self.best.value is not None:
             best = f"best so far {self.best.value:.4g}: trial {self.best.number} {self.best.name}, "
         left = f"{duration(self.eta())} left" if self._epochs_seen else ""
-        return Group(self._bar, self._line, Text(best + left))
+        return Group(self._bar, *map(Text, self._lines.values()), Text(best + left))

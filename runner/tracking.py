@@ -14,14 +14,16 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from .data import updates_per_epoch
 from .document import SpecError
 from .place import Place, redacted
-from .schedules import Schedule
+from .schedules import Schedule, load
 from .spec import Record, Sweep
 
 if TYPE_CHECKING:
@@ -49,58 +51,99 @@ def make_client(place: Place) -> MlflowClient:
 
 
 class Tracker:
-    """A sweep's runs in MLflow. ``open`` it before anything is trained: it fails then or not at all."""
+    """A sweep's runs in MLflow, sent from a thread of their own: no lane ever waits for a server.
 
-    def __init__(self, client: MlflowClient, place: Place, sweep: Sweep, experiment_id: str, parent: str) -> None:
-        self.client, self.place, self.sweep = client, place, sweep
-        self.experiment_id, self.parent = experiment_id, parent
+    ``open`` it before anything is trained: it fails then or not at all. What could not be sent later on is sent again
+    when the sweep closes, or goes on.
+    """
+
+    def __init__(self, place: Place, sweep: Sweep, dataset: Dataset, device: str, allow: Sequence[str]) -> None:
+        self.place, self.sweep, self.dataset, self.allow = place, sweep, dataset, allow
+        self.updates = updates_per_epoch(len(dataset.train), sweep.train.batch_size)
+        self.facts = facts(device) | {
+            "sweep.updates_per_epoch": str(self.updates),
+            "sweep.direction": sweep.objective.direction,
+        }
+        self.client = make_client(place)
+        self.experiment_id = _experiment(self.client, place)
+        self.parent = ""
+        self.runs: dict[int, str] = {}
+        """The run of each trial, by its number."""
+        self._error: Exception | None = None
+        self._settled: set[int] = set()
+        self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
 
     @staticmethod
-    def open(place: Place, sweep: Sweep, parent: str | None = None) -> Tracker:
-        """The tracker of a new parent run, or of ``parent`` where the sweep goes on.
+    def open(place: Place, sweep: Sweep, dataset: Dataset, device: str, allow: Sequence[str] = ()) -> Tracker:
+        """Reach MLflow and the experiment; nothing of the sweep is written yet (see ``go_on``).
 
         Raises:
             SpecError: the tracking server or its database cannot be used.
         """
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
-            client = make_client(place)
-            experiment_id = _experiment(client, place)
-            tracker = Tracker(client, place, sweep, experiment_id, parent or "")
-            if parent is None or not _usable(client, parent):
-                tracker.parent = tracker._create(sweep.name, {"sweep.role": "study"})
-            else:
-                client.update_run(parent, status="RUNNING")
-        except MlflowException as error:
-            reason = redacted(str(error).splitlines()[0])
-            raise SpecError(
-                f"MLflow at {redacted(place.tracking_uri)} cannot be used: {reason}; check server.mlflow_tracking_uri"
-            ) from None
-        return tracker
+            return Tracker(place, sweep, dataset, device, allow)
+        except (MlflowException, SQLAlchemyError) as error:
+            raise _unusable(place, error) from None
+
+    def go_on(self, parent: str | None, sweep_file: Path) -> None:
+        """Take up the parent run ``parent`` and its trials' runs, or make a parent where there is none.
+
+        Raises:
+            SpecError: as ``open``.
+        """
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            if parent is None or not _usable(self.client, parent):
+                self.parent = self._create(self.sweep.name, {"sweep.role": "study"})
+                self._describe(sweep_file)
+                return
+            self.parent = parent
+            self.client.update_run(parent, status="RUNNING")
+            query = f"tags.`mlflow.parentRunId` = '{parent}'"
+            for run in _all_runs(self.client, self.experiment_id, query):
+                number = int(run.data.tags["trial.number"])
+                self.runs[number] = run.info.run_id
+                if run.info.status != "RUNNING":
+                    self._settled.add(number)
+        except (MlflowException, SQLAlchemyError) as error:
+            raise _unusable(self.place, error) from None
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         from mlflow.tracking.context.registry import resolve_tags
 
         said = {
             **self.place.file.tracking.run.tags,
+            **self.facts,
             **tags,
             "sweep.study": self.sweep.name,
             "mlflow.runName": name,
         }
         return str(self.client.create_run(self.experiment_id, tags=resolve_tags(said)).info.run_id)
 
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Send what is left; a sweep that was stopped leaves its parent run KILLED, one that broke FAILED."""
+        if kind is not None and self.parent:
+            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+            self._send(self.client.set_terminated, self.parent, status)
+        self._sender.shutdown(wait=True)
+
     # ---------------------------------------------------------------------- the parent
 
-    def describe(self, sweep_file: Path, dataset: Dataset, facts: Mapping[str, Any]) -> None:
-        """Write what the sweep is onto its parent run: question, settings, data, environment, versions."""
+    def _describe(self, sweep_file: Path) -> None:
+        """Write what the sweep is onto its parent run: question, settings, data, environment."""
         self._params(self.parent, flat({**self.sweep.science(), "trials": self.sweep.search.trials}, skip=("space",)))
-        for key, value in facts.items():
-            self.client.set_tag(self.parent, key, str(value))
         self.note(f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
         self.client.log_artifact(self.parent, str(sweep_file))
         self.client.log_text(self.parent, "\n".join(_environment()) + "\n", "environment.txt")
-        self._dataset(self.parent, dataset)
+        self._dataset(self.parent)
         if self.place.file.ui.saved_view:
             self._save_view()
 
@@ -108,25 +151,79 @@ class Tracker:
         """The parent run's description."""
         self.client.set_tag(self.parent, "mlflow.note.content", markdown)
 
-    def file(self, path: Path, folder: str | None = None) -> None:
-        """Put a file on the parent run."""
-        self.client.log_artifact(self.parent, str(path), folder)
+    def finish(
+        self,
+        files: Iterable[Path],
+        note: str,
+        summary: Mapping[str, float],
+        records: Sequence[Record],
+    ) -> str | None:
+        """End the parent run with the sweep's results; returns why MLflow lacks something, or None."""
+        if self._flush():
+            self.catch_up(records, everything=True)
+        self._send(self._finish, list(files), note, summary)
+        return self._flush()
 
-    def close(self, status: str, summary: Mapping[str, float]) -> None:
-        """End the parent run with the sweep's own figures."""
+    def _finish(self, files: Sequence[Path], note: str, summary: Mapping[str, float]) -> None:
+        for path in files:
+            self.client.log_artifact(self.parent, str(path), "figures" if path.suffix == ".png" else "tables")
+        self.note(note)
         self._metrics(self.parent, summary, 0, _now())
-        self.client.set_terminated(self.parent, status)
+        self.client.set_terminated(self.parent, "FINISHED")
 
-    # ---------------------------------------------------------------------- a trial
+    # ---------------------------------------------------------------------- trials, in the background
 
-    def begin(self, record: Record, schedule: Schedule, dataset: Dataset, tags: Mapping[str, str]) -> str:
-        """The run of a trial, created or found, with ``tags``; returns its id."""
-        if record.run_id and _usable(self.client, record.run_id):
-            self.client.update_run(record.run_id, status="RUNNING")
-            return record.run_id
-        name = f"t{record.number:04d} {record.name} lr={schedule.init_lr:.3g}"
+    def begin(self, record: Record) -> None:
+        """A trial has begun, perhaps again."""
+        self._send(self._begin, record)
+
+    def epoch(self, record: Record) -> None:
+        """A trial has a new last epoch."""
+        self._send(self._epoch, record.number, record.epochs[-1])
+
+    def end(self, record: Record) -> None:
+        """A trial has ended."""
+        self._send(self._end, record)
+
+    def catch_up(self, ended: Iterable[Record], everything: bool = False) -> None:
+        """Send the ended trials whose runs have not ended, or everything; what MLflow has stays as it is."""
+        for record in ended:
+            if everything or record.number not in self._settled:
+                self._send(self._begin, record)
+                for entry in record.epochs:
+                    self._send(self._epoch, record.number, entry)
+                self._send(self._end, record)
+
+    def _flush(self) -> str | None:
+        """Wait until everything is sent; returns, and forgets, why something was not. A bug is raised here."""
+        self._sender.submit(lambda: None).result()
+        error, self._error = self._error, None
+        if error is None:
+            return None
+        from mlflow.exceptions import MlflowException
+
+        if not isinstance(error, (MlflowException, OSError, KeyError)):  # KeyError: a run that was not created before
+            raise error
+        return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def _send(self, what: Callable[..., object], *args: Any) -> None:
+        def attempt() -> None:
+            try:
+                what(*args)
+            except Exception as error:
+                self._error = self._error or error
+
+        self._sender.submit(attempt)
+
+    def _begin(self, record: Record) -> None:
+        known = self.runs.get(record.number)
+        if known and _usable(self.client, known):
+            if record.outcome is None:
+                self.client.update_run(known, status="RUNNING")
+            return
+        schedule = self._schedule(record)
         run = self._create(
-            name,
+            f"t{record.number:04d} {record.name} lr={schedule.init_lr:.3g}",
             {
                 "mlflow.parentRunId": self.parent,
                 "sweep.role": "trial",
@@ -135,44 +232,40 @@ class Tracker:
                 "schedule.name": record.name,
                 "schedule": json.dumps(record.schedule),
                 "outcome": "running",
-                **tags,
             },
         )
+        self.runs[record.number] = run
         said = {"data": self.sweep.data, "model": self.sweep.model, "train": self.sweep.train}
         sections = {name: section.model_dump(mode="json") for name, section in said.items()}
         self._params(run, flat({"schedule": plain(schedule), **sections}))
-        self._dataset(run, dataset)
-        return run
+        self._dataset(run)
 
-    def epoch(self, run: str, entry: Mapping[str, float]) -> None:
-        """One epoch, in one batch, with the step and the timestamp it has on record."""
+    def _schedule(self, record: Record) -> Schedule:
+        return load(record.schedule, allow=self.allow)
+
+    def _epoch(self, number: int, entry: Mapping[str, float]) -> None:
         metrics = {k: v for k, v in entry.items() if k not in ("epoch", "timestamp")}
-        self._metrics(run, metrics, int(entry["epoch"]), int(entry["timestamp"]))
+        self._metrics(self.runs[number], metrics, int(entry["epoch"]), int(entry["timestamp"]))
 
-    def end(self, record: Record, lrs: Sequence[float]) -> None:
-        """A trial's summary, its learning rate per update as a table, and its status."""
-        assert record.run_id is not None
-        assert record.outcome is not None
-        run, epochs = record.run_id, max(1, len(record.epochs))
-        accuracies = [e["val/accuracy"] for e in record.epochs if math.isfinite(e["val/accuracy"])]
-        summary = {
-            "schedule/mean_lr": math.fsum(lrs) / len(lrs),
-            "schedule/max_lr": max(lrs),
-            "total_seconds": record.seconds,
-        }
+    def _end(self, record: Record) -> None:
+        run, epochs = self.runs[record.number], self.sweep.train.epochs
+        summary = {"total_seconds": record.seconds}
+        if record.outcome != "failed":  # perhaps because of its schedule
+            lrs = self._schedule(record).lrs(self.updates * epochs, epochs=epochs, history=record.history)
+            summary |= {"schedule/mean_lr": math.fsum(lrs) / len(lrs), "schedule/max_lr": max(lrs)}
+            rows = "".join(f"{t},{t // self.updates},{lr!r}\n" for t, lr in enumerate(lrs))
+            self.client.log_text(run, f"update,epoch,lr\n{rows}", "lr_per_update.csv")
+        accuracies = [a for a in record.history if math.isfinite(a)]
         if accuracies:
             summary["best/val_accuracy"] = max(accuracies)
         if record.value is not None:
             summary["objective"] = record.value
-        self._metrics(run, summary, 0, int(record.epochs[-1]["timestamp"]) if record.epochs else _now())
-        per_epoch = max(1, len(lrs) // epochs)
-        rows = "".join(f"{t},{t // per_epoch},{lr!r}\n" for t, lr in enumerate(lrs))
-        self.client.log_text(run, f"update,epoch,lr\n{rows}", "lr_per_update.csv")
+        self._metrics(run, summary, 0, int(record.epochs[-1]["timestamp"]) if record.epochs else 0)
         self.client.log_dict(run, dict(record.schedule), "schedule.json")
-        self.client.set_tag(run, "outcome", record.outcome)
         if record.cause:
             self.client.set_tag(run, "cause", record.cause[:500])
-        self.client.set_terminated(run, STATUS[record.outcome])
+        self.client.set_tag(run, "outcome", record.outcome)
+        self.client.set_terminated(run, STATUS[record.outcome or "failed"])
 
     # ---------------------------------------------------------------------- sending
 
@@ -190,10 +283,11 @@ class Tracker:
 
         self.client.log_batch(run, params=[Param(k, v) for k, v in params.items()], synchronous=True)
 
-    def _dataset(self, run: str, dataset: Dataset) -> None:
+    def _dataset(self, run: str) -> None:
         from mlflow.entities import Dataset as Entity
         from mlflow.entities import DatasetInput, InputTag
 
+        dataset = self.dataset
         sizes = {name: len(getattr(dataset, name)) for name in ("train", "val", "test")}
         source = json.dumps({"source": self.sweep.data.source, "path": self.sweep.data.path})
         entity = Entity(
@@ -266,26 +360,51 @@ def _experiment(client: MlflowClient, place: Place) -> str:
 def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]:
     """A sweep's facts and trials as MLflow has them, typed again by the schedule's own JSON.
 
-    ``search_runs`` stops at 1000 runs and returns params as text; this pages on and reads no param.
+    MLflow returns params as text, so none is read.
 
     Raises:
         SpecError: MLflow has no trials of that sweep.
     """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    path = Path(place.tracking_uri.removeprefix("sqlite:///"))
+    if place.tracking_uri.startswith("sqlite:///") and not path.exists():
+        raise SpecError(f"there is no {path} either")  # and reading makes none
+    try:
+        return _read_records(place, name)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise _unusable(place, error) from None
+
+
+def _unusable(place: Place, error: Exception) -> SpecError:
+    reason = redacted((str(error).strip().splitlines() or [""])[0])
+    return SpecError(
+        f"MLflow at {redacted(place.tracking_uri)} cannot be used: {reason}; check server.mlflow_tracking_uri"
+    )
+
+
+def _read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]:
     client = make_client(place)
     found = client.get_experiment_by_name(place.experiment)
     query = f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'"
-    runs, token = [], None
-    while found is not None:
-        page = client.search_runs([found.experiment_id], query, max_results=1000, page_token=token)
-        runs += list(page)
-        token = page.token
-        if not token:
-            break
+    runs = _all_runs(client, found.experiment_id, query) if found is not None else []
     if not runs:
         raise SpecError(f"MLflow at {redacted(place.tracking_uri)} has no trials of a sweep {name!r}; run it first")
     tags = runs[0].data.tags
     facts = {"direction": tags["sweep.direction"], "updates_per_epoch": int(tags["sweep.updates_per_epoch"])}
     return facts, sorted((_read(client, run) for run in runs), key=lambda record: record.number)
+
+
+def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
+    """Every run that fits: ``search_runs`` alone stops at 1000."""
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        runs += list(page)
+        token = page.token
+        if not token:
+            return runs
 
 
 def _read(client: MlflowClient, run: Any) -> Record:

@@ -24,7 +24,11 @@ class DivergedError(Exception):
 
     def __init__(self, epoch: Epoch) -> None:
         self.epoch = epoch
-        super().__init__(f"the loss became {epoch.train_loss} (validation {epoch.val_loss}) in epoch {epoch.number}")
+        super().__init__(epoch)
+
+    def __str__(self) -> str:
+        epoch = self.epoch
+        return f"the loss became {epoch.train_loss} (validation {epoch.val_loss}) in epoch {epoch.number}"
 
 
 @dataclass(frozen=True)

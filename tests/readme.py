@@ -17,11 +17,11 @@ def table() -> str:
 
 
 def loop() -> str:
-    """The source of ``run``, the main loop, without its docstring."""
+    """The source of ``search``, the main loop, without its docstring."""
     source = (ROOT / "runner/sweep.py").read_text()
-    function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "run")
+    function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "search")
     lines = source.splitlines()
-    start = next(i for i, line in enumerate(lines[function.lineno :], function.lineno) if "with Display(" in line)
+    start = next(i for i, line in enumerate(lines[function.lineno :], function.lineno) if "ready, attempts" in line)
     return "\n".join(line.removeprefix("    ") for line in lines[start : function.end_lineno])
 
 

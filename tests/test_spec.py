@@ -54,6 +54,8 @@ BAD = {
     "true for a number": ("search: {trials: true}", ["search.trials", "integer"]),
     "no trials": ("search: {trials: 0}", ["search.trials", "greater than or equal to 1"]),
     "a billion trials": ("search: {trials: 1000000000}", ["search.trials", "100000"]),
+    "a range outside the space": ("search: {trials: {int: [1, 3]}}", ["search.trials", "ranges belong into space"]),
+    "an impossible character": ('question: "\\UFFFFFFFF"', ["not YAML"]),
     "an unknown sampler": ("search: {trials: 3, sampler: tpee}", ["search.sampler", "did you mean 'tpe'"]),
     "a grid over a range": ("search: {trials: 3, sampler: grid}", ["init_lr", "a grid needs choice or int"]),
     "a list for a mapping": ("search: [1, 2]", ["search", "mapping"]),
@@ -72,7 +74,7 @@ BAD = {
     "a wrong optimizer": ("train: {epochs: 2, optimizer: sdg}", ["train.optimizer", "did you mean 'sgd'"]),
     "an unknown metric": ("objective: {metric: accuracy}", ["objective.metric", "did you mean 'val/accuracy'"]),
     "an empty question": ("question: ''", ["question", "at least 1 character"]),
-    "a name that leaves the folder": ("name: ../../etc/x", ["name", "pattern"]),
+    "a name that leaves the folder": ("name: ../../etc/x", ["name", "letters, digits"]),
     "a name of the operating system": ("name: nul", ["name", "reserved"]),
     "a repeated key": ("question: a\nquestion: b", ["question", "stands twice", "line 1"]),
     "an anchor": ("question: &a b", ["anchors and aliases"]),
@@ -113,6 +115,26 @@ SPACE = {
     "a range of words": ("{init_lr: {uniform: [a, b]}, schedules: {cosine: {}}}", ["init_lr", "two numbers"]),
     "a logarithm of zero": ("{init_lr: {log_uniform: [0, 1]}, schedules: {cosine: {}}}", ["above 0"]),
     "a broken int range": ("{schedules: {cosine_restarts: {cycles: {int: [1, 2.5]}}}}", ["two whole numbers"]),
+    "a part of a whole": (
+        "{schedules: {plateau: {patience: {uniform: [0, 5]}}}}",
+        ["space.schedules.plateau.patience", "whole number"],
+    ),
+    "a shared value that is none": ("{gamma: potato, schedules: {cosine: {}}}", ["space.gamma", "must be a number"]),
+    "a shared value out of range": ("{floor: 7, schedules: {cosine: {}}}", ["space.floor", "between 0 and 1"]),
+    "a misspelt range": (
+        "{init_lr: {loguniform: [0.1, 1]}, schedules: {cosine: {}}}",
+        ["did you mean 'log_uniform'"],
+    ),
+    "a range beyond numbers": ("{init_lr: {uniform: [0, 1e200]}, schedules: {cosine: {}}}", ["ends beyond 1e+100"]),
+    "too many corners": (
+        "{schedules: {a: {type: multistep, milestones: [" + ", ".join(["{uniform: [0.1, 0.9]}"] * 13) + "]}}}",
+        ["space.schedules", "8192 corners"],
+    ),
+    "one name for two ranges": (
+        "{schedules: {cosine: {warmup: {epochs: 1, start: {uniform: [0.1, 0.2]}}},"
+        " cosine.warmup: {type: triangular, start: {uniform: [0.1, 0.3]}}}}",
+        ["means another range elsewhere"],
+    ),
     "no options": ("{schedules: {wsd: {shape: {choice: []}}}}", ["needs a list"]),
     "an option twice": ("{schedules: {wsd: {shape: {choice: [linear, linear]}}}}", ["same option twice"]),
     "a range with company": (
@@ -236,11 +258,16 @@ def test_the_digest_ignores_the_question_and_the_number_of_trials(sweep_file):
         ("server: {mlflow_tracking_uri: 'https://me:s3cr3t@host'}", "holds a password"),
         ("study: {storage: 'postgresql://me:s3cr3t@host/db'}", "holds a password"),
         ("study: {storage: 'http://host'}", "no address of a store"),
+        ("ui: {port: 'http://u:s3cr3t@h'}", "holds a password"),
+        ("ui: {'http://u:s3cr3t@h': 1}", "holds a password"),
+        ("server: {mlflow_tracking_uri: [a, 'http://u:s3cr3t@h']}", "holds a password"),
+        ("server: {mlflow_tracking_uri: 'me:s3cr3t@host:5000'}", "no address of a store"),
+        ("server: {mlflow_tracking_uri: 'sqlite:'}", "no address of a store"),
         ("ui: {port: 99999}", "less than or equal to 65535"),
         ("ui: {port: '5000'}", "integer"),
         ("tracking: {experiment: {name: ''}}", "at least 1 character"),
         ("tracking: {run: {tags: {a: 1}}}", "string"),
-        ("tracking: {run: {tags: {'a+b': c}}}", "pattern"),
+        ("tracking: {run: {tags: {'a+b': c}}}", "letters, digits"),
         ("telemetry: 1", "boolean"),
         ("- a", "mapping"),
     ],
@@ -291,4 +318,6 @@ def test_a_wrong_environment_variable_is_named_without_its_secret(tmp_path, monk
 def test_a_password_is_never_shown():
     assert redacted("postgresql+psycopg://me:s3cr3t@host/db") == "postgresql+psycopg://me:***@host/db"
     assert redacted("postgresql://me:s3@cr3t@host/db") == "postgresql://me:***@host/db"
+    assert redacted("http://u:s3/cr3t@host") == "http://u:***@host"
+    assert redacted("postgresql://h/x?user=u&password=s3cr3t") == "postgresql://h/x?user=u&password=***"
     assert redacted("sqlite:///a.db") == "sqlite:///a.db"

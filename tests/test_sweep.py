@@ -25,6 +25,9 @@ from runner.tracking import escape, flat, saved_view
 
 from .conftest import TINY
 
+HERE = ["--device", "cpu", "--lanes", "0"]
+"""One lane in the test's own process: a worker process would take seconds to import torch."""
+
 
 def client() -> MlflowClient:
     return MlflowClient(tracking_uri=load_place().tracking_uri)
@@ -40,7 +43,7 @@ def children() -> list:
 
 @pytest.fixture
 def swept(project):
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     return project
 
 
@@ -90,7 +93,7 @@ def test_the_plain_mlflow_client_finds_the_best_without_knowing_this_project(swe
 
 
 def test_a_saved_view_is_written_and_its_link_is_printed(project, capsys):
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     out = capsys.readouterr().out
     key = out.split("viewStateShareKey=")[1].split()[0]
     view = json.loads(client().get_experiment("1").tags[f"mlflow.sharedViewState.{key}"])
@@ -105,7 +108,7 @@ def test_a_saved_view_is_written_and_its_link_is_printed(project, capsys):
 
 def test_a_view_that_is_not_wanted_leaves_a_link_that_filters(project, capsys):
     Path("mlflow.yaml").write_text("ui: {saved_view: false, port: 5050}\n")
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     out = capsys.readouterr().out
     assert "http://127.0.0.1:5050/#/experiments/1/runs?" in out
     assert "searchFilter=tags.%60sweep.role%60" in out
@@ -131,7 +134,7 @@ def test_a_diverged_trial_is_killed_in_mlflow_pruned_in_optuna_and_the_sweep_goe
         "train: {epochs: 2, batch_size: 32}", "train: {epochs: 3, batch_size: 8, weight_decay: 10}"
     )
     Path("sweeps/tiny.yaml").write_text(text)
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     assert "1 complete, 1 diverged" in capsys.readouterr().out
     first, second = children()
     assert (first.info.status, first.data.tags["outcome"]) == ("KILLED", "diverged")
@@ -152,7 +155,7 @@ def test_an_unexpected_error_is_never_a_score_and_never_the_end_of_the_others(pr
         return real(config, device)
 
     monkeypatch.setattr(train, "train", breaks_once)
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     assert [(t.info.status, t.data.tags["outcome"]) for t in children()] == [
         ("FAILED", "failed"),
         ("FINISHED", "complete"),
@@ -168,7 +171,7 @@ def test_a_sweep_in_which_most_trials_fail_stops_and_says_why(project, monkeypat
 
     monkeypatch.setattr(train, "train", breaks)
     Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 9"))
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 5
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 5
     assert "3 of 3 trials failed, the last with RuntimeError: out of luck" in capsys.readouterr().err
     assert len(children()) == 3
 
@@ -188,14 +191,14 @@ def test_two_sweeps_of_one_file_give_the_same_table(swept, tmp_path_factory, mig
     (other / "mlflow.db").write_bytes(migrated.read_bytes())
     first = table(swept)
     os.chdir(other)
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     pd.testing.assert_frame_equal(table(other), first)
 
 
 def test_a_finished_sweep_run_again_trains_nothing_and_reports_again(swept, capsys):
     before = [r.info.run_id for r in runs()]
     capsys.readouterr()
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     assert "3 trials of tiny: 3 complete" in capsys.readouterr().out
     assert [r.info.run_id for r in runs()] == before
 
@@ -206,7 +209,7 @@ def test_a_killed_sweep_continues_to_the_table_of_an_undisturbed_one(swept, tmp_
     (other / "sweeps").mkdir()
     (other / "sweeps" / "tiny.yaml").write_text(TINY)
     (other / "mlflow.db").write_bytes(migrated.read_bytes())
-    command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu"]
+    command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", *HERE]
     process = subprocess.Popen(command, cwd=other, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -242,6 +245,7 @@ def test_a_dry_run_checks_and_creates_nothing(project, capsys):
         (["sweeps/tiny.yaml", "--mlflow", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["sweeps/tiny.yaml", "--device", "tpu"], "--device tpu"),
         (["sweeps/tiny.yaml", "--device", "cuda:99"], "--device cuda:99"),
+        (["sweeps/tiny.yaml", "--lanes", "many"], "--lanes"),
         (["sweeps/\x1b[2J.yaml"], "control character"),
     ],
 )
@@ -266,16 +270,17 @@ def test_data_that_are_missing_end_the_sweep_before_anything_is_created(project,
 def test_a_tracking_server_that_is_not_there_ends_with_a_sentence(project, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 2
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
     assert "MLflow at http://127.0.0.1:9 cannot be used" in capsys.readouterr().err
 
 
 def test_ctrl_c_says_how_to_continue(project, capsys, monkeypatch):
     def pressed(config, device):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
 
     monkeypatch.setattr(train, "train", pressed)
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 130
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 130
     assert "continue with: python -m runner.sweep sweeps/tiny.yaml" in capsys.readouterr().err
 
 
@@ -287,10 +292,10 @@ def test_an_own_schedule_function_runs_in_a_sweep_when_it_is_allowed(project, mo
         "search: {trials: 1}\n"
     )
     Path("sweeps/tiny.yaml").write_text(text)
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 2
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
     assert "--allow-plugin own_lrs." in capsys.readouterr().err
-    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--allow-plugin", "own_lrs."]) == 0
-    assert best_schedules("tiny")["teeth"].dtype == "Int64"
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--allow-plugin", "own_lrs."]) == 0
+    assert best_schedules("tiny")["params.teeth"].dtype == "Int64"
 
 
 # --- preview ---------------------------------------------------------------------------------------------------

@@ -1,0 +1,285 @@
+"""Lanes: where trials train. A lane is a ``concurrent.futures.Executor`` with room for one trial.
+
+A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a share of some machine; the sweep submits
+"begin this config" and "the next epoch" and does not know which. A lane whose worker died is replaced by a new one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+    wait,
+)
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for
+from typing import TYPE_CHECKING, Any
+
+from .document import SpecError
+from .spec import Record, TrialConfig
+
+if TYPE_CHECKING:
+    from .train import Epoch
+
+# --------------------------------------------------------------------------------------
+# On the lane. Each lane has one thread (of some process), and that thread has one trial.
+
+_here = threading.local()
+
+
+def begin(config: TrialConfig, device: str) -> Epoch:
+    """Begin a trial and train its first epoch; what was trained here before is forgotten."""
+    import torch
+
+    from . import train
+
+    _here.epochs = None  # let go of the last trial before the next one takes memory
+    _here.epochs = train.train(config, torch.device(device))
+    return advance()
+
+
+def advance() -> Epoch:
+    """Train the next epoch."""
+    epoch: Epoch = next(_here.epochs)
+    return epoch
+
+
+def _own_one_core() -> None:
+    """What a worker process does first: one thread, no Ctrl-C of its own, and an end when its parent ends."""
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+# --------------------------------------------------------------------------------------
+# At the coordinator.
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came from a lane: an epoch, or the end of the trial, or both."""
+
+    epoch: Epoch | None = None
+    outcome: str | None = None
+    """complete, diverged, failed; ``died`` where the worker and not the trial is to blame; None while it goes on."""
+    error: BaseException | None = None
+
+    @property
+    def cause(self) -> str | None:
+        """Why the trial ended without being complete or diverged, in a sentence."""
+        if self.outcome not in ("failed", "died"):
+            return None
+        said = (str(self.error).strip().splitlines() or [""])[0]
+        if _out_of_memory(self.error):
+            return f"out of memory: {said}; lower train.batch_size or the number of lanes"
+        if isinstance(self.error, BrokenExecutor):
+            return "its worker died without a word: killed, by somebody or because the machine ran out of memory"
+        return f"{type(self.error).__name__}: {said}"
+
+
+@dataclass
+class Lane:
+    """One lane: where it trains, its executor, and the trial and the epoch that are under way on it."""
+
+    device: str
+    executor: Executor
+    trial: Record | None = None
+    epochs: int = 0
+    future: Future[Epoch] | None = None
+
+    def begin(self, trial: Record, config: TrialConfig) -> None:
+        self.trial, self.epochs = trial, config.train.epochs
+        self._submit(begin, config, self.device)
+
+    def advance(self) -> None:
+        self._submit(advance)
+
+    def rest(self) -> None:
+        self.trial = self.future = None
+
+    def result(self) -> tuple[Record, Result]:
+        """The trial, and what the future that is done has brought."""
+        from .train import DivergedError
+
+        assert self.trial is not None
+        assert self.future is not None
+        error = self.future.exception()
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        if isinstance(error, DivergedError):
+            return self.trial, Result(error.epoch, "diverged")
+        if error is not None:
+            died = isinstance(error, BrokenExecutor) or _out_of_memory(error)
+            return self.trial, Result(None, "died" if died else "failed", error)
+        epoch = self.future.result()
+        return self.trial, Result(epoch, "complete" if epoch.number + 1 == self.epochs else None)
+
+    def _submit(self, function: Callable[..., Epoch], *args: Any) -> None:
+        try:
+            self.future = self.executor.submit(function, *args)
+        except BrokenExecutor as error:  # it died while it had nothing to do
+            self.future = Future()
+            self.future.set_exception(error)
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    import torch
+
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError))
+
+
+class Lanes:
+    """The lanes of a sweep. ``with`` them: their workers are warm from the first trial to the last."""
+
+    def __init__(self, devices: Sequence[str], make: Callable[[], Executor]) -> None:
+        self._make = make
+        self.all = [Lane(device, make()) for device in devices]
+
+    def __enter__(self) -> Lanes:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for lane in self.all:
+            lane.executor.shutdown(wait=False, cancel_futures=True)
+        if kind is not None:  # do not wait for epochs that nobody wants any more
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    def free(self) -> list[Lane]:
+        return [lane for lane in self.all if lane.future is None]
+
+    def busy(self) -> list[Lane]:
+        return [lane for lane in self.all if lane.future is not None]
+
+    def finished(self) -> list[Lane]:
+        """Wait until an epoch ends somewhere; the lanes on which one has."""
+        futures = {lane.future: lane for lane in self.all if lane.future is not None}
+        done, _ = wait(futures, return_when=FIRST_COMPLETED)
+        return [lane for future, lane in futures.items() if future in done]
+
+    def renew(self, lane: Lane) -> None:
+        """Give a lane whose worker died a new one."""
+        lane.executor.shutdown(wait=False, cancel_futures=True)
+        lane.executor = self._make()
+        lane.rest()
+
+
+# --------------------------------------------------------------------------------------
+# The kinds.
+
+
+def open_lanes(wanted: str, device: str, most: int, ray: str | None = None, **resources: float) -> Lanes:
+    """The lanes for ``--lanes``, ``--device`` and ``--ray``.
+
+    Args:
+        wanted: a number, or ``auto``: one for each CPU core, one for each GPU, or one for each place in the cluster;
+            0 is one lane in this very process, with all of its cores, which a debugger can follow.
+        device: what ``train.pick_device`` said; a GPU without a number stands for all GPUs.
+        most: no more lanes than this: the sweep's window.
+        ray: the address of a Ray cluster, ``local``, or None for this machine without Ray.
+        resources: ``num_cpus`` and ``num_gpus`` of each Ray actor.
+
+    Raises:
+        SpecError: no such number, or Ray is not installed or does not answer.
+    """
+    if wanted != "auto" and not re.fullmatch("[0-9]{1,4}", wanted):
+        raise SpecError(f"--lanes must be a number, or auto, not {wanted!r}")
+
+    def number(auto: int) -> int:
+        return max(1, min(int(wanted) if wanted != "auto" else auto, most))
+
+    if ray is not None:
+        return _ray_lanes(ray, device, number, resources)
+    if wanted == "0":
+        return Lanes([device], lambda: ThreadPoolExecutor(1))
+    if device == "cpu":
+        return Lanes(["cpu"] * number(_cores()), _process)
+    devices = _gpus() if device == "cuda" else [device]
+    n = number(len(devices))
+    return Lanes([devices[i % len(devices)] for i in range(n)], lambda: ThreadPoolExecutor(1))
+
+
+def _process() -> Executor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_own_one_core)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
+class RayExecutor(Executor):
+    """A Ray actor as an executor with one worker. Its errors are those of any executor."""
+
+    def __init__(self, resources: Mapping[str, float]) -> None:
+        ray: Any = importlib.import_module("ray")
+
+        class Worker:
+            def call(self, function: Callable[..., Any], *args: Any) -> Any:
+                return function(*args)
+
+        self._ray = ray
+        self._actor = ray.remote(**resources)(Worker).remote()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **_: Any) -> Future[Any]:
+        outer: Future[Any] = Future()
+
+        def hand_on(inner: Future[Any]) -> None:
+            error = inner.exception()
+            if error is None:
+                outer.set_result(inner.result())
+            elif isinstance(error, self._ray.exceptions.RayTaskError):
+                outer.set_exception(error.cause)  # what the function raised
+            else:  # the actor or its node is gone
+                outer.set_exception(BrokenExecutor(str(error)))
+
+        self._actor.call.remote(fn, *args).future().add_done_callback(hand_on)
+        return outer
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
+        self._ray.kill(self._actor)
+
+
+def _ray_lanes(address: str, device: str, number: Callable[[int], int], resources: Mapping[str, float]) -> Lanes:
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ModuleNotFoundError:
+        raise SpecError("--ray needs Ray: pip install 'lr-sweep-runner[ray]'") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        if not ray.is_initialized():
+            local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
+            ray.init(
+                None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR, **local
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise SpecError(f"--ray {address}: {str(error).splitlines()[0]}") from None
+    gpu = device.startswith("cuda")
+    each = {"num_cpus": 1.0, "num_gpus": 1.0 if gpu else 0.0} | {k: v for k, v in resources.items() if v is not None}
+    have = ray.cluster_resources()
+    places = [int(have.get(r, 0) // each[k]) for r, k in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if each[k] > 0]
+    if not places or min(places) < 1:
+        raise SpecError(f"--ray {address}: the cluster has no place for an actor with {each}; it has {have}")
+    n = number(min(places))
+    return Lanes(["cuda" if gpu else "cpu"] * n, lambda: RayExecutor(each))

@@ -1,0 +1,345 @@
+"""Lanes: the same table with any number of them, and what happens when their workers die. Real processes, Ray, and a
+real PostgreSQL server where there is one."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from runner import sweep
+from runner.document import SpecError
+from runner.export import best_schedules, trials_table
+from runner.lanes import open_lanes
+from runner.place import load_place
+from runner.spec import load_sweep
+from runner.study import hold, load_study, open_study
+
+from .conftest import TINY
+
+OWN = """\
+import os
+from pathlib import Path
+
+
+def fine(t, T):
+    return 1.0
+
+
+def dies_once(t, T, *, mark):
+    if not Path(mark).exists() and t > 2:
+        Path(mark).touch()
+        os.kill(os.getpid(), 9)
+    return 1.0
+
+
+def always_dies(t, T):
+    os._exit(1)
+
+
+def needs_too_much(t, T):
+    raise MemoryError("98 GiB")
+
+
+def is_wrong(t, T):
+    raise ZeroDivisionError("a mistake of its author")
+"""
+
+
+@pytest.fixture
+def own(project, monkeypatch):
+    """A sweep over custom schedules of a package in the project's folder; returns how to write one."""
+    (project / "own_lanes.py").write_text(OWN)
+    monkeypatch.syspath_prepend(project)
+
+    def write(**schedules: str) -> list[str]:
+        lines = "".join(
+            f"    {name}: {{type: custom, function: own_lanes.{name}{rest}}}\n" for name, rest in schedules.items()
+        )
+        text = TINY[: TINY.index("  init_lr")] + f"  init_lr: 0.01\n  schedules:\n{lines}"
+        text += f"search: {{trials: {len(schedules)}, sampler: grid}}\n"
+        (project / "sweeps/tiny.yaml").write_text(text)
+        return ["sweeps/tiny.yaml", "--device", "cpu", "--allow-plugin", "own_lanes."]
+
+    return write
+
+
+def outcomes() -> list[str]:
+    return [r.outcome for r in load_study("tiny", load_place().storage)[1]]
+
+
+def table() -> str:
+    """The table of a sweep, without what is a matter of time and place."""
+    records = load_study("tiny", load_place().storage)[1]
+    return trials_table(records).drop(columns=["seconds", "run_id"]).to_csv()
+
+
+# --- the number of lanes ---------------------------------------------------------------------------------------
+
+
+def test_one_two_and_four_lanes_give_the_same_table_byte_by_byte(project, migrated):
+    """Twelve trials with a window of four: TPE has learnt from results by the end."""
+    text = TINY.replace("trials: 3", "trials: 12, window: 4")
+    tables = []
+    for lanes in ("1", "2", "4"):
+        folder = project / lanes
+        (folder / "sweeps").mkdir(parents=True)
+        (folder / "sweeps" / "tiny.yaml").write_text(text)
+        shutil.copy(migrated, folder / "mlflow.db")
+        os.chdir(folder)
+        assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", lanes]) == 0
+        tables.append(table())
+    assert tables[0] == tables[1] == tables[2]
+    assert tables[0].count("\n") == 13
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp"])
+def test_what_is_proposed_does_not_depend_on_which_trial_ends_first(sampler, sweep_file, tmp_path):
+    sweep_, _ = load_sweep(sweep_file(search=f"search: {{trials: 20, window: 4, sampler: {sampler}}}"))
+    seen = []
+    for order in (
+        lambda running: running[0],
+        lambda running: running[-1],
+        lambda running: running[len(running) // 2],
+    ):
+        study = open_study(sweep_, f"sqlite:///{tmp_path / f'{len(seen)}.db'}")
+        running = []
+        while True:
+            while len(running) < 4 and (trial := study.next()) is not None:
+                running.append(trial)
+            if not running:
+                break
+            trial = order(running)
+            running.remove(trial)
+            accuracy = 1 - abs(trial.schedule["init_lr"] - 0.05)
+            study.commit(trial.number, 0, {"val/accuracy": accuracy, "val/loss": 1.0, "seconds": 1.0})
+            study.tell(trial.number, "complete")
+        seen.append([(r.number, dict(r.params)) for r in study.records()])
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 20
+
+
+def test_there_are_never_more_lanes_than_the_window_has_work_for(project):
+    with open_lanes("64", "cpu", 3) as lanes:
+        assert len(lanes.all) == 3
+    with open_lanes("auto", "cpu", 1000) as lanes:
+        assert len(lanes.all) == len(os.sched_getaffinity(0))
+    for wrong in ("-1", "two", "1.5", "99999"):
+        with pytest.raises(SpecError, match="--lanes must be a number"):
+            open_lanes(wrong, "cpu", 8)
+
+
+def test_gpu_lanes_are_threads_spread_over_the_gpus(monkeypatch):
+    monkeypatch.setattr("runner.lanes._gpus", lambda: ["cuda:0", "cuda:1"])
+    with open_lanes("3", "cuda", 8) as lanes:
+        assert [lane.device for lane in lanes.all] == ["cuda:0", "cuda:1", "cuda:0"]
+    with open_lanes("auto", "cuda", 8) as lanes:
+        assert [lane.device for lane in lanes.all] == ["cuda:0", "cuda:1"]
+    with open_lanes("2", "cuda:1", 8) as lanes:
+        assert [lane.device for lane in lanes.all] == ["cuda:1", "cuda:1"]
+
+
+# --- dying -----------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_whose_worker_is_killed_is_trained_again_with_the_same_result(own, project, capsys):
+    mark = project / "mark"
+    command = own(fine="", dies_once=f", params: {{mark: {mark}}}")
+    assert sweep.main([*command, "--lanes", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "trial 1 begins again: its worker died without a word" in out
+    assert mark.exists()
+    assert outcomes() == ["complete", "complete"]
+    best = best_schedules("tiny")
+    assert best["val_accuracy"][0] == best["val_accuracy"][1]  # both schedules are the same constant
+    client = MlflowClient(tracking_uri=load_place().tracking_uri)
+    for run_id in best["run_id"]:
+        assert [m.step for m in client.get_metric_history(run_id, "val/accuracy")] == [0, 1]
+
+
+def test_a_trial_that_always_kills_its_worker_is_failed_at_the_third_time_and_the_others_go_on(own, capsys):
+    command = own(fine="", always_dies="")
+    assert sweep.main([*command, "--lanes", "2"]) == 0
+    assert capsys.readouterr().out.count("trial 1 begins again") == 2
+    assert outcomes() == ["complete", "failed"]
+    assert "killed" in load_study("tiny", load_place().storage)[1][1].cause
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "again"),
+    [
+        ("needs_too_much", "out of memory: 98 GiB; lower train.batch_size or the number of lanes", 2),
+        ("is_wrong", "ZeroDivisionError: a mistake of its author", 0),
+    ],
+)
+def test_the_cause_of_a_failure_is_on_record(own, capsys, name, words, again):
+    command = own(fine="", **{name: ""})
+    assert sweep.main([*command, "--lanes", "0"]) == 0
+    assert capsys.readouterr().out.count("begins again") == again
+    record = load_study("tiny", load_place().storage)[1][1]
+    assert (record.outcome, record.cause) == ("failed", words)
+    client = MlflowClient(tracking_uri=load_place().tracking_uri)
+    assert client.get_run(record.run_id).data.tags["cause"] == words
+
+
+def descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children] + [g for c in children for g in descendants(int(c))]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks processes up in /proc")
+def test_workers_end_with_their_coordinator_and_a_second_one_takes_over(project):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 300").replace("trials: 3", "trials: 2"))
+    command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu", "--lanes", "2"]
+    first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        while not Path("optuna.db").exists() or not any(
+            r.epochs for r in load_study("tiny", load_place().storage)[1]
+        ):
+            assert first.poll() is None, first.communicate()[0]
+            time.sleep(0.3)
+        workers = descendants(first.pid)
+        assert len(workers) >= 2
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert f"is being run by {socket.gethostname()} (pid {first.pid})" in second.stderr
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.communicate()
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert outcomes() == ["complete", "complete"]
+
+
+# --- PostgreSQL ------------------------------------------------------------------------------------------------
+
+
+def postgres_binaries() -> Path | None:
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    which = shutil.which("initdb")
+    return found[-1].parent if found else Path(which).parent if which else None
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    """A real server of the tests' own, on loopback; its URL."""
+    binaries = postgres_binaries()
+    if binaries is None:
+        pytest.skip("no PostgreSQL binaries here (apt-get install postgresql)")
+    folder = tmp_path_factory.mktemp("postgres")
+    user: dict = {}
+    if os.getuid() == 0:  # the server refuses to be root
+        shutil.chown(folder, "postgres")
+        for parent in (folder.parent, folder.parent.parent):
+            parent.chmod(0o755)
+        user = {"user": "postgres"}
+    data, run = folder / "data", {"check": True, "capture_output": True, "cwd": folder, **user}
+    subprocess.run([binaries / "initdb", "-D", data, "-U", "me", "--auth=trust", "--no-sync"], **run)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+    subprocess.run([binaries / "pg_ctl", "-D", data, "-w", "-o", settings, "-l", folder / "log", "start"], **run)
+    yield f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
+    subprocess.run([binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **run)
+
+
+def test_a_study_in_postgresql_gives_the_table_of_one_in_sqlite(postgres, project, migrated, monkeypatch):
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
+    expected = table()
+    other = project / "other"
+    (other / "sweeps").mkdir(parents=True)
+    (other / "sweeps" / "tiny.yaml").write_text(TINY)
+    shutil.copy(migrated, other / "mlflow.db")
+    os.chdir(other)
+    monkeypatch.setenv("RUNNER_STUDY_STORAGE", postgres)
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
+    assert table() == expected
+    assert not Path("optuna.db").exists()
+
+
+def test_postgresql_has_one_coordinator_per_study(postgres):
+    with hold("mine", postgres):
+        with pytest.raises(SpecError, match=rf"'mine' is being run by {socket.gethostname()} \(pid {os.getpid()}\)"):
+            hold("mine", postgres)
+        hold("another", postgres).close()
+    hold("mine", postgres).close()
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password(project, monkeypatch, capsys):
+    monkeypatch.setenv("RUNNER_STUDY_STORAGE", "postgresql+psycopg://me:s3cr3t@127.0.0.1:9/x")
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 2
+    err = capsys.readouterr().err
+    assert "me:***@127.0.0.1:9/x cannot be used" in err
+    assert "s3cr3t" not in err
+
+
+def test_a_file_that_is_no_database_is_named(project, capsys):
+    Path("optuna.db").write_text("not a database at all, but long enough to look like one" * 10)
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 2
+    assert "cannot be used: file is not a database" in capsys.readouterr().err
+
+
+# --- Ray -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A cluster of two nodes on this machine, the head without a place for training."""
+    ray = pytest.importorskip("ray", reason="Ray is an extra: pip install 'lr-sweep-runner[ray]'")
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [Path.cwd(), Path(__file__).parent.parent])))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.nodes = [made.add_node(num_cpus=1) for _ in range(2)]
+    made.wait_for_nodes()
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own, in its threads
+def test_a_ray_cluster_gives_the_same_table_even_when_a_node_is_killed_in_mid_trial(
+    project, migrated, cluster, capsys
+):
+    text = TINY.replace("trials: 3", "trials: 6").replace("epochs: 2", "epochs: 12")
+    Path("sweeps/tiny.yaml").write_text(text)
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "1"]) == 0
+    expected = table()
+    other = project / "other"
+    (other / "sweeps").mkdir(parents=True)
+    (other / "sweeps" / "tiny.yaml").write_text(text)
+    shutil.copy(migrated, other / "mlflow.db")
+    os.chdir(other)
+
+    def kill_a_node() -> None:
+        while not Path("optuna.db").exists() or not any(
+            r.epochs for r in load_study("tiny", load_place().storage)[1]
+        ):
+            time.sleep(0.1)
+        cluster.remove_node(cluster.nodes[0], allow_graceful=False)
+
+    killer = threading.Thread(target=kill_a_node)
+    killer.start()
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--ray", cluster.address]) == 0
+    killer.join()
+    assert "begins again: its worker died" in capsys.readouterr().out
+    assert table() == expected
+
+
+def test_ray_that_is_not_there_is_named(project, capsys):
+    pytest.importorskip("ray", reason="Ray is an extra")
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--ray", "127.0.0.1:9"]) == 2
+    assert "--ray 127.0.0.1:9" in capsys.readouterr().err
