@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import (
@@ -147,8 +148,10 @@ def _out_of_memory(error: BaseException | None) -> bool:
 class Lanes:
     """The lanes of a sweep. ``with`` them: their workers are warm from the first trial to the last."""
 
-    def __init__(self, devices: Sequence[str], make: Callable[[], Executor]) -> None:
-        self._make = make
+    def __init__(
+        self, devices: Sequence[str], make: Callable[[], Executor], places: Callable[[], int] | None = None
+    ) -> None:
+        self._make, self._places = make, places or (lambda: len(devices))
         self.all = [Lane(device, make()) for device in devices]
 
     def __enter__(self) -> Lanes:
@@ -173,11 +176,19 @@ class Lanes:
         done, _ = wait(futures, return_when=FIRST_COMPLETED)
         return [lane for future, lane in futures.items() if future in done]
 
+    def rest(self, lane: Lane) -> None:
+        """A lane has ended its trial. Where the cluster has become too small for all lanes, it makes room."""
+        lane.rest()
+        if 0 < self._places() < len(self.all):
+            lane.executor.shutdown(wait=False, cancel_futures=True)
+            self.all.remove(lane)
+
     def renew(self, lane: Lane) -> None:
         """Give a lane whose worker died a new one."""
-        lane.executor.shutdown(wait=False, cancel_futures=True)
-        lane.executor = self._make()
-        lane.rest()
+        self.rest(lane)
+        if lane in self.all:
+            lane.executor.shutdown(wait=False, cancel_futures=True)
+            lane.executor = self._make()
 
 
 # --------------------------------------------------------------------------------------
@@ -268,18 +279,23 @@ def _ray_lanes(address: str, device: str, number: Callable[[int], int], resource
         raise SpecError("--ray needs Ray: pip install 'lr-sweep-runner[ray]'") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        if found := re.fullmatch(r"(?:ray://)?([^:/]+):([0-9]{1,5})", address):  # Ray itself would wait for minutes
+            socket.create_connection((found[1], int(found[2])), timeout=5).close()
         if not ray.is_initialized():
             local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
             ray.init(
                 None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR, **local
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise SpecError(f"--ray {address}: {str(error).splitlines()[0]}") from None
     gpu = device.startswith("cuda")
     each = {"num_cpus": 1.0, "num_gpus": 1.0 if gpu else 0.0} | {k: v for k, v in resources.items() if v is not None}
-    have = ray.cluster_resources()
-    places = [int(have.get(r, 0) // each[k]) for r, k in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if each[k] > 0]
-    if not places or min(places) < 1:
-        raise SpecError(f"--ray {address}: the cluster has no place for an actor with {each}; it has {have}")
-    n = number(min(places))
-    return Lanes(["cuda" if gpu else "cpu"] * n, lambda: RayExecutor(each))
+    kinds = [(resource, each[k]) for resource, k in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if each[k] > 0]
+
+    def places() -> int:
+        have = ray.cluster_resources()
+        return min((int(have.get(resource, 0) // share) for resource, share in kinds), default=0)
+
+    if places() < 1:
+        raise SpecError(f"--ray {address}: the cluster has no place for an actor with {each}")
+    return Lanes(["cuda" if gpu else "cpu"] * number(places()), lambda: RayExecutor(each), places)

@@ -17,6 +17,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,10 +49,12 @@ class Study:
     def __init__(self, sweep: Sweep, study: optuna.Study, allow: Sequence[str] = ()) -> None:
         self.sweep, self.allow, self._study = sweep, allow, study
         self._trials: dict[int, optuna.Trial] = {}
+        # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
+        self._records = {t.number: _record(t) for t in study.get_trials(deepcopy=False)}
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
-        return [_record(t) for t in self._study.get_trials(deepcopy=False)]
+        return [self._records[number] for number in sorted(self._records)]
 
     def ended(self) -> list[Record]:
         """The trials that have ended, in any way."""
@@ -65,6 +68,10 @@ class Study:
     def remember(self, **facts: Any) -> None:
         for key, value in facts.items():
             self._study.set_user_attr(key, value)
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        _disconnect(self._study)
 
     def next(self) -> Record | None:
         """The trial to train now: one that an earlier process left running, else a new one.
@@ -96,18 +103,19 @@ class Study:
 
     def _begin(self, trial: FrozenTrial) -> Record:
         self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)
-        return _record(trial)
+        return self._records.setdefault(trial.number, _record(trial))
 
     def schedule(self, record: Record) -> Schedule:
         return load(record.schedule, allow=self.allow)
 
     def commit(self, number: int, epoch: int, metrics: Mapping[str, float]) -> Record:
         """Put an epoch on record; it is on disk when this returns. One on record already stays as it is."""
-        if any(e["epoch"] == epoch for e in self.record(number).epochs):
-            return self.record(number)
-        entry = {"epoch": epoch, "timestamp": int(time.time() * 1000), **metrics}
-        self._trials[number].set_user_attr(f"epoch:{epoch}", entry)
-        return self.record(number)
+        record = self._records[number]
+        if all(e["epoch"] != epoch for e in record.epochs):
+            entry = {"epoch": epoch, "timestamp": int(time.time() * 1000), **metrics}
+            self._trials[number].set_user_attr(f"epoch:{epoch}", entry)
+            self._records[number] = replace(record, epochs=(*record.epochs, entry))
+        return self._records[number]
 
     def best(self) -> Record | None:
         """The best complete trial so far; of equals, the first."""
@@ -115,12 +123,9 @@ class Study:
         sign = 1 if self.sweep.objective.direction == "maximize" else -1
         return max(done, key=lambda r: sign * (r.value or 0.0), default=None)
 
-    def record(self, number: int) -> Record:
-        return _record(self._study.get_trials(deepcopy=False)[number])
-
     def tell(self, number: int, outcome: str, cause: str | None = None, run_id: str | None = None) -> Record:
         """End a trial. The objective is read from its committed epochs."""
-        trial, record = self._trials.pop(number), self.record(number)
+        trial, record = self._trials.pop(number), self._records[number]
         for key, text in (("outcome", outcome), ("cause", cause), ("run_id", run_id)):
             if text is not None:
                 trial.set_user_attr(key, text)
@@ -128,7 +133,9 @@ class Study:
             trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
         value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
         self._study.tell(number, value, state=STATES[outcome])
-        return self.record(number)
+        ended = replace(record, outcome=outcome, value=value, cause=cause, run_id=run_id or record.run_id)
+        self._records[number] = ended
+        return ended
 
 
 def _as_running(trial: FrozenTrial) -> FrozenTrial:
@@ -250,7 +257,9 @@ def hold(name: str, storage: str) -> contextlib.ExitStack:
         file = stack.enter_context(path.with_name(f"{path.name}.{name}.lock").open("a+", encoding="utf-8"))
         if _locked(file):
             file.seek(0)
-            raise _taken(name, file.read().strip())
+            holder = file.read().strip()
+            stack.close()
+            raise _taken(name, holder)
         file.truncate(0)
         file.write(me)
         file.flush()
@@ -265,8 +274,10 @@ def hold(name: str, storage: str) -> contextlib.ExitStack:
     key = zlib.crc32(f"runner/{name}".encode())
     connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, false)"), {"me": me[:63]})
     if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
-        holder = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
-        raise _taken(name, connection.execute(sqlalchemy.text(f"{holder} AND objid = :key"), {"key": key}).scalar())
+        query = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
+        who = connection.execute(sqlalchemy.text(f"{query} AND objid = :key"), {"key": key}).scalar()
+        stack.close()
+        raise _taken(name, who)
     return stack
 
 
@@ -304,9 +315,20 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
         raise SpecError(f"there is no study {name!r} in this storage; run the sweep first") from None
     except SQLAlchemyError as error:
         raise _unusable(storage, error) from None
-    if "science" not in study.user_attrs:
-        raise SpecError(f"the study {name!r} in this storage is another program's")
-    return dict(study.user_attrs), [_record(t) for t in study.get_trials(deepcopy=False)]
+    try:
+        if "science" not in study.user_attrs:
+            raise SpecError(f"the study {name!r} in this storage is another program's")
+        return dict(study.user_attrs), [_record(t) for t in study.get_trials(deepcopy=False)]
+    finally:
+        _disconnect(study)
+
+
+def _disconnect(study: optuna.Study) -> None:
+    storage = study._storage
+    storage.remove_session()
+    inner = getattr(storage, "_backend", storage)  # Optuna puts a cache around a database
+    if isinstance(inner, optuna.storages.RDBStorage):
+        inner.engine.dispose()
 
 
 def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:

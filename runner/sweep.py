@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -72,16 +73,16 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
         study.hold(sweep.name, place.storage),  # one coordinator at a time
     ):
         results_folder(place, sweep)
-        history = study.open_study(sweep, place.storage, options.allow)
-        tracker.go_on(history.facts.get("parent_run"), options.file)
-        history.remember(parent_run=tracker.parent, updates_per_epoch=updates)
-        tracker.catch_up(history.ended(), everything=history.facts.get("mlflow_lacks") is not None)
-        with Display(sweep.search.trials, epochs) as display:
-            for problem in problems(sweep.schedules.check(options.allow), updates * epochs, epochs):
-                display.warn(problem)
-            search(sweep, history, tracker, places, display, options.data_dir)
-        report(sweep, place, options, history, tracker, updates)
-        return history.records()
+        with closing(study.open_study(sweep, place.storage, options.allow)) as history:
+            tracker.go_on(history.facts.get("parent_run"), options.file)
+            history.remember(parent_run=tracker.parent, updates_per_epoch=updates)
+            tracker.catch_up(history.ended(), everything=history.facts.get("mlflow_lacks") is not None)
+            with Display(sweep.search.trials, epochs) as display:
+                for problem in problems(sweep.schedules.check(options.allow), updates * epochs, epochs):
+                    display.warn(problem)
+                search(sweep, history, tracker, places, display, options.data_dir)
+            report(sweep, place, options, history, tracker, updates)
+            return history.records()
 
 
 def search(sweep: Sweep, history: Study, tracker: Tracker, places: Lanes, display: Display, data_dir: str) -> None:
@@ -113,8 +114,8 @@ def search(sweep: Sweep, history: Study, tracker: Tracker, places: Lanes, displa
                 places.renew(lane)
                 continue
             else:
-                places.renew(lane) if result.outcome == "died" else lane.rest()
-                if ready:
+                places.renew(lane) if result.outcome == "died" else places.rest(lane)
+                if ready and lane in places.all:
                     start(lane)
             if result.epoch is not None:
                 trial = history.commit(trial.number, result.epoch.number, result.epoch.metrics())
