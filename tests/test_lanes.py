@@ -315,7 +315,7 @@ def cluster(monkeypatch):
 def test_a_ray_cluster_gives_the_same_table_even_when_a_node_is_killed_in_mid_trial(
     project, migrated, cluster, capsys
 ):
-    text = TINY.replace("trials: 3", "trials: 4").replace("epochs: 2, batch_size: 32", "epochs: 40, batch_size: 4")
+    text = TINY.replace("trials: 3", "trials: 4").replace("epochs: 2, batch_size: 32", "epochs: 20, batch_size: 4")
     Path("sweeps/tiny.yaml").write_text(text)
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "2"]) == 0
     expected = table()

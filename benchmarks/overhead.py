@@ -1,0 +1,106 @@
+"""What the coordinator costs: sweeps whose training only sleeps, MLflow and Optuna on SQLite included.
+
+    python benchmarks/overhead.py         epochs of 0.5 s on 8 lanes, and 200 trials of 10 epochs that do nothing
+
+The lanes are threads, and the network is replaced by a sleep: what is left of the wall time is the coordinator's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from unittest import mock
+
+import torch
+from lanes import machine
+
+from runner import lanes, sweep, train
+from runner.place import load_place
+from runner.spec import TrialConfig, load_sweep
+from runner.study import load_study
+from runner.train import Epoch
+
+SWEEP = """\
+question: What does the coordinator cost?
+data: {{source: digits}}
+model: {{width: 4}}
+train: {{epochs: {epochs}}}
+space:
+  init_lr: {{log_uniform: [0.003, 0.3]}}
+  warmup: {{uniform: [0.0, 0.3]}}
+  schedules: {{cosine: {{}}, linear: {{}}, wsd: {{cooldown: {{uniform: [0.1, 0.7]}}}}}}
+search: {{trials: {trials}, window: 16}}
+"""
+
+
+def measure(trials: int, epochs: int, seconds: float, folder: Path) -> dict[str, float]:
+    """Run a sweep of sleeping epochs on 8 lanes; the times of every epoch are taken on the lanes."""
+    spans: dict[int, list[tuple[float, float]]] = {}
+
+    def sleeping(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
+        for number in range(epochs):
+            start = time.perf_counter()
+            time.sleep(seconds)
+            spans.setdefault(threading.get_ident(), []).append((start, time.perf_counter()))
+            yield Epoch(number, (config.schedule.init_lr,), 1.0, 1.0, 1 - config.schedule.init_lr, seconds)
+
+    (folder / "sleep.yaml").write_text(SWEEP.format(trials=trials, epochs=epochs))
+    (folder / "mlflow.yaml").write_text("{}\n")
+    found, _ = load_sweep(folder / "sleep.yaml")
+    place = load_place(folder / "mlflow.yaml")
+    threads = lanes.Lanes(["cpu"] * 8, lambda: lanes.ThreadPoolExecutor(1))
+    with mock.patch.object(train, "train", sleeping), mock.patch.object(lanes, "open_lanes", return_value=threads):
+        sweep.run(found, place, sweep.Options(folder / "sleep.yaml", device="cpu"))
+    first, last = (f(t for s in spans.values() for span in s for t in span) for f in (min, max))
+    wall, busy = last - first, sum(end - start for s in spans.values() for start, end in s)
+    gaps = sorted(
+        b[0] - a[1] for s in spans.values() for a, b in zip(s[epochs - 1 :: epochs], s[epochs::epochs], strict=False)
+    )
+    records = load_study("sleep", place.storage)[1]
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        points = database.execute("SELECT count(*), count(DISTINCT run_uuid || step) FROM metrics WHERE key = 'lr'")
+        in_mlflow, distinct = points.fetchone()
+    return {
+        "trials": trials,
+        "epochs": epochs,
+        "epoch_seconds": seconds,
+        "wall_seconds": wall,
+        "overhead_share": 1 - busy / (8 * wall),
+        "overhead_share_at_full_lanes": 1 - busy / (busy + sum(gaps) + _between(spans, epochs)),
+        "trial_to_trial_gap_seconds_median": gaps[len(gaps) // 2],
+        "trial_to_trial_gap_seconds_p95": gaps[int(len(gaps) * 0.95)],
+        "trials_in_optuna": len(records),
+        "epochs_in_optuna": sum(len(r.epochs) for r in records),
+        "epochs_in_mlflow": in_mlflow,
+        "epochs_in_mlflow_distinct": distinct,
+    }
+
+
+def _between(spans: dict[int, list[tuple[float, float]]], epochs: int) -> float:
+    """Seconds between epochs of the same trial, over all lanes."""
+    return sum(b[0] - a[1] for s in spans.values() for i, (a, b) in enumerate(pairwise(s)) if (i + 1) % epochs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
+    args = parser.parse_args()
+    results = []
+    for trials, epochs, seconds in ((64, 10, 0.5), (200, 10, 0.0)):
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(measure(trials, epochs, seconds, Path(folder)))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps({**machine(), "lanes": 8, "results": results}, indent=1) + "\n")
+    print(args.out.read_text())
+
+
+if __name__ == "__main__":
+    main()
