@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,10 +123,10 @@ def search(sweep: Sweep, history: Study, tracker: Tracker, places: Lanes, displa
                 tracker.epoch(trial)
                 display.epoch(trial)
             if result.outcome is not None:
-                best, outcome = history.best(), result.outcome.replace("died", "failed")
+                outcome = result.outcome.replace("died", "failed")
                 trial = history.tell(trial.number, outcome, result.cause, tracker.runs.get(trial.number))
                 tracker.end(trial)
-                display.ended(trial, history.best() != best, result.error)
+                display.ended(trial, history.best() is trial, result.error)
                 stop_if_hopeless(history.ended())
         propose_ahead()
 
@@ -186,21 +187,18 @@ def report(sweep: Sweep, place: Place, options: Options, history: Study, tracker
     history.remember(mlflow_lacks=missed)
 
     console.print(Markdown(f"{len(records)} trials of {sweep.name}: {said}.\n\n{table}\n\n{caveat}"), soft_wrap=True)
-    console.print(f"tables, figures and code: {_relative(folder)}/", highlight=False, soft_wrap=True, markup=False)
-    console.print(
-        f"code of the best schedule: python -m runner.export {sweep.name} --code 1", highlight=False, markup=False
-    )
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
+    say(f"tables, figures and code: {_relative(folder)}/")
+    say(f"code of the best schedule: python -m runner.export {sweep.name} --code 1")
     if missed:
-        console.print(
-            f"MLflow lacks something ({missed}); the same command again sends it", soft_wrap=True, markup=False
-        )
+        say(f"MLflow lacks something ({missed}); the same command again sends it")
     if place.tracking_uri.startswith("sqlite:///"):
         default = place.tracking_uri == f"sqlite:///{Path.cwd().resolve() / 'mlflow.db'}"
         store = "" if default else f" --backend-store-uri {place.tracking_uri}"
-        console.print(f"browse: mlflow ui{store}   and open", highlight=False, soft_wrap=True, markup=False)
+        say(f"browse: mlflow ui{store}   and open")
     else:
-        console.print("browse:", highlight=False)
-    console.print(f"  {tracker.link()}", highlight=False, soft_wrap=True, markup=False)
+        say("browse:")
+    say(f"  {tracker.link()}")
 
 
 def _relative(path: Path) -> Path:

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -80,13 +81,8 @@ class Tracker:
         Raises:
             SpecError: the tracking server or its database cannot be used.
         """
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        with _reachable(place):
             return Tracker(place, sweep, dataset, device, allow)
-        except (MlflowException, SQLAlchemyError) as error:
-            raise _unusable(place, error) from None
 
     def go_on(self, parent: str | None, sweep_file: Path) -> None:
         """Take up the parent run ``parent`` and its trials' runs, or make a parent where there is none.
@@ -94,10 +90,7 @@ class Tracker:
         Raises:
             SpecError: as ``open``.
         """
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
-
-        try:
+        with _reachable(self.place):
             if parent is None or not _usable(self.client, parent):
                 self.parent = self._create(self.sweep.name, {"sweep.role": "study"})
                 self._describe(sweep_file)
@@ -110,8 +103,6 @@ class Tracker:
                 self.runs[number] = run.info.run_id
                 if run.info.status != "RUNNING":
                     self._settled.add(number)
-        except (MlflowException, SQLAlchemyError) as error:
-            raise _unusable(self.place, error) from None
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         from mlflow.tracking.context.registry import resolve_tags
@@ -365,23 +356,26 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
     Raises:
         SpecError: MLflow has no trials of that sweep.
     """
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
     path = Path(place.tracking_uri.removeprefix("sqlite:///"))
     if place.tracking_uri.startswith("sqlite:///") and not path.exists():
         raise SpecError(f"there is no {path} either")  # and reading makes none
-    try:
+    with _reachable(place):
         return _read_records(place, name)
+
+
+@contextmanager
+def _reachable(place: Place) -> Iterator[None]:
+    """Turn what MLflow and its database say when they cannot be used into a SpecError."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
     except (MlflowException, SQLAlchemyError) as error:
-        raise _unusable(place, error) from None
-
-
-def _unusable(place: Place, error: Exception) -> SpecError:
-    reason = redacted((str(error).strip().splitlines() or [""])[0])
-    return SpecError(
-        f"MLflow at {redacted(place.tracking_uri)} cannot be used: {reason}; check server.mlflow_tracking_uri"
-    )
+        reason = redacted((str(error).strip().splitlines() or [""])[0])
+        raise SpecError(
+            f"MLflow at {redacted(place.tracking_uri)} cannot be used: {reason}; check server.mlflow_tracking_uri"
+        ) from None
 
 
 def _read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]:

@@ -77,6 +77,14 @@ def outcomes() -> list[str]:
     return [r.outcome for r in load_study("tiny", load_place().storage)[1]]
 
 
+def go_to(folder: Path, text: str, migrated: Path) -> None:
+    """Make a project's folder with ``text`` as its sweep, and be there."""
+    (folder / "sweeps").mkdir(parents=True)
+    (folder / "sweeps" / "tiny.yaml").write_text(text)
+    shutil.copy(migrated, folder / "mlflow.db")
+    os.chdir(folder)
+
+
 def table() -> str:
     """The table of a sweep, without what is a matter of time and place."""
     records = load_study("tiny", load_place().storage)[1]
@@ -91,11 +99,7 @@ def test_one_two_and_four_lanes_give_the_same_table_byte_by_byte(project, migrat
     text = TINY.replace("trials: 3", "trials: 12, window: 4")
     tables = []
     for lanes in ("1", "2", "4"):
-        folder = project / lanes
-        (folder / "sweeps").mkdir(parents=True)
-        (folder / "sweeps" / "tiny.yaml").write_text(text)
-        shutil.copy(migrated, folder / "mlflow.db")
-        os.chdir(folder)
+        go_to(project / lanes, text, migrated)
         assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", lanes]) == 0
         tables.append(table())
     assert tables[0] == tables[1] == tables[2]
@@ -258,11 +262,7 @@ def postgres(tmp_path_factory):
 def test_a_study_in_postgresql_gives_the_table_of_one_in_sqlite(postgres, project, migrated, monkeypatch):
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
     expected = table()
-    other = project / "other"
-    (other / "sweeps").mkdir(parents=True)
-    (other / "sweeps" / "tiny.yaml").write_text(TINY)
-    shutil.copy(migrated, other / "mlflow.db")
-    os.chdir(other)
+    go_to(project / "other", TINY, migrated)
     monkeypatch.setenv("RUNNER_STUDY_STORAGE", postgres)
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
     assert table() == expected
@@ -319,11 +319,7 @@ def test_a_ray_cluster_gives_the_same_table_even_when_a_node_is_killed_in_mid_tr
     Path("sweeps/tiny.yaml").write_text(text)
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "2"]) == 0
     expected = table()
-    other = project / "other"
-    (other / "sweeps").mkdir(parents=True)
-    (other / "sweeps" / "tiny.yaml").write_text(text)
-    shutil.copy(migrated, other / "mlflow.db")
-    os.chdir(other)
+    go_to(project / "other", text, migrated)
 
     def under_way() -> bool:  # without Optuna, which would write its tables into a database that is being made
         try:
