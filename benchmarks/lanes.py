@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from machine import RESULTS, save, spread
 
 from runner.lanes import Lane, advance, begin, open_lanes
 from runner.schedules import load
@@ -52,22 +50,10 @@ def wait(futures: list[Future[object]]) -> None:
         future.result()
 
 
-def machine() -> dict[str, str]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "")
-    return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip(),
-        "cpu": cpu.partition(":")[2].strip() or platform.machine(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "lanes.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "lanes.json")
     args = parser.parse_args()
     with open_lanes("2", "cpu", 2) as two, open_lanes("1", "cpu", 1) as wide:
         wait([lane.executor.submit(threads, 1) for lane in two.all])
@@ -85,15 +71,11 @@ def main() -> None:
     one, two_threads, two_lanes = (statistics.median(seen[name]) for name in cases)
     result = {
         "what": "ResNet-18 on 8x8 digits, batch 64, reference loop, fp32",
-        **machine(),
-        "images_per_second": {
-            n: {"median": statistics.median(v), "min": min(v), "max": max(v), "all": v} for n, v in seen.items()
-        },
+        "images_per_second": {name: spread(values) for name, values in seen.items()},
         "ratio_to_1_lane_1_thread": two_lanes / one,
         "ratio_to_1_lane_2_threads": two_lanes / two_threads,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    save(args.out, result)
     print(json.dumps({k: v for k, v in result.items() if k.startswith("ratio")}))
 
 

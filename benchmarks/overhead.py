@@ -8,7 +8,6 @@ The lanes are threads, and the network is replaced by a sleep: what is left of t
 from __future__ import annotations
 
 import argparse
-import json
 import sqlite3
 import tempfile
 import threading
@@ -20,9 +19,9 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from lanes import machine
+from machine import RESULTS, save
 
-from runner import lanes, sweep, train
+from runner import engine, lanes, sweep
 from runner.place import load_place
 from runner.spec import TrialConfig, load_sweep
 from runner.study import load_study
@@ -57,7 +56,7 @@ def measure(trials: int, epochs: int, seconds: float, folder: Path) -> dict[str,
     found, _ = load_sweep(folder / "sleep.yaml")
     place = load_place(folder / "mlflow.yaml")
     threads = lanes.Lanes(["cpu"] * 8, lambda: lanes.ThreadPoolExecutor(1))
-    with mock.patch.object(train, "train", sleeping), mock.patch.object(lanes, "open_lanes", return_value=threads):
+    with mock.patch.object(engine, "train", sleeping), mock.patch.object(lanes, "open_lanes", return_value=threads):
         sweep.run(found, place, sweep.Options(folder / "sleep.yaml", device="cpu"))
     first, last = (f(t for s in spans.values() for span in s for t in span) for f in (min, max))
     wall, busy = last - first, sum(end - start for s in spans.values() for start, end in s)
@@ -91,14 +90,13 @@ def _between(spans: dict[int, list[tuple[float, float]]], epochs: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "overhead.json")
     args = parser.parse_args()
     results = []
     for trials, epochs, seconds in ((64, 10, 0.5), (200, 10, 0.0)):
         with tempfile.TemporaryDirectory() as folder:
             results.append(measure(trials, epochs, seconds, Path(folder)))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({**machine(), "lanes": 8, "results": results}, indent=1) + "\n")
+    save(args.out, {"lanes": 8, "results": results})
     print(args.out.read_text())
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,16 @@ class Dataset:
                 return small
         return replace(small, train=move(self.train), val=move(self.val), test=move(self.test))
 
+    def by_value(self) -> dict[str, Any]:
+        """NumPy arrays for another process, which ``adopt``s them: copied, or shared where its library can."""
+
+        def arrays(value: Any) -> Any:
+            if isinstance(value, Split):
+                return value.images.numpy(), value.labels.numpy()
+            return value.numpy() if isinstance(value, Tensor) else value
+
+        return {f.name: arrays(getattr(self, f.name)) for f in fields(self)}
+
 
 # --------------------------------------------------------------------------------------
 # Batches.
@@ -103,8 +114,11 @@ class Tables:
         flip = torch.rand(n, generator=generator) < (0.5 if augment.flip else 0.0)
         return Tables(order, dy, dx, flip)
 
+    def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.order, self.dy, self.dx, self.flip
+
     def to(self, device: torch.device) -> Tables:
-        return Tables(*(t.to(device) for t in (self.order, self.dy, self.dx, self.flip)))
+        return Tables(*(table.to(device) for table in self.all()))
 
 
 def pad(images: Tensor, margin: int) -> Tensor:
@@ -122,12 +136,28 @@ def augmented(padded: Tensor, index: Tensor, dy: Tensor, dx: Tensor, flip: Tenso
 
 
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 ``[B, H, W, C]`` to float ``[B, C, H, W]`` (channels last in memory), mean 0 and deviation 1."""
-    return ((images.to(mean.device).float() - mean) / std).permute(0, 3, 1, 2)
+    """uint8 ``[B, H, W, C]`` to ``[B, C, H, W]`` of the mean's type, channels last in memory, mean 0, deviation 1."""
+    return ((images.to(mean.device, mean.dtype) - mean) / std).permute(0, 3, 1, 2)
 
 
 # --------------------------------------------------------------------------------------
 # Loading.
+
+
+_ADOPTED: dict[tuple[Data, str], Dataset] = {}
+
+
+def adopt(config: Data, data_dir: str, values: Mapping[str, Any]) -> None:
+    """Let ``load`` return a data set that another process read: ``values`` as its ``by_value`` gave them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # shared, and never written to
+
+        def tensors(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return Split(*map(torch.from_numpy, value))
+            return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+        _ADOPTED[config, data_dir] = Dataset(**{name: tensors(value) for name, value in values.items()})
 
 
 @lru_cache(maxsize=2)
@@ -137,6 +167,8 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     Raises:
         DataError: missing or damaged data, with the fix.
     """
+    if (config, data_dir) in _ADOPTED:
+        return _ADOPTED[config, data_dir]
     train, test = _read(config, Path(data_dir))
     if config.size is not None:
         train = Split(_resized(train.images, config.size), train.labels)
@@ -354,25 +386,25 @@ def batches(
     """``batch(i)``: the i-th (images, labels) of the epoch, images still uint8."""
     device = data.images.device
     margin = config.pad
-    padded = _padded(data.images, margin)
+    framed = padded(data.images, margin)
     tables = Tables.draw(len(data), config, seed, epoch).to(device)
 
     def batch(i: int) -> tuple[Tensor, Tensor]:
         at = slice(i * batch_size, (i + 1) * batch_size)
         index = tables.order[at]
-        images = augmented(padded, index, tables.dy[at], tables.dx[at], tables.flip[at], margin)
+        images = augmented(framed, index, tables.dy[at], tables.dx[at], tables.flip[at], margin)
         return images, data.labels[index]
 
     return batch
 
 
-_PADDED: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+_KEPT_PADDED: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
 
-def _padded(images: Tensor, margin: int) -> Tensor:
+def padded(images: Tensor, margin: int) -> Tensor:
     """``pad(images, margin)``, kept for the set that is in use: every epoch of every trial needs the same."""
-    kept = _PADDED.get((id(images), margin))
+    kept = _KEPT_PADDED.get((id(images), margin))
     if kept is None or kept[0] is not images:
-        _PADDED.clear()
-        kept = _PADDED[(id(images), margin)] = (images, pad(images, margin))
+        _KEPT_PADDED.clear()
+        kept = _KEPT_PADDED[(id(images), margin)] = (images, pad(images, margin))
     return kept[1]

@@ -13,6 +13,7 @@ import json
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .document import SpecError, printable
@@ -39,12 +40,14 @@ def samples(space: Space, allow: Sequence[str] = ()) -> dict[str, list[Schedule]
 
 def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
     """Measured: a few updates and an evaluation of the real training, extrapolated to an epoch."""
-    from . import data, train
+    from . import data, engine, train
 
     small = sweep.train.model_copy(update={"epochs": 2})
     limited = sweep.data.model_copy(update={"limit": min(sweep.data.limit or 10**9, 6 * sweep.train.batch_size)})
     config = TrialConfig(limited, sweep.model, small, schedule, data_dir)
-    epochs = train.train(config, train.pick_device(device))
+    place = train.pick_device(device)
+    config = replace(config, engine=engine.choose(config, place, sweep.search.trials))
+    epochs = engine.loop(config)(config, place)
     try:
         next(epochs)  # the first epoch pays for what happens once
         spent = next(epochs).seconds

@@ -143,6 +143,19 @@ class Sweep(Frozen):
 
 
 @dataclass(frozen=True)
+class Engine:
+    """How the trials of a sweep are computed: all of them alike, on every lane."""
+
+    name: Literal["reference", "fast"] = "reference"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the recipe's ``auto`` stands for here."""
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.precision}{', compiled' if self.compiled else ''}"
+
+
+@dataclass(frozen=True)
 class TrialConfig:
     """Everything that one training needs to know."""
 
@@ -151,6 +164,11 @@ class TrialConfig:
     train: Train
     schedule: Schedule
     data_dir: str = "data"
+    engine: Engine = Engine()
+
+    @property
+    def precision(self) -> Literal["auto", "fp32", "bf16"]:
+        return self.train.precision if self.engine.precision == "auto" else self.engine.precision
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from .document import SpecError
 from .place import redacted
 from .schedules import Schedule, load
 from .space import Space
-from .spec import Objective, Record, Search, Sweep
+from .spec import Engine, Objective, Record, Search, Sweep
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -50,7 +50,7 @@ class Study:
         self.sweep, self.allow, self._study = sweep, allow, study
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
-        self._records = {t.number: _record(t) for t in study.get_trials(deepcopy=False)}
+        self._records = {r.number: r for r in _records(study)}
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
@@ -68,6 +68,13 @@ class Study:
     def remember(self, **facts: Any) -> None:
         for key, value in facts.items():
             self._study.set_user_attr(key, value)
+
+    def remember_runs(self, runs: Mapping[int, str]) -> None:
+        """Put on record under which run MLflow has each trial."""
+        for number, run_id in runs.items():
+            if self._records[number].run_id != run_id:
+                self._study.set_user_attr(f"run:{number}", run_id)
+                self._records[number] = replace(self._records[number], run_id=run_id)
 
     def close(self) -> None:
         """Let go of the storage."""
@@ -123,19 +130,18 @@ class Study:
         sign = 1 if self.sweep.objective.direction == "maximize" else -1
         return max(done, key=lambda r: sign * (r.value or 0.0), default=None)
 
-    def tell(self, number: int, outcome: str, cause: str | None = None, run_id: str | None = None) -> Record:
+    def tell(self, number: int, outcome: str, cause: str | None = None) -> Record:
         """End a trial. The objective is read from its committed epochs."""
         trial, record = self._trials.pop(number), self._records[number]
-        for key, text in (("outcome", outcome), ("cause", cause), ("run_id", run_id)):
+        for key, text in (("outcome", outcome), ("cause", cause)):
             if text is not None:
                 trial.set_user_attr(key, text)
         for entry in record.epochs:
             trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
         value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
         self._study.tell(number, value, state=STATES[outcome])
-        ended = replace(record, outcome=outcome, value=value, cause=cause, run_id=run_id or record.run_id)
-        self._records[number] = ended
-        return ended
+        self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
+        return self._records[number]
 
 
 def _as_running(trial: FrozenTrial) -> FrozenTrial:
@@ -156,6 +162,11 @@ def objective(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> float
     return max(values) if wanted.direction == "maximize" else min(values)
 
 
+def _records(study: optuna.Study) -> list[Record]:
+    facts = study.user_attrs
+    return [replace(_record(t), run_id=facts.get(f"run:{t.number}")) for t in study.get_trials(deepcopy=False)]
+
+
 def _record(trial: FrozenTrial) -> Record:
     attrs = trial.user_attrs
     epochs = sorted((v for k, v in attrs.items() if k.startswith("epoch:")), key=lambda e: e["epoch"])
@@ -167,7 +178,6 @@ def _record(trial: FrozenTrial) -> Record:
         outcome=attrs.get("outcome") if trial.state.is_finished() else None,
         value=trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
         epochs=tuple(epochs),
-        run_id=attrs.get("run_id"),
         cause=attrs.get("cause"),
     )
 
@@ -242,6 +252,24 @@ def open_study(sweep: Sweep, storage: str, allow: Sequence[str] = ()) -> Study:
     return Study(sweep, study, allow)
 
 
+def begun_with(name: str, storage: str, wanted: str) -> Engine | None:
+    """The engine that a study was begun with, for all of its trials; None where there is no study yet.
+
+    Raises:
+        SpecError: the reference is ``wanted``, and it was the fast one.
+    """
+    try:
+        known, _ = load_study(name, storage)
+    except SpecError:  # what else is wrong with the storage, ``open_study`` says
+        return None
+    engine = Engine(**known.get("engine", {}))
+    if wanted == "reference" and engine.name != "reference":
+        raise SpecError(
+            f"the study {name!r} was begun with the engine {engine}; leave --engine out, or name the sweep anew"
+        )
+    return engine
+
+
 def hold(name: str, storage: str) -> contextlib.ExitStack:
     """Become the one coordinator of a study, until the stack is closed or this process ends, however it ends.
 
@@ -299,7 +327,9 @@ def _taken(name: str, holder: str | None) -> SpecError:
 
 
 def _unusable(storage: str, error: Exception) -> SpecError:
-    said = redacted((str(error.__cause__ or error).strip().splitlines() or [""])[0])
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    said = redacted((str(error).strip().splitlines() or [""])[0])
     return SpecError(f"the study's storage {redacted(storage)} cannot be used: {said}")
 
 
@@ -313,12 +343,12 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
         study = optuna.load_study(study_name=name, storage=connect(storage, create=False))
     except KeyError:
         raise SpecError(f"there is no study {name!r} in this storage; run the sweep first") from None
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise _unusable(storage, error) from None
     try:
         if "science" not in study.user_attrs:
             raise SpecError(f"the study {name!r} in this storage is another program's")
-        return dict(study.user_attrs), [_record(t) for t in study.get_trials(deepcopy=False)]
+        return dict(study.user_attrs), _records(study)
     finally:
         _disconnect(study)
 
@@ -342,6 +372,8 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
         raise SpecError(f"there is no study in {path}; run a sweep first, with python -m runner.sweep")
     try:
         if path is None:
+            if not create and not _has_studies(storage):
+                raise SpecError(f"there is no study in {redacted(storage)}; run a sweep first")
             return optuna.storages.RDBStorage(
                 storage, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create
             )
@@ -354,6 +386,14 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
         )
     except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError) as error:
         raise _unusable(storage, error) from None
+
+
+def _has_studies(storage: str) -> bool:
+    """Whether a server's database has Optuna's tables."""
+    import sqlalchemy
+
+    with sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool).connect() as connection:
+        return sqlalchemy.inspect(connection).has_table("studies")
 
 
 def _sqlite_path(storage: str) -> Path | None:

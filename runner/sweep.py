@@ -14,13 +14,14 @@ import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .document import SpecError, no_control
 from .place import Place, load_place
+from .schedules import load
 from .space import problems
 from .spec import Record, Sweep, TrialConfig, load_sweep
 
@@ -46,6 +47,9 @@ class Options:
     device: str = "auto"
     lanes: str = "auto"
     ray: str | None = None
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+    engine: str = "auto"
     allow: tuple[str, ...] = field(default_factory=tuple)
 
 
@@ -60,7 +64,15 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
         SpecError: data, device, study or tracking cannot be used; nothing was trained.
         TooManyFailedError: the sweep was stopped, and can be continued.
     """
-    from . import data, lanes, model, study, tracking, train  # here: a wrong file is refused before torch is loaded
+    from . import (  # here: a wrong file is refused before torch is loaded
+        data,
+        engine,
+        lanes,
+        model,
+        study,
+        tracking,
+        train,
+    )
     from .terminal import Display
 
     device = train.pick_device(options.device)
@@ -68,25 +80,33 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
     model.build(sweep.model, dataset.classes, sweep.train.seed)  # refuses what cannot be built
     updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
     most = min(sweep.search.window, sweep.search.trials)
+    example = TrialConfig(sweep.data, sweep.model, sweep.train, load({"type": "constant"}), options.data_dir)
+    chosen = study.begun_with(sweep.name, place.storage, options.engine) or engine.choose(
+        example, device, sweep.search.trials, options.engine
+    )
+    example = replace(example, engine=chosen)
+    resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
+    where = {"device": str(device), "engine": str(chosen)}
     with (
-        lanes.open_lanes(options.lanes, str(device), most, options.ray) as places,
-        tracking.Tracker.open(place, sweep, dataset, str(device), options.allow) as tracker,
+        lanes.open_lanes(options.lanes, str(device), most, options.ray, example, **resources) as places,
+        tracking.Tracker.open(place, sweep, dataset, where, options.allow) as tracker,
         study.hold(sweep.name, place.storage),  # one coordinator at a time
     ):
         results_folder(place, sweep)
         with closing(study.open_study(sweep, place.storage, options.allow)) as history:
             tracker.go_on(history.facts.get("parent_run"), options.file)
-            history.remember(parent_run=tracker.parent, updates_per_epoch=updates)
+            history.remember(parent_run=tracker.parent, updates_per_epoch=updates, engine=asdict(chosen))
             tracker.catch_up(history.ended(), everything=history.facts.get("mlflow_lacks") is not None)
             with Display(sweep.search.trials, epochs) as display:
                 for problem in problems(sweep.schedules.check(options.allow), updates * epochs, epochs):
                     display.warn(problem)
-                search(sweep, history, tracker, places, display, options.data_dir)
+                display.say(f"{places} on {device}; engine: {chosen}")
+                search(history, tracker, places, display, example)
             report(sweep, place, options, history, tracker, updates)
             return history.records()
 
 
-def search(sweep: Sweep, history: Study, tracker: Tracker, places: Lanes, display: Display, data_dir: str) -> None:
+def search(history: Study, tracker: Tracker, places: Lanes, display: Display, example: TrialConfig) -> None:
     """The sweep itself: propose, train, record, tell, until the study has its trials."""
     ready, attempts = deque[Record](), Counter[int]()
     display.resume(history.ended(), history.best())
@@ -97,7 +117,7 @@ def search(sweep: Sweep, history: Study, tracker: Tracker, places: Lanes, displa
 
     def start(lane: Lane) -> None:
         trial = ready.popleft()
-        lane.begin(trial, TrialConfig(sweep.data, sweep.model, sweep.train, history.schedule(trial), data_dir))
+        lane.begin(trial, replace(example, schedule=history.schedule(trial)))
         tracker.begin(trial)
 
     propose_ahead()
@@ -124,7 +144,7 @@ def search(sweep: Sweep, history: Study, tracker: Tracker, places: Lanes, displa
                 display.epoch(trial)
             if result.outcome is not None:
                 outcome = result.outcome.replace("died", "failed")
-                trial = history.tell(trial.number, outcome, result.cause, tracker.runs.get(trial.number))
+                trial = history.tell(trial.number, outcome, result.cause)
                 tracker.end(trial)
                 display.ended(trial, history.best() is trial, result.error)
                 stop_if_hopeless(history.ended())
@@ -162,6 +182,8 @@ def report(sweep: Sweep, place: Place, options: Options, history: Study, tracker
     from . import export, figures
     from .tracking import escape
 
+    tracker.settle(history.ended())
+    history.remember_runs(tracker.runs)
     console, epochs, records = Console(), sweep.train.epochs, history.ended()
     folder = results_folder(place, sweep)
     paths = dict(export.result_files(folder, records, sweep.objective.direction, updates, epochs, options.allow))
@@ -178,12 +200,8 @@ def report(sweep: Sweep, place: Place, options: Options, history: Study, tracker
     best = history.best()
     summary = {f"study/{outcome}": float(n) for outcome, n in counts.items()}
     summary |= {"study/best": best.value} if best and best.value is not None else {}
-    missed = tracker.finish(
-        paths.values(),
-        f"{note}Reproduce: python -m runner.sweep {escape(options.file.name)}",
-        summary,
-        records,
-    )
+    reproduce = f"Reproduce: python -m runner.sweep {escape(options.file.name)}"
+    missed = tracker.finish(paths.values(), note + reproduce, summary)
     history.remember(mlflow_lacks=missed)
 
     console.print(Markdown(f"{len(records)} trials of {sweep.name}: {said}.\n\n{table}\n\n{caveat}"), soft_wrap=True)
@@ -225,6 +243,19 @@ def arguments() -> argparse.ArgumentParser:
         metavar="ADDRESS",
         help="train on a Ray cluster; without ADDRESS a local one",
     )
+    for resource in ("cpus", "gpus"):
+        parser.add_argument(
+            f"--num-{resource}",
+            type=float,
+            metavar="N",
+            help=f"{resource.upper()} of each Ray actor, or a share of one",
+        )
+    parser.add_argument(
+        "--engine",
+        choices=["auto", "reference"],
+        default="auto",
+        help="auto (default): the fast one where it can train this; reference: the plain loop",
+    )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml in this folder)")
     parser.add_argument("--dry-run", action="store_true", help="check the files, print the warnings, and stop")
     parser.add_argument(
@@ -245,7 +276,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = load_place(args.mlflow)
         if args.dry_run:
             return dry_run(sweep, place, args.data_dir, args.allow_plugin)
-        options = Options(document.path, args.data_dir, args.device, args.lanes, args.ray, tuple(args.allow_plugin))
+        options = Options(
+            document.path,
+            args.data_dir,
+            args.device,
+            args.lanes,
+            args.ray,
+            args.num_cpus,
+            args.num_gpus,
+            args.engine,
+            tuple(args.allow_plugin),
+        )
         if not any(record.outcome == "complete" for record in run(sweep, place, options)):
             raise TooManyFailedError("no trial was completed: see their outcomes above; a lower init_lr may help")
     except SpecError as error:

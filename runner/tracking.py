@@ -58,10 +58,13 @@ class Tracker:
     when the sweep closes, or goes on.
     """
 
-    def __init__(self, place: Place, sweep: Sweep, dataset: Dataset, device: str, allow: Sequence[str]) -> None:
+    def __init__(
+        self, place: Place, sweep: Sweep, dataset: Dataset, where: Mapping[str, str], allow: Sequence[str]
+    ) -> None:
         self.place, self.sweep, self.dataset, self.allow = place, sweep, dataset, allow
         self.updates = updates_per_epoch(len(dataset.train), sweep.train.batch_size)
-        self.facts = facts(device) | {
+        self.facts = facts() | {
+            **where,
             "sweep.updates_per_epoch": str(self.updates),
             "sweep.direction": sweep.objective.direction,
         }
@@ -75,14 +78,19 @@ class Tracker:
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
 
     @staticmethod
-    def open(place: Place, sweep: Sweep, dataset: Dataset, device: str, allow: Sequence[str] = ()) -> Tracker:
+    def open(
+        place: Place, sweep: Sweep, dataset: Dataset, where: Mapping[str, str], allow: Sequence[str] = ()
+    ) -> Tracker:
         """Reach MLflow and the experiment; nothing of the sweep is written yet (see ``go_on``).
+
+        Args:
+            where: tags that say what trains: ``device`` and ``engine``.
 
         Raises:
             SpecError: the tracking server or its database cannot be used.
         """
         with _reachable(place):
-            return Tracker(place, sweep, dataset, device, allow)
+            return Tracker(place, sweep, dataset, where, allow)
 
     def go_on(self, parent: str | None, sweep_file: Path) -> None:
         """Take up the parent run ``parent`` and its trials' runs, or make a parent where there is none.
@@ -142,16 +150,14 @@ class Tracker:
         """The parent run's description."""
         self.client.set_tag(self.parent, "mlflow.note.content", markdown)
 
-    def finish(
-        self,
-        files: Iterable[Path],
-        note: str,
-        summary: Mapping[str, float],
-        records: Sequence[Record],
-    ) -> str | None:
-        """End the parent run with the sweep's results; returns why MLflow lacks something, or None."""
+    def settle(self, records: Sequence[Record]) -> None:
+        """Wait until every ended trial is sent, once more where something was missed; ``runs`` is complete then."""
         if self._flush():
             self.catch_up(records, everything=True)
+            self._wait()
+
+    def finish(self, files: Iterable[Path], note: str, summary: Mapping[str, float]) -> str | None:
+        """End the parent run with the sweep's results; returns why MLflow lacks something, or None."""
         self._send(self._finish, list(files), note, summary)
         return self._flush()
 
@@ -187,7 +193,7 @@ class Tracker:
 
     def _flush(self) -> str | None:
         """Wait until everything is sent; returns, and forgets, why something was not. A bug is raised here."""
-        self._sender.submit(lambda: None).result()
+        self._wait()
         error, self._error = self._error, None
         if error is None:
             return None
@@ -196,6 +202,9 @@ class Tracker:
         if not isinstance(error, (MlflowException, OSError, KeyError)):  # KeyError: a run that was not created before
             raise error
         return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def _wait(self) -> None:
+        self._sender.submit(lambda: None).result()
 
     def _send(self, what: Callable[..., object], *args: Any) -> None:
         def attempt() -> None:
@@ -450,11 +459,11 @@ def escape(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]()#!|~" else c for c in html.escape(text, quote=False))
 
 
-def facts(device: str) -> dict[str, str]:
+def facts() -> dict[str, str]:
     """What a run should say of where it came from: versions, machine, git commit."""
     names = ("torch", "torchvision", "optuna", "mlflow")
     said = {f"version.{name}": importlib.metadata.version(name) for name in names}
-    said |= {"version.python": platform.python_version(), "device": device, "platform": platform.platform(terse=True)}
+    said |= {"version.python": platform.python_version(), "platform": platform.platform(terse=True)}
     try:
         done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False)
         if done.returncode == 0:

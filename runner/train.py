@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import data as datasets
@@ -71,7 +72,7 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
     recipe, schedule = config.train, config.schedule
     dataset = resident(config, device)
     network = build(config.model, dataset.classes, recipe.seed).to(device).to(memory_format=torch.channels_last)
-    optimizer = make_optimizer(recipe, network, schedule.init_lr)
+    optimizer = make_optimizer(recipe, list(network.parameters()), schedule.init_lr)
     size = min(recipe.batch_size, len(dataset.train))
     updates = updates_per_epoch(len(dataset.train), size)
     total, history = updates * recipe.epochs, list[float]()
@@ -85,7 +86,7 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
                 factor = schedule.factor(number * updates + i, total, epochs=recipe.epochs, history=history)
                 set_lr(optimizer, factor)
                 images, labels = batch(i)
-                with precision(recipe, dataset, device):
+                with precision(config, dataset, device):
                     logits = network(normalised(images, dataset.mean, dataset.std))
                     loss = F.cross_entropy(logits, labels.to(device))
                 optimizer.zero_grad(set_to_none=True)
@@ -95,14 +96,30 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
                 lrs.append(optimizer.param_groups[0]["lr"])
         train_loss, val_loss, val_accuracy = float(loss_sum) / updates, math.nan, math.nan
         if math.isfinite(train_loss):
-            with precision(recipe, dataset, device):
-                val_loss, val_accuracy = evaluate(network, dataset.val, dataset, device)
-        seconds = time.perf_counter() - start
-        epoch = Epoch(number, tuple(lrs), train_loss, val_loss, val_accuracy, seconds)
-        if not math.isfinite(val_loss):  # not even the weights that the last update left
-            raise DivergedError(replace(epoch, val_accuracy=math.nan))
-        history.append(val_accuracy)
-        yield epoch
+            with precision(config, dataset, device):
+                val_loss, val_accuracy = evaluate(network, dataset.val, dataset)
+        yield finished(number, tuple(lrs), train_loss, val_loss, val_accuracy, time.perf_counter() - start, history)
+
+
+def finished(
+    number: int,
+    lrs: tuple[float, ...],
+    train_loss: float,
+    val_loss: float,
+    val_accuracy: float,
+    seconds: float,
+    history: list[float],
+) -> Epoch:
+    """The epoch, and its accuracy added to ``history``.
+
+    Raises:
+        DivergedError: a loss is NaN or infinite, be it only after the last update.
+    """
+    epoch = Epoch(number, lrs, train_loss, val_loss, val_accuracy, seconds)
+    if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
+        raise DivergedError(replace(epoch, val_accuracy=math.nan))
+    history.append(val_accuracy)
+    return epoch
 
 
 @contextlib.contextmanager
@@ -113,9 +130,16 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def evaluate(network: nn.Module, split: Split, dataset: Dataset, device: torch.device) -> tuple[float, float]:
+def evaluate(network: nn.Module, split: Split, dataset: Dataset) -> tuple[float, float]:
     """Mean cross-entropy and accuracy on ``split``."""
     network.eval()
+    loss, right = measure(network, split, dataset)
+    return float(loss) / len(split), float(right) / len(split)
+
+
+def measure(network: nn.Module, split: Split, dataset: Dataset) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy and right answers on ``split``, still on the device."""
+    device = dataset.mean.device
     loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
     with torch.inference_mode():
         for images, labels in zip(split.images.split(512), split.labels.split(512), strict=True):
@@ -123,33 +147,39 @@ def evaluate(network: nn.Module, split: Split, dataset: Dataset, device: torch.d
             answers = labels.to(device)
             loss += F.cross_entropy(logits, answers, reduction="sum")
             right += (logits.argmax(1) == answers).sum()
-    return float(loss) / len(split), float(right) / len(split)
+    return loss, right
 
 
-def make_optimizer(recipe: Train, network: nn.Module, init_lr: float) -> torch.optim.Optimizer:
-    """The recipe's optimizer at ``init_lr``."""
+def make_optimizer(
+    recipe: Train, parameters: Sequence[nn.Parameter], lr: float | Tensor, fused: bool | None = None
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer at learning rate ``lr``."""
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=init_lr, weight_decay=recipe.weight_decay)
+        capturable = fused is not None and parameters[0].is_cuda
+        return torch.optim.AdamW(
+            parameters, lr=lr, weight_decay=recipe.weight_decay, fused=fused, capturable=capturable
+        )
     return torch.optim.SGD(
-        network.parameters(),
-        lr=init_lr,
+        parameters,
+        lr=lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
+        fused=fused,
     )
 
 
-def precision(recipe: Train, dataset: Dataset, device: torch.device) -> contextlib.AbstractContextManager[object]:
+def precision(config: TrialConfig, data: Dataset, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """bf16 autocast where the recipe asks for it or where it helps, else nothing."""
-    if uses_bf16(recipe, dataset, device):
+    if uses_bf16(config, data, device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
 
 
-def uses_bf16(recipe: Train, dataset: Dataset, device: torch.device) -> bool:
+def uses_bf16(config: TrialConfig, dataset: Dataset, device: torch.device) -> bool:
     """auto: on GPUs that compute in bf16, and on CPUs with AMX for images of 16 pixels and more."""
-    if recipe.precision != "auto":
-        return recipe.precision == "bf16"
+    if config.precision != "auto":
+        return config.precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu" or dataset.train.images.shape[1] < 16:
@@ -158,15 +188,17 @@ def uses_bf16(recipe: Train, dataset: Dataset, device: torch.device) -> bool:
 
 
 _RESIDENT: dict[str, tuple[Dataset, Dataset]] = {}
+_LOADING = threading.Lock()  # the lanes of a GPU are threads, and share one copy
 
 
 def resident(config: TrialConfig, device: torch.device) -> Dataset:
     """The trial's data on ``device``; copied there once, and kept while no other data are asked for."""
     loaded = datasets.load(config.data, config.data_dir)
-    kept = _RESIDENT.get(str(device))
-    if kept is None or kept[0] is not loaded:
-        kept = _RESIDENT[str(device)] = (loaded, loaded.to(device))
-    return kept[1]
+    with _LOADING:
+        kept = _RESIDENT.get(str(device))
+        if kept is None or kept[0] is not loaded:
+            kept = _RESIDENT[str(device)] = (loaded, loaded.to(device))
+        return kept[1]
 
 
 def pick_device(name: str = "auto") -> torch.device:

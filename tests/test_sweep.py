@@ -15,7 +15,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from runner import export, preview, sweep, train
+from runner import engine, export, preview, sweep
 from runner.data import load as load_data
 from runner.export import best_schedules, spreadsheet_safe
 from runner.place import load_place
@@ -146,7 +146,7 @@ def test_a_diverged_trial_is_killed_in_mlflow_pruned_in_optuna_and_the_sweep_goe
 
 
 def test_an_unexpected_error_is_never_a_score_and_never_the_end_of_the_others(project, monkeypatch, capsys):
-    real, calls = train.train, []
+    real, calls = engine.train, []
 
     def breaks_once(config, device):
         calls.append(config)
@@ -154,7 +154,7 @@ def test_an_unexpected_error_is_never_a_score_and_never_the_end_of_the_others(pr
             raise RuntimeError("a cosmic ray")
         return real(config, device)
 
-    monkeypatch.setattr(train, "train", breaks_once)
+    monkeypatch.setattr(engine, "train", breaks_once)
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     assert [(t.info.status, t.data.tags["outcome"]) for t in children()] == [
         ("FAILED", "failed"),
@@ -169,7 +169,7 @@ def test_a_sweep_in_which_most_trials_fail_stops_and_says_why(project, monkeypat
     def breaks(config, device):
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(train, "train", breaks)
+    monkeypatch.setattr(engine, "train", breaks)
     Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 9"))
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 5
     assert "3 of 3 trials failed, the last with RuntimeError: out of luck" in capsys.readouterr().err
@@ -279,7 +279,7 @@ def test_ctrl_c_says_how_to_continue(project, capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.3)
 
-    monkeypatch.setattr(train, "train", pressed)
+    monkeypatch.setattr(engine, "train", pressed)
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 130
     assert "continue with: python -m runner.sweep sweeps/tiny.yaml" in capsys.readouterr().err
 

@@ -290,7 +290,7 @@ def test_evaluation_is_the_mean_loss_and_the_share_of_right_answers():
     data = load(Data(source="digits", val=0.5))
     assert len(data.val) > 512  # more than one chunk
     network = build(Model(width=4), 10, 0)
-    loss, accuracy = evaluate(network, data.val, data, CPU)
+    loss, accuracy = evaluate(network, data.val, data)
     network.eval()
     with torch.no_grad():
         logits = network(((data.val.images.float() - data.mean) / data.std).permute(0, 3, 1, 2)).double()
@@ -304,7 +304,7 @@ def test_evaluation_leaves_the_network_as_it_was():
     data = load(Data(source="digits", limit=100))
     network = build(Model(width=4), 10, 0)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    assert evaluate(network, data.val, data, CPU) == evaluate(network, data.val, data, CPU)
+    assert evaluate(network, data.val, data) == evaluate(network, data.val, data)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -327,7 +327,7 @@ def test_the_cpu_can_always_be_picked_and_auto_picks_what_is_there():
 def test_precision_is_what_the_recipe_says_and_auto_is_float32_for_tiny_images():
     config = trial()
     data = resident(config, CPU)
-    assert [uses_bf16(Train(epochs=1, precision=p), data, CPU) for p in ("fp32", "bf16", "auto")] == [
+    assert [uses_bf16(trial(precision=p), data, CPU) for p in ("fp32", "bf16", "auto")] == [
         False,
         True,
         False,
@@ -349,7 +349,7 @@ def test_the_data_are_put_on_a_device_once():
 def test_auto_is_bf16_on_a_gpu_that_computes_in_it():
     config, device = trial(precision="auto"), torch.device("cuda")
     expected = torch.cuda.get_device_capability() >= (8, 0)
-    assert uses_bf16(config.train, resident(config, device), device) == expected
+    assert uses_bf16(config, resident(config, device), device) == expected
 
 
 @CUDA

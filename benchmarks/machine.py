@@ -1,0 +1,51 @@
+"""What every result file says of where it was measured, and how it is written."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """Date, commit (with ``+`` where the tree differed from it), processor, what it computes in, versions."""
+    commit = _git("rev-parse", "--short", "HEAD") + "+" * bool(_git("status", "--porcelain", "--", "runner"))
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit,
+        "cpu": cpu or platform.machine(),
+        "cores": len(lines and [line for line in lines if line.startswith("processor")]),
+        "bf16": [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "torchvision", "optuna", "mlflow")},
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, extremes, and every value in the order in which it was measured."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": list(values)}
+
+
+def save(path: Path, result: Mapping[str, Any]) -> None:
+    """Write a result file: the machine first, then what was measured."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**machine(), **result}, indent=1) + "\n")
+
+
+def _git(*args: str) -> str:
+    done = subprocess.run(["git", *args], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    return done.stdout.strip()

@@ -1,0 +1,448 @@
+"""The fast engine: the same training as ``train``, near what the hardware can do. A newcomer may skip this module.
+
+A ``Slot`` has room for one trial at a time and is kept from one trial to the next. Its weights, gradients and
+optimizer state are flat buffers that never move, its data and tables lie on the device, and the learning rate is a
+number in device memory. So on a GPU a whole update is one CUDA graph, captured once; a new trial copies its initial
+weights and writes other learning rates. On a CPU the same update is called directly, by one thread, and convolutions
+on a handful of pixels become one matrix product of the taps that meet a pixel: the others multiply padding.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import lru_cache
+from itertools import product
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import train as reference
+from .data import Dataset, Tables, augmented, normalised, padded, updates_per_epoch
+from .model import build
+from .spec import Engine, Model, TrialConfig
+from .train import Epoch, finished, make_optimizer, measure, resident, uses_bf16
+
+# --------------------------------------------------------------------------------------
+# Convolutions on few pixels.
+
+
+class LiveConv(nn.Module):
+    """A convolution on so few pixels that one matrix product does it, with only the taps that ever meet a pixel.
+
+    Its ``weight`` is ``[live taps, C_in, C_out]``. On a 1x1 image a 3x3 kernel has one live tap of nine, on 2x2 with
+    stride 2 four; the dead ones never touch the output, and weight decay alone moves them (see ``Slot.state_dict``).
+    """
+
+    def __init__(self, conv: nn.Conv2d, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.pairs, self.out = _pairs(conv, size)
+        self.used = sorted({pixel for pixel, _ in self.pairs})
+        self.live = sorted(set(self.pairs.values()))
+        self.weight = nn.Parameter(conv.weight.detach().flatten(2).permute(2, 1, 0)[self.live].contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = dict(zip(self.live, self.weight.unbind(0), strict=True))
+        none, outputs = torch.zeros_like(self.weight[0]), range(self.out[0] * self.out[1])
+        rows = [torch.cat([taps.get(self.pairs.get((p, o), -1), none) for o in outputs], dim=1) for p in self.used]
+        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
+        if len(self.used) < pixels.shape[1]:
+            pixels = pixels[:, self.used]
+        y = pixels.flatten(1) @ torch.cat(rows)
+        return cast("Tensor", y.unflatten(1, (*self.out, -1)).permute(0, 3, 1, 2))
+
+
+def _pairs(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[dict[tuple[int, int], int], tuple[int, int]]:
+    """Which tap (row by row) joins which (input pixel, output pixel), and the size of the output."""
+    kernel, stride, padding = conv.kernel_size, conv.stride, cast("tuple[int, int]", conv.padding)
+    out = tuple((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    found = {}
+    for y, x, i, j in product(range(size[0]), range(size[1]), range(out[0]), range(out[1])):
+        ky, kx = y + padding[0] - i * stride[0], x + padding[1] - j * stride[1]
+        if 0 <= ky < kernel[0] and 0 <= kx < kernel[1]:
+            found[y * size[1] + x, i * out[1] + j] = ky * kernel[1] + kx
+    return found, (out[0], out[1])
+
+
+def compact(network: nn.Module, height: int, width: int) -> nn.Module:
+    """Replace the convolutions that a matrix product of live taps does with less work; the same function."""
+    sizes: dict[str, tuple[int, int]] = {}
+
+    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            sizes[name] = (inputs[0].shape[2], inputs[0].shape[3])
+
+        return hook
+
+    convs = {name: m for name, m in network.named_modules() if type(m) is nn.Conv2d}
+    hooks = [m.register_forward_pre_hook(note(name)) for name, m in convs.items()]
+    with torch.inference_mode():
+        network.eval()(next(network.parameters()).new_zeros(1, 3, height, width))
+    for hook in hooks:
+        hook.remove()
+    for name, conv in convs.items():
+        plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.bias is None and conv.padding_mode == "zeros"
+        if name in sizes and plain and not isinstance(conv.padding, str) and max(sizes[name]) <= 4:
+            live = LiveConv(conv, sizes[name])
+            taps = conv.kernel_size[0] * conv.kernel_size[1]
+            if len(live.used) < taps or live.out == (1, 1):  # less work than every tap at every output pixel
+                network.set_submodule(name, live)
+    return network
+
+
+# --------------------------------------------------------------------------------------
+# A slot.
+
+_CAPTURE = threading.Lock()  # one graph at a time
+
+
+class Slot:
+    """Room for one trial at a time on ``device``, for all trials of a sweep.
+
+    Raises:
+        torch.OutOfMemoryError: no room for one more slot.
+    """
+
+    def __init__(self, config: TrialConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        recipe, data = config.train, resident(config, device)
+        self.config, self.device, self.dtype = config, device, dtype
+        self.dataset = replace(data, mean=data.mean.to(dtype), std=data.std.to(dtype))
+        self.bf16 = uses_bf16(config, data, device)
+        self.size = min(recipe.batch_size, len(data.train))
+        self.updates = updates_per_epoch(len(data.train), self.size)
+        self._source = (config.model, data.classes, (data.train.images.shape[1], data.train.images.shape[2]))
+        self.network = _network(*self._source, recipe.seed, device, dtype)
+        for module in self.network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.num_batches_tracked = None  # twenty tiny additions per update, for a number we know
+        self._flatten()
+        exact = torch.float64 if device.type == "cpu" else torch.float32  # what torch's fused kernels read
+        self.lr = torch.zeros((), device=device, dtype=exact)
+        self.lrs = torch.zeros(self.updates, device=device, dtype=exact)
+        self.optimizer = make_optimizer(recipe, [self.weights], self.lr, fused=True)
+        self.padded = padded(self.dataset.train.images, config.data.augment.pad)  # a graph keeps its address
+        self.tables = Tables.draw(len(data.train), config.data.augment, 0, 0).to(device)
+        self.at, self.range = (torch.arange(n, device=device) for n in (1, self.size))
+        self.loss, self.val = torch.zeros((), device=device, dtype=dtype), torch.zeros(2, device=device)
+        self.dead, self.seed, self.trained = (1.0, 0.0), recipe.seed, 0
+        self.owner: object = None
+        self._forward = torch.compile(self._loss) if config.engine.compiled else self._loss
+        self._update, self._evaluate = self._ready(self.update), self._ready(self.evaluate)
+
+    def _flatten(self) -> None:
+        """Put all parameters into one buffer, each with the strides it has; those that compute in bf16 come first."""
+        named = dict(self.network.named_parameters())
+        kinds = (nn.Conv2d, nn.Linear, LiveConv)
+        cast_names = {f"{n}.weight" for n, m in self.network.named_modules() if isinstance(m, kinds) and self.bf16}
+        self.names = sorted(named, key=lambda name: name not in cast_names)  # stable: the order is the network's
+        self.weights = nn.Parameter(torch.cat([_dense(named[name]) for name in self.names]))
+        self.weights.grad = torch.zeros_like(self.weights)
+        lower = sum(named[name].numel() for name in cast_names)
+        self.master, self.shadow = self.weights.data[:lower], self.weights.data[:lower].bfloat16()
+        self.leaves: list[Tensor] = []
+        self.gradients: list[Tensor] = []
+        start = 0
+        for name in self.names:
+            like = named[name]
+            flat = self.shadow if name in cast_names else self.weights.data
+            leaf = nn.Parameter(flat.as_strided(like.shape, like.stride(), start))
+            module, _, attribute = name.rpartition(".")
+            setattr(self.network.get_submodule(module), attribute, leaf)
+            self.leaves.append(leaf)
+            self.gradients.append(self.weights.grad.as_strided(like.shape, like.stride(), start))
+            start += like.numel()
+
+    def _ready(self, function: Callable[[], None]) -> Callable[[], None]:
+        """``function`` itself on a CPU; on a GPU the replay of its graph."""
+        if self.device.type != "cuda":
+            if function == self.update:  # the optimizer makes its state in its first step
+                self.optimizer.step()
+            return function
+        if not hasattr(self, "stream"):
+            self.stream = torch.cuda.Stream(self.device)  # its own: graphs of one stream share cuBLAS's workspace
+        with _CAPTURE:
+            with torch.cuda.stream(self.stream):
+                for _ in range(3):  # lazy initialisation, and the optimizer's state
+                    function()
+                    self.at.zero_()
+            self.stream.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                function()
+        return graph.replay
+
+    # --- what a graph holds: tensors only, nothing that depends on their values, no random numbers
+
+    def update(self) -> None:
+        """One update: gather and augment, forward, backward, optimizer."""
+        position = self.at * self.size + self.range
+        tables, train = self.tables, self.dataset.train
+        index, dy, dx, flip = (t.index_select(0, position) for t in (tables.order, tables.dy, tables.dx, tables.flip))
+        margin = self.config.data.augment.pad
+        images = augmented(self.padded, index, dy, dx, flip, margin)
+        inputs = normalised(images, self.dataset.mean, self.dataset.std)
+        loss = self._forward(inputs, train.labels.index_select(0, index))
+        torch._foreach_copy_(self.gradients, torch.autograd.grad(loss, self.leaves))
+        self.lr.copy_(self.lrs.index_select(0, self.at).squeeze(0))
+        self.optimizer.step()
+        self.shadow.copy_(self.master)
+        self.loss.add_(loss.detach())
+        self.at.add_(1)
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        with self._precision():
+            return F.cross_entropy(self.network(images), labels)
+
+    def evaluate(self) -> None:
+        """Summed loss and right answers on the validation split, into ``val``."""
+        with self._precision():
+            torch.stack(measure(self.network, self.dataset.val, self.dataset), out=self.val)
+
+    def _precision(self) -> torch.autocast | nullcontext[None]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+
+    # --- a trial
+
+    def begin(self, seed: int) -> None:
+        """Forget the last trial: the initial weights of ``seed``, and an optimizer that has seen nothing."""
+        initial = _initial(*self._source, seed, self.device, self.dtype)
+        self.seed, self.trained, self.dead = seed, 0, (1.0, 0.0)
+        with self._on_stream(), torch.no_grad():
+            for leaf, name in zip(self._views(), self.names, strict=True):
+                leaf.copy_(initial[name])
+            self.shadow.copy_(self.master)
+            for name, buffer in self.network.named_buffers():
+                buffer.copy_(initial[name])
+            for state in self.optimizer.state.values():
+                for tensor in state.values():
+                    tensor.zero_()
+
+    def epoch(self, number: int, lrs: Sequence[float]) -> tuple[float, float, float]:
+        """Train one epoch at these learning rates; mean training loss, validation loss, validation accuracy."""
+        n = len(self.dataset.train)
+        drawn = Tables.draw(n, self.config.data.augment, self.seed, number)
+        with self._on_stream():
+            for table, new in zip(self.tables.all(), drawn.all(), strict=True):
+                table.copy_(new)
+            self.lrs.copy_(torch.tensor(lrs, dtype=self.lrs.dtype))
+            self.at.zero_()
+            self.loss.zero_()
+            self.network.train()
+            for _ in range(self.updates):
+                self._update()
+            self.network.eval()
+            self._evaluate()
+        if self.device.type == "cuda":
+            done = torch.cuda.Event(blocking=True)
+            done.record(self.stream)
+            done.synchronize()  # the other slots' threads go on
+        self.trained += self.updates
+        self._decay(lrs)
+        loss, right = (self.val.double() / len(self.dataset.val)).tolist()
+        return float(self.loss) / self.updates, loss, right
+
+    def rate(self, seconds: float) -> float:
+        """Updates per second, measured for so long; the weights are no trial's afterwards."""
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            with self._on_stream():
+                self.at.zero_()
+                for _ in range(min(self.updates, 32)):
+                    self._update()
+                    done += 1
+            if self.device.type == "cuda":
+                self.stream.synchronize()
+        return done / (time.perf_counter() - start)
+
+    def _on_stream(self) -> torch.cuda.StreamContext | nullcontext[None]:
+        return torch.cuda.stream(self.stream) if self.device.type == "cuda" else nullcontext()
+
+    def _views(self) -> list[Tensor]:
+        """The parameters as views of the full-precision buffer."""
+        return [self.weights.data.as_strided(g.shape, g.stride(), g.storage_offset()) for g in self.gradients]
+
+    def _decay(self, lrs: Sequence[float]) -> None:
+        """What an update does to a weight without a gradient: the optimizer's recurrence in (weight, momentum)."""
+        recipe, (weight, momentum) = self.config.train, self.dead
+        for lr in lrs:
+            if recipe.optimizer == "adamw":
+                weight *= 1 - lr * recipe.weight_decay
+                continue
+            pull = recipe.weight_decay * weight
+            momentum = recipe.momentum * momentum + pull
+            weight -= lr * (pull + recipe.momentum * momentum if recipe.nesterov else momentum)
+        self.dead = weight, momentum
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights as torchvision's own network has them, dead taps included."""
+        initial = build(self.config.model, self.dataset.classes, self.seed).to(self.dtype)
+        state, modules = initial.state_dict(), dict(self.network.named_modules())
+        trained = dict(zip(self.names, self._views(), strict=True)) | dict(self.network.named_buffers())
+        for name, tensor in state.items():
+            module = modules[name.rpartition(".")[0]]
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(self.trained)
+            elif isinstance(module, LiveConv):
+                tensor.mul_(self.dead[0])
+                tensor.flatten(2)[:, :, module.live] = trained[name].permute(2, 1, 0).to(tensor.device)
+            else:
+                tensor.copy_(trained[name])
+        return state
+
+    @property
+    def bytes(self) -> int:
+        """Weights and optimizer state; what the activations need depends on the batch."""
+        states = [t for state in self.optimizer.state.values() for t in state.values()]
+        return sum(t.nbytes for t in (self.weights, *states))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The elements in the order of memory."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
+
+
+def _network(
+    model: Model, classes: int, size: tuple[int, int], seed: int, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """A network with the weights of ``seed``, with live taps only where that pays."""
+    network = build(model, classes, seed).to(dtype)
+    if device.type == "cpu":
+        network = compact(network, *size)
+    return network.to(device).to(memory_format=torch.channels_last)
+
+
+@lru_cache(maxsize=8)
+def _initial(
+    model: Model, classes: int, size: tuple[int, int], seed: int, device: torch.device, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The state of that network; a sweep begins every trial with the same."""
+    return dict(_network(model, classes, size, seed, device, dtype).state_dict())
+
+
+# --------------------------------------------------------------------------------------
+# The same interface as the reference.
+
+_here = threading.local()
+
+
+def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
+    """What ``train.train`` does, in this thread's slot: the same numbers but for the order of sums.
+
+    Raises:
+        DivergedError: the training or the validation loss became NaN or infinite.
+        DataError: the data are missing or damaged.
+    """
+    recipe, schedule = config.train, config.schedule
+    slot = _slot(config, device)
+    owner = slot.owner = object()
+    slot.begin(recipe.seed)
+    total, history = slot.updates * recipe.epochs, list[float]()
+    for number in range(recipe.epochs):
+        if slot.owner is not owner:
+            raise RuntimeError("another trial has begun in this thread's slot")
+        start = time.perf_counter()
+        updates = range(number * slot.updates, (number + 1) * slot.updates)
+        lrs = tuple(schedule.lr(t, total, epochs=recipe.epochs, history=history) for t in updates)
+        losses = slot.epoch(number, lrs)
+        yield finished(number, lrs, *losses, time.perf_counter() - start, history)
+
+
+def _slot(config: TrialConfig, device: torch.device) -> Slot:
+    """This thread's slot; a new one where the sweep is another."""
+    recipe = config.train.model_copy(update={"seed": 0})
+    key = (config.data, config.data_dir, config.model, recipe, config.engine, device)
+    if getattr(_here, "key", None) != key:
+        _here.key = _here.slot = None  # let go of the last one first
+        _here.slot = Slot(config, device)
+        _here.key = key
+    return cast("Slot", _here.slot)
+
+
+def warm(config: TrialConfig, device: str) -> int:
+    """Make this thread's slot; its bytes of weights and optimizer state."""
+    return _slot(config, torch.device(device)).bytes
+
+
+def rate(config: TrialConfig, device: str, seconds: float) -> float:
+    """Updates per second of this thread's slot."""
+    return _slot(config, torch.device(device)).rate(seconds)
+
+
+# --------------------------------------------------------------------------------------
+# Which engine.
+
+PAYS = 0.15
+"""The share of training time that compiling is taken to save (predicted: it fuses what lies between products)."""
+COMPILE_SECONDS = 60.0
+FLOPS = 200e12
+"""What a GPU is assumed to reach in bf16 when it is asked whether compiling pays."""
+
+
+def loop(config: TrialConfig) -> Callable[[TrialConfig, torch.device], Iterator[Epoch]]:
+    """The training loop of a config's engine."""
+    return train if config.engine.name == "fast" else reference.train
+
+
+def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str = "auto") -> Engine:
+    """The engine for a sweep of trials like ``config``: one for all of them, so that they can be compared.
+
+    ``auto`` is the fast one on CPUs and on CUDA, in bf16 where the machine computes it faster (on a CPU that is
+    measured), compiled on a GPU where the sweep is long enough; the reference elsewhere, for networks with random
+    layers, and for data that the device cannot hold.
+    """
+    data = resident(config, device)
+    network = build(config.model, data.classes, config.train.seed)
+    random = any(getattr(module, "p", 0.0) for module in network.modules())  # dropout, stochastic depth
+    held = data.train.images.device == device  # not where a GPU's memory is too small for them
+    if wanted == "reference" or device.type not in ("cpu", "cuda") or random or not held:
+        return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
+    if device.type == "cpu":
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and _faster_in_bf16(config))
+        return Engine("fast", "bf16" if bf16 else "fp32")
+    images = trials * config.train.epochs * len(data.train)
+    seconds = images * _flops(network, data) / FLOPS
+    bf16 = uses_bf16(config, data, device)
+    return Engine("fast", "bf16" if bf16 else "fp32", compiled=seconds * PAYS > COMPILE_SECONDS)
+
+
+def _flops(network: nn.Module, data: Dataset) -> int:
+    """Of the forward and the backward pass of one image (the backward pass takes twice the forward's)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    height, width = data.train.images.shape[1:3]
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        network.to("meta").eval()(torch.zeros(1, 3, height, width))
+    return int(3 * counter.get_total_flops())
+
+
+def _faster_in_bf16(config: TrialConfig, rounds: int = 5, margin: float = 1.15) -> bool:
+    """Whether one thread makes an update in bf16 faster, by ``margin`` at least; a second or two."""
+    cpu = torch.cpu
+    if not (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()):
+        return False
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        slots = [Slot(_check(config, precision), torch.device("cpu")) for precision in ("fp32", "bf16")]
+        seconds: list[list[float]] = [[], []]
+        for _ in range(rounds + 1):
+            for slot, seen in zip(slots, seconds, strict=True):
+                slot.at.zero_()
+                start = time.thread_time()
+                slot.update()
+                seen.append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
+    exact, rough = (statistics.median(seen[1:]) for seen in seconds)
+    return rough * margin < exact
+
+
+def _check(config: TrialConfig, precision: str) -> TrialConfig:
+    recipe = config.train.model_copy(update={"precision": precision, "batch_size": min(config.train.batch_size, 32)})
+    return replace(config, train=recipe)

@@ -1,0 +1,300 @@
+"""The fast engine against torch's own layers and optimizers in float64, and against the reference loop."""
+
+import math
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from runner import engine, lanes, schedules, train
+from runner.data import batches, normalised
+from runner.engine import LiveConv, Slot, choose, compact
+from runner.model import build
+from runner.spec import Augment, Data, Engine, Model, Train, TrialConfig
+from runner.train import DivergedError, resident
+
+CPU = torch.device("cpu")
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+COSINE = schedules.load({"type": "cosine", "init_lr": 0.05, "warmup": 0.2})
+
+
+def trial(schedule=COSINE, model=None, data=None, **recipe) -> TrialConfig:
+    """160 digits for training, 40 for validation, a narrow ResNet-18."""
+    data = {"limit": 200, "val": 0.2, "augment": Augment(pad=1, flip=True)} | (data or {})
+    recipe = {"epochs": 5, "batch_size": 40, "precision": "fp32", "weight_decay": 5e-2} | recipe
+    return TrialConfig(
+        Data(source="digits", **data), model or Model(width=4), Train(**recipe), schedule, engine=Engine("fast")
+    )
+
+
+def lrs_of(config: TrialConfig, slot: Slot, number: int) -> list[float]:
+    total = slot.updates * config.train.epochs
+    return [config.schedule.lr(number * slot.updates + i, total) for i in range(slot.updates)]
+
+
+def plainly(config: TrialConfig, device=CPU) -> tuple[list[float], nn.Module]:
+    """Train in float64 with torch's own convolutions and optimizer: the loss of every epoch, and the network."""
+    recipe, data = config.train, resident(config, device)
+    network = build(config.model, data.classes, recipe.seed).double().to(device)
+    kind = torch.optim.SGD if recipe.optimizer == "sgd" else torch.optim.AdamW
+    extra = {"momentum": recipe.momentum, "nesterov": recipe.nesterov} if recipe.optimizer == "sgd" else {}
+    optimizer = kind(network.parameters(), lr=0.1, weight_decay=recipe.weight_decay, **extra)
+    updates, losses = len(data.train) // recipe.batch_size, []
+    for number in range(recipe.epochs):
+        batch, total = batches(data.train, config.data.augment, recipe.seed, number, recipe.batch_size), 0.0
+        for i in range(updates):
+            images, labels = batch(i)
+            optimizer.param_groups[0]["lr"] = config.schedule.lr(number * updates + i, updates * recipe.epochs)
+            loss = F.cross_entropy(network(normalised(images, data.mean.double(), data.std.double())), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        losses.append(total / updates)
+    return losses, network
+
+
+# --- convolutions on few pixels --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "taps"),
+    [
+        pytest.param((1, 1), 3, 1, 1, 1, id="1x1: the centre alone"),
+        pytest.param((2, 2), 3, 2, 1, 4, id="2x2 stride 2: four"),
+        pytest.param((2, 2), 3, 1, 1, 9, id="2x2: all"),
+        pytest.param((1, 2), 3, 1, 1, 3, id="1x2: a row"),
+        pytest.param((2, 2), 1, 2, 0, 1, id="1x1 kernel, stride 2"),
+        pytest.param((4, 3), 7, 2, 3, 48, id="a large kernel"),
+    ],
+)
+def test_live_taps_convolve_as_torch_does_forwards_and_backwards(size, kernel, stride, padding, taps):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 6, kernel, stride, padding, bias=False).double()
+    live = LiveConv(conv, size)
+    assert live.weight.shape[0] == len(live.live) <= kernel * kernel
+    if taps != 48:
+        assert len(live.live) == taps
+    x, y = (torch.randn(3, 5, *size, dtype=torch.double).requires_grad_() for _ in "xy")
+    y.data.copy_(x.data)
+    expected, got = conv(x), live(y)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+    gradient = torch.randn_like(expected)
+    expected.backward(gradient)
+    got.backward(gradient)
+    torch.testing.assert_close(y.grad, x.grad, rtol=0, atol=1e-13)
+    of_live = conv.weight.grad.flatten(2).permute(2, 1, 0)[live.live]
+    torch.testing.assert_close(live.weight.grad, of_live, rtol=0, atol=1e-12)
+    dead = [tap for tap in range(kernel * kernel) if tap not in live.live]
+    assert not conv.weight.grad.flatten(2)[:, :, dead].any()
+
+
+def test_at_8x8_the_last_stage_keeps_a_ninth_of_its_taps_and_at_64x64_nothing_changes():
+    small = compact(build(Model(), 10, 0), 8, 8)
+    assert sum(p.numel() for p in small.parameters()) < 0.4 * 11_173_962
+    assert type(small.layer1[0].conv1) is nn.Conv2d
+    assert small.layer4[1].conv1.weight.shape == (1, 512, 512)
+    large = compact(build(Model(width=4), 10, 0), 64, 64)
+    assert not any(isinstance(m, LiveConv) for m in large.modules())
+
+
+# --- the same training -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        pytest.param({}, id="sgd, nesterov"),
+        pytest.param({"nesterov": False}, id="sgd, momentum"),
+        pytest.param({"nesterov": False, "momentum": 0.0}, id="sgd"),
+        pytest.param({"optimizer": "adamw"}, id="adamw"),
+    ],
+)
+def test_twenty_updates_equal_torchs_own_optimizer_to_1e_12_in_float64(recipe):
+    config = trial(**recipe)
+    slot = Slot(config, CPU, torch.float64)
+    slot.begin(0)
+    assert slot.updates * config.train.epochs == 20
+    losses = [slot.epoch(number, lrs_of(config, slot, number))[0] for number in range(5)]
+    expected, network = plainly(config)
+    assert losses == pytest.approx(expected, rel=0, abs=1e-12)
+    state = slot.state_dict()
+    for name, tensor in network.state_dict().items():  # dead taps, running statistics and counters too
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=1e-12, msg=name)
+
+
+def test_the_exported_weights_load_into_torchvisions_own_network_and_give_the_same_outputs():
+    config = trial(model=Model(width=8), precision="fp32")
+    slot = Slot(config, CPU, torch.float64)
+    slot.begin(0)
+    for number in range(2):
+        slot.epoch(number, lrs_of(config, slot, number))
+    own = build(config.model, 10, seed=9).double().eval()
+    own.load_state_dict(slot.state_dict())
+    images = normalised(slot.dataset.val.images, slot.dataset.mean, slot.dataset.std)
+    with torch.inference_mode():
+        torch.testing.assert_close(own(images), slot.network.eval()(images), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_epoch_is_the_references_but_for_rounding(precision):
+    config = trial(precision=precision, epochs=1, weight_decay=5e-4)
+    fast, slow = next(engine.train(config, CPU)), next(train.train(config, CPU))
+    assert fast.lrs == slow.lrs
+    assert fast.train_loss == pytest.approx(slow.train_loss, rel=1e-5 if precision == "fp32" else 0.03)
+    assert fast.val_loss == pytest.approx(slow.val_loss, rel=1e-4 if precision == "fp32" else 0.05)
+
+
+def test_a_warm_slot_gives_what_a_fresh_one_gives_bit_by_bit():
+    config, other = trial(epochs=2), trial(schedules.load({"type": "constant", "init_lr": 0.2}), epochs=2, seed=7)
+    first = timeless(engine.train(config, CPU))
+    assert timeless(engine.train(other, CPU)) != first
+    assert timeless(engine.train(config, CPU)) == first
+    engine._here.__dict__.clear()
+    assert timeless(engine.train(config, CPU)) == first
+
+
+def timeless(epochs) -> list:
+    return [replace(epoch, seconds=0.0) for epoch in epochs]
+
+
+def test_plateau_sees_the_accuracies_of_the_slot():
+    schedule = schedules.load({"type": "plateau", "init_lr": 0.1, "gamma": 0.5, "patience": 0, "threshold": 0.25})
+    epochs = list(engine.train(trial(schedule), CPU))
+    accuracies = [e.val_accuracy for e in epochs]
+    assert [e.lr for e in epochs] == [schedule.lr(4 * n, 20, epochs=5, history=accuracies[:n]) for n in range(5)]
+    assert epochs[-1].lr < 0.1
+
+
+def test_a_diverging_trial_says_so_and_the_slot_is_fit_for_the_next():
+    wild = trial(schedules.load({"type": "constant", "init_lr": 100.0}), weight_decay=10.0)
+    with pytest.raises(DivergedError) as caught:
+        list(engine.train(wild, CPU))
+    assert math.isnan(caught.value.epoch.val_accuracy)
+    epochs = list(engine.train(trial(epochs=1), CPU))
+    assert math.isfinite(epochs[0].val_loss)
+
+
+def test_two_learning_rates_give_two_results_and_a_rate_of_zero_changes_nothing():
+    config = trial(epochs=1)
+    slot = Slot(config, CPU)
+    weights = []
+    for lr in (0.0, 0.01, 0.02):
+        slot.begin(0)
+        slot.epoch(0, [lr] * slot.updates)
+        weights.append(slot.weights.detach().clone())
+    slot.begin(0)
+    assert torch.equal(weights[0], slot.weights)
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+
+
+def test_a_trial_that_another_one_pushed_out_of_its_slot_is_told():
+    first = engine.train(trial(), CPU)
+    next(first)
+    next(engine.train(trial(), CPU))
+    with pytest.raises(RuntimeError, match="another trial has begun"):
+        next(first)
+
+
+def test_slots_in_threads_do_not_disturb_one_another():
+    config = trial(epochs=3)
+    alone, seen = timeless(engine.train(config, CPU)), {}
+
+    def work(name: int) -> None:
+        seen[name] = timeless(engine.train(config, CPU))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [seen[i] for i in range(4)] == [alone] * 4
+
+
+# --- which engine ----------------------------------------------------------------------------------------------
+
+
+def test_the_engine_is_the_fast_one_where_it_can_be_and_the_reference_where_it_is_asked_for():
+    assert choose(trial(), CPU, 10) == Engine("fast", "fp32")
+    assert choose(trial(precision="bf16"), CPU, 10) == Engine("fast", "bf16")
+    assert choose(trial(), CPU, 10, "reference") == Engine("reference", "fp32")
+    dropout = trial(model=Model(name="mobilenet_v3_small", stem="imagenet"))
+    assert choose(dropout, CPU, 10).name == "reference"
+
+
+def test_bf16_is_chosen_only_where_the_machine_has_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert choose(trial(precision="auto"), CPU, 10) == Engine("fast", "fp32")
+
+
+def test_lanes_train_with_the_engine_of_the_config():
+    fast = trial(epochs=1)
+    slow = replace(fast, engine=Engine())
+    seen = {}
+    for name, config in (("fast", fast), ("slow", slow)):
+        engine._here.__dict__.clear()
+        seen[name] = lanes.begin(config, "cpu")
+        assert bool(engine._here.__dict__) == (name == "fast")
+    assert seen["fast"].train_loss == pytest.approx(seen["slow"].train_loss, rel=1e-5)
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------
+
+
+@CUDA
+def test_a_graphs_first_updates_are_the_references():
+    device, config = torch.device("cuda"), trial(epochs=1, model=Model(width=16))
+    fast, slow = next(engine.train(config, device)), next(train.train(config, device))
+    assert fast.train_loss == pytest.approx(slow.train_loss, rel=1e-4)
+    assert fast.val_loss == pytest.approx(slow.val_loss, rel=1e-2)
+
+
+@CUDA
+def test_two_tables_of_learning_rates_give_different_weights_in_one_graph():
+    slot = Slot(trial(epochs=1), torch.device("cuda"))
+    weights = []
+    for lr in (0.0, 0.01, 0.02):
+        slot.begin(0)
+        slot.epoch(0, [lr] * slot.updates)
+        weights.append(slot.weights.detach().clone())
+    assert not torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+
+
+@CUDA
+@pytest.mark.parametrize("stopped", [False, True], ids=["all to the end", "one stopped"])
+def test_one_slot_and_four_give_the_same_metrics_per_trial(stopped):
+    device = torch.device("cuda")
+    rates = (0.01, 0.02, 0.05, 0.1)
+    configs = [trial(schedules.load({"type": "cosine", "init_lr": r}), model=Model(width=16)) for r in rates]
+    alone, beside = [timeless(engine.train(c, device)) for c in configs], {}
+
+    def work(i: int) -> None:
+        epochs = engine.train(configs[i], device)
+        beside[i] = timeless([next(epochs)] if stopped and i == 3 else epochs)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i, epochs in beside.items():
+        assert epochs == alone[i][: len(epochs)]
+
+
+@CUDA
+def test_a_warm_slot_begins_a_trial_within_milliseconds():
+    import time
+
+    slot = Slot(trial(model=Model()), torch.device("cuda"))
+    slot.begin(0)
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    slot.begin(0)
+    torch.cuda.synchronize()
+    assert time.perf_counter() - start < 0.005
