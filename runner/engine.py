@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import train as reference
-from .data import Dataset, Tables, augmented, normalised, padded, updates_per_epoch
+from .data import Dataset, Split, Tables, augmented, normalised, padded, updates_per_epoch
 from .model import build
 from .spec import Engine, Model, TrialConfig
 from .train import Epoch, finished, make_optimizer, measure, resident, uses_bf16
@@ -133,7 +133,10 @@ class Slot:
         self.dead, self.seed, self.trained = (1.0, 0.0), recipe.seed, 0
         self.owner: object = None
         self._forward = torch.compile(self._loss) if config.engine.compiled else self._loss
-        self._update, self._evaluate = self._ready(self.update), self._ready(self.evaluate)
+        self.network.train()  # a graph keeps the mode in which it was captured
+        self._update = self._ready(self.update)
+        self.network.eval()
+        self._evaluate = self._ready(self.evaluate)
 
     def _flatten(self) -> None:
         """Put all parameters into one buffer, each with the strides it has; those that compute in bf16 come first."""
@@ -247,6 +250,12 @@ class Slot:
         loss, right = (self.val.double() / len(self.dataset.val)).tolist()
         return float(self.loss) / self.updates, loss, right
 
+    def accuracy(self, split: Split) -> float:
+        """Of the weights as they are, on any split; no graph, for what is asked once a trial."""
+        self.network.eval()
+        with self._on_stream(), self._precision():
+            return float(measure(self.network, split, self.dataset)[1]) / len(split)
+
     def rate(self, seconds: float) -> float:
         """Updates per second, measured for so long; the weights are no trial's afterwards."""
         start, done = time.perf_counter(), 0
@@ -349,13 +358,15 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
         start = time.perf_counter()
         updates = range(number * slot.updates, (number + 1) * slot.updates)
         lrs = tuple(schedule.lr(t, total, epochs=recipe.epochs, history=history) for t in updates)
-        losses = slot.epoch(number, lrs)
-        yield finished(number, lrs, *losses, time.perf_counter() - start, history)
+        epoch = Epoch(number, lrs, *slot.epoch(number, lrs), time.perf_counter() - start)
+        if config.test and number + 1 == recipe.epochs:
+            epoch = replace(epoch, test_accuracy=slot.accuracy(slot.dataset.test))
+        yield finished(epoch, history)
 
 
 def _slot(config: TrialConfig, device: torch.device) -> Slot:
     """This thread's slot; a new one where the sweep is another."""
-    recipe = config.train.model_copy(update={"seed": 0})
+    recipe = config.train.model_copy(update={"seed": 0, "epochs": 1})  # what a trial may have of its own
     key = (config.data, config.data_dir, config.model, recipe, config.engine, device)
     if getattr(_here, "key", None) != key:
         _here.key = _here.slot = None  # let go of the last one first
@@ -380,6 +391,8 @@ def rate(config: TrialConfig, device: str, seconds: float) -> float:
 PAYS = 0.15
 """The share of training time that compiling is taken to save (predicted: it fuses what lies between products)."""
 COMPILE_SECONDS = 60.0
+WORTH_MEASURING = 2e9
+"""Operations of an update below which a CPU stays with fp32: too few to be measured, or to matter."""
 FLOPS = 200e12
 """What a GPU is assumed to reach in bf16 when it is asked whether compiling pays."""
 
@@ -403,7 +416,9 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     if wanted == "reference" or device.type not in ("cpu", "cuda") or random or not held:
         return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
     if device.type == "cpu":
-        bf16 = config.precision == "bf16" or (config.precision == "auto" and _faster_in_bf16(config))
+        work = _flops(network, data) * min(config.train.batch_size, len(data.train))
+        auto = config.precision == "auto" and work > WORTH_MEASURING and _faster_in_bf16(config)
+        bf16 = config.precision == "bf16" or auto
         return Engine("fast", "bf16" if bf16 else "fp32")
     images = trials * config.train.epochs * len(data.train)
     seconds = images * _flops(network, data) / FLOPS

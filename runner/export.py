@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHARED = ("init_lr", "warmup", "clock", "interval", "floor")
+CONFIRMED = {
+    **dict.fromkeys(["mean", "deviation", "low", "high", "behind", "behind_low", "behind_high"], "Float64"),
+    "seeds": "Int64",
+    "in_set": "boolean",
+    "best_of_type": "boolean",
+    **dict.fromkeys(["test_accuracy", "test_low", "test_high"], "Float64"),
+}
+"""What fresh seeds gave: columns of the best table, where a sweep was confirmed."""
 SUFFIXES = {"csv": ".csv", "parquet": ".parquet", "json": ".json", "markdown": ".md"}
 
 
@@ -45,13 +53,16 @@ def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml
     Returns:
         One row per trial: ``rank``, ``trial``, ``name``, ``type``, ``objective``, ``val_accuracy``, every parameter
         in its own type (missing where the type has none), ``epochs``, ``seconds``, ``run_id``, ``schedule`` (JSON for
-        ``runner.schedules.load(json.loads(...))``) and ``lr`` (the learning rate that each epoch began with).
+        ``runner.schedules.load(json.loads(...))``) and ``lr`` (the learning rate that each epoch began with). Where
+        the best were confirmed with fresh seeds they come first, and have: ``mean``, ``deviation``, 95 % interval
+        (``low``, ``high``) and number of ``seeds`` of the objective; how far they are ``behind`` the best of them,
+        with a simultaneous interval; ``in_set``, whether they may be the best; and ``test_accuracy``.
 
     Raises:
         SpecError: there is no such sweep, neither in the study's storage nor in MLflow.
     """
     facts, records = read(sweep, load_place(mlflow_yaml))
-    return best_table(records, facts["direction"], top)
+    return best_table(records, facts["direction"], top, facts.get("confirmed", ()))
 
 
 def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
@@ -71,13 +82,29 @@ def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
     return facts | {"direction": "maximize" if objective == "val/accuracy" else "minimize"}, records
 
 
-def best_table(records: Sequence[Record], direction: str = "maximize", top: int | None = None) -> pd.DataFrame:
-    """The complete trials, best first; ties stay in the order in which they were tried."""
+def best_table(
+    records: Sequence[Record],
+    direction: str = "maximize",
+    top: int | None = None,
+    confirmed: Sequence[Mapping[str, Any]] = (),
+) -> pd.DataFrame:
+    """The complete trials, best first: the confirmed ones before those that had one seed, by what fresh seeds gave.
+
+    Ties stay in the order in which they were tried.
+    """
+    import pandas as pd
+
+    order = [row["trial"] for row in confirmed]
     done = [r for r in records if r.outcome == "complete" and r.value is not None]
     done.sort(key=lambda r: -(r.value or 0.0) if direction == "maximize" else (r.value or 0.0))
-    table = trials_table(done[:top])
+    done.sort(key=lambda r: order.index(r.number) if r.number in order else len(order))
+    table = trials_table(done[:top]).drop(columns=["outcome", "cause"])
     table.insert(0, "rank", range(1, len(table) + 1))
-    return table.drop(columns=["outcome", "cause"])
+    rows = {row["trial"]: row for row in confirmed}
+    for i, (name, kind) in enumerate(CONFIRMED.items() if confirmed else ()):
+        column = [rows.get(int(n), {}).get(name) for n in table["trial"]]
+        table.insert(7 + i, name, pd.Series(column, dtype=cast(Any, kind)))
+    return table
 
 
 def trials_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -233,6 +260,21 @@ def markdown(table: pd.DataFrame, text: Callable[[str], str] = str) -> str:
     return _grid([*(titles.get(n, n) for n in lead), "with", "seconds"], rows, text)
 
 
+def confirmed_markdown(rows: Iterable[Mapping[str, Any]], text: Callable[[str], str] = str) -> str:
+    """What fresh seeds gave, for people: a row for each schedule that was confirmed."""
+    titles = ("schedule", "trial", "init_lr", "mean", "95 %", "seeds", "test", "may be best")
+    cells = []
+    for row in rows:
+        if not _missing(row["mean"]):
+            wide = "" if _missing(row["low"]) else f"{row['low']:.4g} to {row['high']:.4g}"
+            sure = "yes" if row["in_set"] else f"{row['behind']:.2g} behind"
+            mean = float(row["mean"])
+            cells.append(
+                [row["name"], row["trial"], row["init_lr"], mean, wide, row["seeds"], row["test_accuracy"], sure]
+            )
+    return _grid(titles, cells, text)
+
+
 def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]], text: Callable[[str], str]) -> str:
     def cell(value: Any) -> str:
         if _missing(value):
@@ -283,7 +325,7 @@ def _export(args: argparse.Namespace) -> int:
     if not re.fullmatch(NAME, name):
         raise SpecError("a sweep's name has letters, digits, dots, dashes and underscores only")
     facts, records = read(name, load_place(args.mlflow))
-    best = best_table(records, facts["direction"])
+    best = best_table(records, facts["direction"], confirmed=facts.get("confirmed", ()))
     if args.code is not None:
         if args.code > len(best):
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
@@ -307,11 +349,17 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def result_files(
-    folder: Path, records: Sequence[Record], direction: str, updates: int, epochs: int, allow: Sequence[str] = ()
+    folder: Path,
+    records: Sequence[Record],
+    direction: str,
+    updates: int,
+    epochs: int,
+    allow: Sequence[str] = (),
+    confirmed: Sequence[Mapping[str, Any]] = (),
 ) -> Mapping[str, Path]:
     """Write the tables, the winner's JSON and its code into ``folder``; returns the paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    best = best_table(records, direction)
+    best = best_table(records, direction, confirmed=confirmed)
     paths = {n: folder / n for n in ("best_schedules.csv", "trials.csv", "epochs.csv", "best_schedules.parquet")}
     write(best, "csv", paths["best_schedules.csv"])
     write(best, "parquet", paths["best_schedules.parquet"])

@@ -117,7 +117,82 @@ def accuracy_by_type(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def sweep_figures(records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int) -> dict[str, Figure]:
+def accuracy_against_lr(records: Sequence[Record], confirmed: Sequence[Mapping[str, Any]] = ()) -> Figure:
+    """Validation accuracy against ``init_lr``, a panel for each schedule; what fresh seeds gave has its interval."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.name, []).append(record)
+    columns = min(4, max(1, math.ceil(math.sqrt(len(groups)))))
+    rows = math.ceil(len(groups) / columns)
+    figure = _figure(2.6 * columns, 2.1 * rows + 0.4)
+    shared = None
+    for i, (name, several) in enumerate(groups.items()):
+        axes = shared = figure.add_subplot(rows, columns, i + 1, sharex=shared, sharey=shared)
+        colour = style(several[0].schedule["type"])["color"]
+        axes.plot(
+            [r.schedule["init_lr"] for r in several],
+            [r.value or math.nan for r in several],
+            "o",
+            color=colour,
+            alpha=0.6,
+            markersize=4,
+        )
+        for row in confirmed:
+            if row["name"] == name and row["mean"] is not None and math.isfinite(row["low"]):
+                wide = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
+                axes.errorbar(
+                    [row["init_lr"]], [row["mean"]], yerr=wide, fmt="s", color="black", markersize=4, capsize=2
+                )
+        axes.set_xscale("log")
+        axes.set_xlim(*_decade([r.schedule["init_lr"] for r in records]))
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+        if i >= len(groups) - columns:
+            axes.set_xlabel("init_lr", fontsize=8)
+    figure.supylabel("objective (o one seed; square: fresh seeds, 95 %)", fontsize=8)
+    return figure
+
+
+def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
+    """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best."""
+    rows = [r for r in confirmed if r["behind"] is not None][::-1]
+    figure = _figure(7.5, 0.32 * len(rows) + 1.2)
+    axes = figure.add_subplot()
+    for y, row in enumerate(rows):
+        colour = style(row["type"])["color"]
+        axes.plot([-row["behind_high"], -row["behind_low"]], [y, y], color=colour, linewidth=1.6)
+        axes.plot([-row["behind"]], [y], "o", color=colour, markerfacecolor=colour if row["in_set"] else "white")
+    axes.axvline(0, color="0.5", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [f"{r['name']} (trial {r['trial']}, {r['seeds']} seeds)" for r in rows])
+    axes.set_xlabel("difference to the best, same seeds (filled: may be the best; 95 % for all together)")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def robustness(strip: Sequence[Mapping[str, Any]]) -> Figure:
+    """What halving and doubling the winner's init_lr and its budget does."""
+    figure = _figure(6, 2.4)
+    axes = figure.add_subplot()
+    known = [row for row in strip if row["difference"] is not None]
+    for y, row in enumerate(known):
+        if math.isfinite(row["low"]):
+            axes.plot([row["low"], row["high"]], [y, y], color="black", linewidth=1.4)
+        axes.plot([row["difference"]], [y], "o", color="black")
+    axes.axvline(0, color="0.5", linewidth=0.8)
+    axes.set_yticks(range(len(known)), [row["change"] for row in known])
+    axes.set_xlabel("difference to the winner, same seeds (95 %)")
+    return figure
+
+
+def sweep_figures(
+    records: Sequence[Record],
+    plans: Mapping[int, Schedule],
+    T: int,
+    epochs: int,
+    confirmed: Sequence[Mapping[str, Any]] = (),
+    strip: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Figure]:
     """The figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
     seen = [r for r in records if r.epochs and r.outcome != "failed"]
     done = sorted((r for r in seen if r.outcome == "complete"), key=lambda r: -r.history[-1])
@@ -127,6 +202,11 @@ def sweep_figures(records: Sequence[Record], plans: Mapping[int, Schedule], T: i
     if done:
         made["best_curves.png"] = best_curves(done[:5], [plans[r.number] for r in done[:5]], T, epochs)
         made["accuracy_by_type.png"] = accuracy_by_type(done)
+        made["accuracy_against_lr.png"] = accuracy_against_lr(done, confirmed)
+    if any(row["behind"] is not None for row in confirmed):
+        made["confidence_set.png"] = confidence_set(confirmed)
+    if strip:
+        made["robustness.png"] = robustness(strip)
     return made
 
 
@@ -139,6 +219,11 @@ def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # without pyplot: no window, no state shared between threads
     return figure
+
+
+def _decade(values: Sequence[float]) -> tuple[float, float]:
+    """Limits of a logarithmic axis, however close the values are."""
+    return min(values) / 1.5, max(values) * 1.5
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:

@@ -187,12 +187,20 @@ class Lanes:
     def finished(self) -> list[Lane]:
         """Wait until an epoch ends somewhere; the lanes on which one has."""
         futures = {lane.future: lane for lane in self.all if lane.future is not None}
-        done, _ = wait(futures, return_when=FIRST_COMPLETED)
+        done: set[Future[Epoch]] = set()
+        while not done:
+            done, _ = wait(futures, timeout=5.0, return_when=FIRST_COMPLETED)
+            for lane in self.free():
+                self._make_room(lane)  # a new worker may be waiting for the place that an idle one holds
         return [lane for future, lane in futures.items() if future in done]
 
     def rest(self, lane: Lane) -> None:
-        """A lane has ended its trial. Where the cluster has become too small for all lanes, it makes room."""
+        """A lane has ended its trial."""
         lane.rest()
+        self._make_room(lane)
+
+    def _make_room(self, lane: Lane) -> None:
+        """Give a free lane up where the cluster has become too small for all of them."""
         if 0 < self._places() < len(self.all):
             lane.executor.shutdown(wait=False, cancel_futures=True)
             self.all.remove(lane)

@@ -26,7 +26,7 @@ import importlib.metadata
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -172,6 +172,29 @@ class Schedule:
         if kind.floor == "affine":
             return self.floor + (1 - self.floor) * value
         return max(self.floor, value) if kind.floor == "clamp" else value
+
+    def rescaled(self, scale: float, T: int, *, epochs: int | None = None) -> Schedule:
+        """This schedule, made for ``T`` updates, for a training of ``scale`` times that length.
+
+        Fractions of training stay fractions, so the shape is the same; lengths in epochs or updates, a patience and a
+        ``gamma`` per epoch shrink or grow with the training. The warmup keeps its number of updates, which is what it
+        is for, and takes at most half of the training.
+        """
+        moment = self.moment(0, T, epochs)
+        warmup = replace(self.warmup, length=Length(min(0.5, moment.w / moment.total / scale)))
+
+        def scaled(name: str, value: Any) -> Any:
+            if isinstance(value, Length):
+                return value if value.unit == "fraction" else Length(value.value * scale, value.unit)
+            if isinstance(value, tuple):
+                return tuple(scaled(name, v) for v in value)
+            if name == "patience":
+                return round(value * scale)
+            per_epoch = name == "gamma" and value is not None and "final" in TYPES[self.type].params
+            return value ** (1 / scale) if per_epoch else value
+
+        own = self.params if self.type == "custom" else Params({k: scaled(k, v) for k, v in self.params.items()})
+        return replace(self, warmup=warmup if moment.w else self.warmup, params=own)
 
     def to_json(self) -> dict[str, Any]:
         """The schedule as plain JSON data, every default written out; ``load`` turns it back."""

@@ -135,6 +135,24 @@ class Space:
         axis = {leaf: i + 1 for i, leaf in enumerate(self.axes())}
         return {"type": name} | {leaf.name: leaf.at(u[axis[leaf.name]]) for leaf in self.leaves(name)}
 
+    def params(self, schedule: Schedule, allow: Sequence[str] = ()) -> dict[str, Any]:
+        """The parameters under which this space holds ``schedule``: the way back from ``sample``.
+
+        Raises:
+            ScheduleError: it holds no such schedule; the message names the nearest of its type.
+        """
+        said, near = schedule.to_json(), ""
+        for name in (n for n, mapping in self.schedules.items() if mapping["type"] == schedule.type):
+            found: dict[str, Any] = {}
+            near = f"; {name} is another schedule of its type"
+            try:
+                closed = _read(self.schedules[name], said, found)
+                if load(closed, allow=allow) == schedule:
+                    return {"type": name} | found
+            except (ScheduleError, LookupError, TypeError, ValueError):
+                continue
+        raise ScheduleError([], f"the search space holds no such {schedule.type} schedule{near}")
+
     def axes(self) -> list[str]:
         """The names of all leaves, shared ones once."""
         return list(dict.fromkeys(leaf.name for name in self.schedules for leaf in self.leaves(name)))
@@ -264,6 +282,32 @@ def _open(value: Any, key: list[str | int], name: str) -> Any:
     if kind == "log_uniform" and low <= 0:
         raise ScheduleError(key, f"a logarithmic range starts above 0, not at {low!r}")
     return Leaf(name, kind, (low, high))
+
+
+def _read(template: Any, said: Any, found: dict[str, Any]) -> Any:
+    """``template`` closed with what a schedule's JSON says; the value of every Leaf goes into ``found`` by its name.
+
+    Raises:
+        LookupError, TypeError, ValueError: the JSON says nothing there, or something that is not in a leaf's range.
+    """
+    if isinstance(template, Leaf):
+        value = said["fraction"] if isinstance(said, Mapping) and "fraction" in said else said
+        inside = (
+            value in template.values
+            if template.kind == "choice"
+            else template.values[0] <= value <= template.values[1]
+        )
+        if not inside:
+            raise ValueError(value)
+        found[template.name] = (
+            template.encoded()[template.values.index(value)] if template.kind == "choice" else value
+        )
+        return value
+    if isinstance(template, Mapping):
+        return {key: _read(value, said[key], found) for key, value in template.items()}
+    return (
+        [_read(t, s, found) for t, s in zip(template, said, strict=True)] if isinstance(template, list) else template
+    )
 
 
 def _fill(value: Any, leaf: Callable[[Leaf], Any]) -> Any:

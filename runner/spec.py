@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from . import space as spaces
-from .document import Document, Frozen, read
+from .document import Document, Frozen, SpecError, read
 from .schedules import Schedule
 from .zoo import ScheduleError
 
@@ -89,10 +89,48 @@ class Search(Frozen):
     """How the study searches."""
 
     trials: Annotated[int, Field(ge=1, le=100_000)]
+    """How many; with rungs, how many on the first one."""
     sampler: Literal["tpe", "random", "qmc", "gp", "cmaes", "grid"] = "tpe"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     window: Annotated[int, Field(ge=1, le=4096)] = 8
     """Trial n is proposed when the trials up to n - window have ended, so at most this many lanes have work."""
+    balance: Literal["free", "equal"] = "free"
+    """equal: every type gets the same number of trials, and the sampler chooses the rest."""
+    rungs: Annotated[list[str | int], Field(min_length=2, max_length=6)] | None = None
+    """Screening: complete trainings with the schedules rescaled to these lengths, such as [T/3, T]."""
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 1 / 3
+    """The share of a rung's trials that goes on to the next."""
+    pruner: Literal["none", "median", "percentile", "successive_halving", "hyperband"] = "none"
+    """An Optuna pruner that stops trials early; none stops those that diverge, and no other."""
+    parole: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """The share of the trials that a pruner would stop which train to their end all the same, to audit it."""
+
+    @field_validator("rungs")
+    @classmethod
+    def _are_lengths(cls, value: list[str | int] | None) -> list[str | int] | None:
+        for rung in value or []:
+            if not re.fullmatch("T(/[1-9][0-9]?)?|[1-9][0-9]{0,4}", str(rung)):
+                raise ValueError(f"a rung is T, T/3, or a number of epochs, not {rung!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _rungs_have_trials_of_their_own(self) -> Search:
+        if self.rungs and (self.sampler == "grid" or self.pruner != "none"):
+            raise ValueError("rungs go with no grid and no pruner: screening stops trials by itself")
+        return self
+
+
+class Confirm(Frozen):
+    """What is trained again, with fresh seeds, when the search has ended."""
+
+    top: Annotated[int, Field(ge=0, le=50)] = 3
+    """The best of all; 0, with ``types: false``, confirms nothing."""
+    types: bool = True
+    """The best of every schedule, too."""
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+    """At most this many for each; one that is clearly worse than another gets no more."""
+    strip: bool = False
+    """The winner at init_lr x0.5 and x2, and at half and twice the budget."""
 
 
 class Objective(Frozen):
@@ -104,6 +142,11 @@ class Objective(Frozen):
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
         return "maximize" if self.metric == "val/accuracy" else "minimize"
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, else -1."""
+        return 1 if self.direction == "maximize" else -1
 
 
 class Sweep(Frozen):
@@ -118,6 +161,7 @@ class Sweep(Frozen):
     train: Train
     space: dict[str, Any]
     search: Search
+    confirm: Confirm = Confirm()
     objective: Objective = Objective()
 
     @field_validator("name")
@@ -132,14 +176,25 @@ class Sweep(Frozen):
         """The search space with its leaves open."""
         return spaces.parse(self.space)
 
+    @property
+    def rungs(self) -> list[int]:
+        """The lengths of the screening rungs in epochs, the last being the whole of training.
+
+        Raises:
+            SpecError: they do not rise to it.
+        """
+        T = self.train.epochs
+        said = self.search.rungs or ["T"]
+        lengths = [max(1, T // int(str(r)[2:] or 1)) if str(r).startswith("T") else int(r) for r in said]
+        if lengths[-1] != T or any(a >= b for a, b in pairwise(lengths)):
+            raise SpecError(f"search.rungs: {said} are {lengths} epochs; they must rise to train.epochs, {T}")
+        return lengths
+
     def science(self) -> dict[str, Any]:
-        """What makes two sweeps the same study: all but the question and the number of trials."""
-        said = self.model_dump(mode="json", exclude={"question"})
+        """What makes two sweeps the same study: all but the question, the number of trials, and what follows them."""
+        said = self.model_dump(mode="json", exclude={"question", "confirm"})
         del said["search"]["trials"]
         return said
-
-    def digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.science(), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -165,6 +220,8 @@ class TrialConfig:
     schedule: Schedule
     data_dir: str = "data"
     engine: Engine = Engine()
+    test: bool = False
+    """Whether the last epoch is measured on the test split too: for confirmed winners only."""
 
     @property
     def precision(self) -> Literal["auto", "fp32", "bf16"]:
@@ -191,10 +248,27 @@ class Record:
     run_id: str | None = None
     cause: str | None = None
     """Why a failed trial failed."""
+    stage: str = ""
+    """Empty for a trial of the search; else the study beside it: ``confirm``, or ``rung-5``, a rung of 5 epochs."""
+    train: Mapping[str, int] = field(default_factory=dict)
+    """What differs from the sweep's recipe: a fresh ``seed``, other ``epochs``."""
+    arm: str | None = None
+    """Of a replicate: which trial it repeats, and what was changed, as in ``7`` or ``7 init_lr x0.5``."""
+    stop: int | None = None
+    """The epoch after which a pruner stopped it, or would have: a trial on parole has its end too."""
 
     @property
     def history(self) -> list[float]:
         return [e["val/accuracy"] for e in self.epochs]
+
+    @property
+    def title(self) -> str:
+        """What a person calls it: ``trial 3``, or of a replicate ``trial 3 seed 1``."""
+        return f"trial {self.arm} seed {self.train['seed']}" if self.arm else f"trial {self.number}"
+
+    def recipe(self, sweep: Sweep) -> Train:
+        """How it is trained."""
+        return sweep.train.model_copy(update=dict(self.train))
 
     @property
     def seconds(self) -> float:
@@ -218,8 +292,11 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
         space = sweep.schedules
         space.check(allow)
         points = space.grid() if sweep.search.sampler == "grid" else sweep.search.trials
+        _ = sweep.rungs
     except ScheduleError as error:
         raise document.error(("space", *error.key), error.message) from None
+    except SpecError as error:
+        raise document.error(("search", "rungs"), str(error).partition(": ")[2]) from None
     if sweep.search.trials > points:
         raise document.error(("search", "trials"), f"the grid has {points} points; ask for {points} trials or fewer")
     return sweep, document

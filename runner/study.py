@@ -10,6 +10,7 @@ what an uninterrupted one would have (with one sampler seed for all, a restart r
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import sqlite3
@@ -19,7 +20,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -29,7 +30,10 @@ from .document import SpecError
 from .place import redacted
 from .schedules import Schedule, load
 from .space import Space
-from .spec import Engine, Objective, Record, Search, Sweep
+from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig
+
+if TYPE_CHECKING:
+    from .train import Epoch
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -46,8 +50,9 @@ STATES = {
 class Study:
     """A sweep's study in its storage. Only the coordinator writes."""
 
-    def __init__(self, sweep: Sweep, study: optuna.Study, allow: Sequence[str] = ()) -> None:
-        self.sweep, self.allow, self._study = sweep, allow, study
+    def __init__(self, sweep: Sweep, study: optuna.Study, allow: Sequence[str] = (), stage: str = "") -> None:
+        self.sweep, self.allow, self.stage, self._study = sweep, allow, stage, study
+        self.target = sweep.search.trials
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
         self._records = {r.number: r for r in _records(study)}
@@ -69,10 +74,10 @@ class Study:
         for key, value in facts.items():
             self._study.set_user_attr(key, value)
 
-    def remember_runs(self, runs: Mapping[int, str]) -> None:
-        """Put on record under which run MLflow has each trial."""
-        for number, run_id in runs.items():
-            if self._records[number].run_id != run_id:
+    def remember_runs(self, runs: Mapping[tuple[str, int], str]) -> None:
+        """Put on record under which run MLflow has each trial of this stage."""
+        for (stage, number), run_id in runs.items():
+            if stage == self.stage and self._records[number].run_id != run_id:
                 self._study.set_user_attr(f"run:{number}", run_id)
                 self._records[number] = replace(self._records[number], run_id=run_id)
 
@@ -90,30 +95,120 @@ class Study:
         for trial in trials:
             if trial.state == TrialState.RUNNING and trial.number not in self._trials:
                 return self._begin(trial)
-        number, window = len(trials), self.sweep.search.window
-        if number >= self.sweep.search.trials:
+        proposed = self._proposed(trials)
+        if proposed is None:
             return None
-        known, under_way = trials[: max(0, number + 1 - window)], trials[max(0, number + 1 - window) :]
+        self._study.add_trial(proposed)
+        return self._begin(self._study.get_trials(deepcopy=False)[len(trials)])
+
+    def _proposed(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
+        """The next trial, after ``trials``; None where there is none, or none yet."""
+        number = len(trials)
+        if number >= self.target:
+            return None
+        first = self._first_unknown(number)
+        known, under_way = trials[:first], trials[first:]
         if any(not trial.state.is_finished() for trial in known):
             return None
-        proposed, name, mapping = propose(number, [*known, *map(_as_running, under_way)], self.sweep)
-        schedule = load(mapping, allow=self.allow)
-        trial = create_trial(
-            state=TrialState.RUNNING,
+        wished = self.facts.get("queue", {}).get(str(number))
+        proposed, name, mapping = propose(number, [*known, *map(_as_running, under_way)], self.sweep, wished)
+        schedule, train = load(mapping, allow=self.allow), {}
+        if self.stage:  # a rung: the whole of the schedule in fewer epochs
+            full, train = self.sweep.train.epochs, {"epochs": int(self.stage.removeprefix("rung-"))}
+            updates = self.facts["updates_per_epoch"] * full
+            schedule = schedule.rescaled(train["epochs"] / full, updates, epochs=full)
+        return created(
+            name,
+            schedule,
+            train=train,
             params=proposed.params,
             distributions=proposed.distributions,
             system_attrs=proposed.system_attrs,  # CMA-ES keeps its state there
-            user_attrs={"name": name, "schedule": schedule.to_json()},
         )
-        self._study.add_trial(trial)
-        return self._begin(self._study.get_trials(deepcopy=False)[number])
+
+    def go_on_with(self, chosen: Sequence[Mapping[str, Any]]) -> None:
+        """Train these parameters and no others: what the rung before has left."""
+        self.wish(chosen)
+        self.target = len(self.facts["queue"])
+
+    def survivors(self) -> list[Mapping[str, Any]]:
+        """The parameters of the best share of a rung, best first."""
+        done = [r for r in self.ended() if r.outcome == "complete" and r.value is not None]
+        done.sort(key=lambda r: -self.sweep.objective.sign * (r.value or 0.0))
+        return [r.params for r in done[: max(1, round(self.sweep.search.keep * self.target))]]
+
+    def importance(self) -> dict[str, float]:
+        """How much of the objective each parameter explains (PED-ANOVA), the most first; empty where that is unknown.
+
+        A parameter that only some types have counts within its type.
+        """
+        if sum(r.outcome == "complete" for r in self.records()) < 4:
+            return {}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Some regimes")  # few trials: the report says so itself
+                found = optuna.importance.get_param_importances(self._study)
+        except (RuntimeError, ValueError):  # all values alike
+            return {}
+        return {name: share for name, share in found.items() if math.isfinite(share)}
+
+    def _first_unknown(self, number: int) -> int:
+        """The first trial whose result trial ``number`` must not know, so that the number of lanes cannot matter."""
+        return max(0, number + 1 - self.sweep.search.window)
+
+    def wish(self, wishes: Iterable[Mapping[str, Any]]) -> None:
+        """Try these parameters next, before the sampler's own; what was wished for before is not tried twice."""
+        queue: dict[str, Any] = self.facts.get("queue", {})
+        new = [dict(w) for w in wishes if dict(w) not in queue.values()]
+        start = max([len(self._records), *(int(n) + 1 for n in queue)])
+        self.remember(queue=queue | {str(start + i): w for i, w in enumerate(new)})
 
     def _begin(self, trial: FrozenTrial) -> Record:
         self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)
-        return self._records.setdefault(trial.number, _record(trial))
+        return self._records.setdefault(trial.number, _record(trial, self.stage))
 
     def schedule(self, record: Record) -> Schedule:
         return load(record.schedule, allow=self.allow)
+
+    def config(self, record: Record, example: TrialConfig) -> TrialConfig:
+        """What a trial trains, given what all of them have in common."""
+        return replace(example, schedule=self.schedule(record), train=record.recipe(self.sweep))
+
+    def stops(self, number: int, epoch: Epoch | None) -> str | None:
+        """``stopped`` where the sweep's pruner ends a trial after this epoch; None where it goes on.
+
+        The pruner sees the trials that trial ``number`` was proposed from and its own values, no more: it decides
+        alike with any number of lanes. A trial on parole goes on, and its record says where it would have ended.
+        """
+        record, search, metric = self._records[number], self.sweep.search, self.sweep.objective.metric
+        if search.pruner == "none" or self.stage or epoch is None:
+            return None
+        if record.stop is not None and epoch.number > record.stop:  # on parole
+            return None
+        scratch = optuna.create_study(
+            study_name=self.sweep.name,  # Hyperband's brackets depend on it
+            direction=self.sweep.objective.direction,
+            sampler=optuna.samplers.RandomSampler(),
+            pruner=_pruner(search, self.sweep.train.epochs),
+        )
+        trials = self._study.get_trials(deepcopy=False)
+        scratch.add_trials([_as_judged(trial) for trial in trials[: self._first_unknown(number)]])
+        for _ in range(len(scratch.trials), number):
+            scratch.add_trial(create_trial(state=TrialState.FAIL))  # its number decides its bracket
+        values = {int(e["epoch"]): e[metric] for e in record.epochs if e["epoch"] < epoch.number}
+        values |= {epoch.number: epoch.metrics()[metric]}
+        scratch.add_trial(_as_judged(trials[number], values))
+        judged = scratch.trials[number]
+        known, prune = dict(judged.system_attrs), scratch.pruner.prune(scratch, judged)
+        new = {k: v for k, v in scratch.trials[number].system_attrs.items() if k not in known}
+        if new:
+            self._trials[number].set_user_attr(f"pruner:{epoch.number}", new)
+        if not prune:
+            return None
+        self._trials[number].set_user_attr("stop", epoch.number)
+        self._records[number] = replace(record, stop=epoch.number)
+        lot = zlib.crc32(f"parole/{search.seed}/{number}".encode()) / 2**32
+        return None if lot < search.parole else "stopped"
 
     def commit(self, number: int, epoch: int, metrics: Mapping[str, float]) -> Record:
         """Put an epoch on record; it is on disk when this returns. One on record already stays as it is."""
@@ -127,8 +222,7 @@ class Study:
     def best(self) -> Record | None:
         """The best complete trial so far; of equals, the first."""
         done = [r for r in self.records() if r.outcome == "complete" and r.value is not None]
-        sign = 1 if self.sweep.objective.direction == "maximize" else -1
-        return max(done, key=lambda r: sign * (r.value or 0.0), default=None)
+        return max(done, key=lambda r: self.sweep.objective.sign * (r.value or 0.0), default=None)
 
     def tell(self, number: int, outcome: str, cause: str | None = None) -> Record:
         """End a trial. The objective is read from its committed epochs."""
@@ -144,6 +238,15 @@ class Study:
         return self._records[number]
 
 
+def created(
+    name: str, schedule: Schedule, arm: str | None = None, train: Mapping[str, int] | None = None, **said: Any
+) -> FrozenTrial:
+    """A trial that has begun, as it is put into a study."""
+    attrs = {"name": name, "schedule": schedule.to_json(), "train": dict(train or {}), "arm": arm}
+    attrs = {key: value for key, value in attrs.items() if value}
+    return create_trial(state=TrialState.RUNNING, user_attrs=attrs, **said)
+
+
 def _as_running(trial: FrozenTrial) -> FrozenTrial:
     """A trial as it looked before its result was known."""
     return create_trial(
@@ -151,6 +254,22 @@ def _as_running(trial: FrozenTrial) -> FrozenTrial:
         params=trial.params,
         distributions=trial.distributions,
         system_attrs=trial.system_attrs,
+    )
+
+
+def _as_judged(trial: FrozenTrial, values: Mapping[int, float] | None = None) -> FrozenTrial:
+    """A trial with what a pruner has noted of it, in all or until it had only these ``values`` by epoch."""
+    noted: dict[str, Any] = {}
+    for key, note in trial.user_attrs.items():
+        if key.startswith("pruner:") and (values is None or int(key.removeprefix("pruner:")) < max(values)):
+            noted |= note
+    return create_trial(
+        state=trial.state,
+        values=trial.values,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=dict(trial.intermediate_values if values is None else values),
+        system_attrs=trial.system_attrs | noted,
     )
 
 
@@ -164,10 +283,11 @@ def objective(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> float
 
 def _records(study: optuna.Study) -> list[Record]:
     facts = study.user_attrs
-    return [replace(_record(t), run_id=facts.get(f"run:{t.number}")) for t in study.get_trials(deepcopy=False)]
+    stage = study.study_name.partition("@")[2]
+    return [replace(_record(t, stage), run_id=facts.get(f"run:{t.number}")) for t in study.get_trials(deepcopy=False)]
 
 
-def _record(trial: FrozenTrial) -> Record:
+def _record(trial: FrozenTrial, stage: str) -> Record:
     attrs = trial.user_attrs
     epochs = sorted((v for k, v in attrs.items() if k.startswith("epoch:")), key=lambda e: e["epoch"])
     return Record(
@@ -179,6 +299,10 @@ def _record(trial: FrozenTrial) -> Record:
         value=trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
         epochs=tuple(epochs),
         cause=attrs.get("cause"),
+        stage=stage,
+        train=attrs.get("train", {}),
+        arm=attrs.get("arm"),
+        stop=attrs.get("stop"),
     )
 
 
@@ -186,15 +310,26 @@ def _record(trial: FrozenTrial) -> Record:
 # Proposals.
 
 
-def propose(number: int, history: Iterable[FrozenTrial], sweep: Sweep) -> tuple[FrozenTrial, str, dict[str, Any]]:
-    """Trial ``number``, given the trials before it: its parameters, the schedule's name, and its closed mapping."""
+def propose(
+    number: int, history: Iterable[FrozenTrial], sweep: Sweep, wished: Mapping[str, Any] | None = None
+) -> tuple[FrozenTrial, str, dict[str, Any]]:
+    """Trial ``number``, given the trials before it: its parameters, the schedule's name, and its closed mapping.
+
+    What is ``wished`` for is taken as it is, and the sampler chooses the rest.
+    """
     search, space = sweep.search, sweep.schedules
+    names = list(space.schedules)
+    turn = number % len(names) if search.balance == "equal" else None
     scratch = optuna.create_study(direction=sweep.objective.direction, sampler=_sampler(search, number))
     scratch.add_trials(list(history))
-    if search.sampler == "grid":
+    if wished is not None:
+        scratch.enqueue_trial(dict(wished))
+    elif search.sampler == "grid":
         scratch.enqueue_trial(space.grid_point(number))
     elif search.sampler == "qmc":
-        scratch.enqueue_trial(_quasirandom(space, search.seed, number))
+        scratch.enqueue_trial(_quasirandom(space, search.seed, number, turn))
+    elif turn is not None:
+        scratch.enqueue_trial({"type": names[turn]})
     trial = scratch.ask()
     name, mapping = space.sample(trial)
     return scratch.trials[-1], name, mapping
@@ -211,28 +346,45 @@ def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _quasirandom(space: Space, seed: int, number: int) -> dict[str, Any]:
-    """Point ``number`` of a scrambled Sobol sequence. Optuna's own needs a space without conditions."""
+def _pruner(search: Search, epochs: int) -> optuna.pruners.BasePruner:
+    if search.pruner == "median":
+        return optuna.pruners.MedianPruner()
+    if search.pruner == "percentile":
+        return optuna.pruners.PercentilePruner(25.0)
+    if search.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner(max_resource=epochs)
+    return optuna.pruners.SuccessiveHalvingPruner()
+
+
+def _quasirandom(space: Space, seed: int, number: int, turn: int | None) -> dict[str, Any]:
+    """Point ``number`` of a scrambled Sobol sequence, of type ``turn`` where it is told. Optuna's own needs a space
+    without conditions."""
     from scipy.stats import qmc
 
     sequence = qmc.Sobol(1 + len(space.axes()), scramble=True, rng=seed)
     if number:
         sequence.fast_forward(number)
-    return space.point(sequence.random(1)[0].tolist())
+    u = sequence.random(1)[0].tolist()
+    return space.point(u if turn is None else [(turn + 0.5) / len(space.schedules), *u[1:]])
 
 
 # --------------------------------------------------------------------------------------
 # Opening.
 
 
-def open_study(sweep: Sweep, storage: str, allow: Sequence[str] = ()) -> Study:
-    """Open the sweep's study, or create it.
+def open_study(sweep: Sweep, storage: str, allow: Sequence[str] = (), stage: str = "") -> Study:
+    """The sweep's study (or that of a ``stage``), opened; errors as in ``opened``."""
+    return Study(sweep, opened(sweep, storage, stage), allow, stage)
+
+
+def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
+    """Open the sweep's study, or create it; with ``stage`` the one beside it that holds another stage's trials.
 
     Raises:
         SpecError: the study was begun with another search space, data, model, recipe or objective.
     """
     study = optuna.create_study(
-        study_name=sweep.name,
+        study_name=f"{sweep.name}@{stage}" if stage else sweep.name,  # no sweep's name has an @
         storage=connect(storage),
         direction=sweep.objective.direction,
         sampler=optuna.samplers.RandomSampler(),
@@ -249,7 +401,7 @@ def open_study(sweep: Sweep, storage: str, allow: Sequence[str] = ()) -> Study:
             f"the study {sweep.name!r} was begun with another {_difference(known, sweep.science())}; give this sweep "
             f"another name (name: {sweep.name}-2), or undo the change"
         )
-    return Study(sweep, study, allow)
+    return study
 
 
 def begun_with(name: str, storage: str, wanted: str) -> Engine | None:
@@ -331,6 +483,25 @@ def _unusable(storage: str, error: Exception) -> SpecError:
         error = error.__cause__
     said = redacted((str(error).strip().splitlines() or [""])[0])
     return SpecError(f"the study's storage {redacted(storage)} cannot be used: {said}")
+
+
+def earlier_noise(sweep: Sweep, storage: str) -> tuple[str, Mapping[str, float]] | None:
+    """The latest other sweep in this storage that measured the seed noise of this training, and what it measured."""
+    path = _sqlite_path(storage)
+    if path is not None and not path.exists():
+        return None
+    same, known = ("data", "model", "train", "objective"), connect(storage)
+    try:
+        for found in reversed(optuna.get_all_study_summaries(known)):
+            facts, science = found.user_attrs, sweep.science()
+            if found.study_name == sweep.name or "noise" not in facts:
+                continue
+            if all(facts["science"][section] == science[section] for section in same):
+                return found.study_name, facts["noise"]
+    finally:
+        known.remove_session()
+        known.engine.dispose()
+    return None
 
 
 def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:

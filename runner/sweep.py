@@ -10,20 +10,21 @@ The same command continues a sweep that was stopped, and adds trials to one whos
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter, deque
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .document import SpecError, no_control
 from .place import Place, load_place
 from .schedules import load
 from .space import problems
 from .spec import Record, Sweep, TrialConfig, load_sweep
+from .zoo import ScheduleError
 
 if TYPE_CHECKING:
     from .lanes import Lane, Lanes
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 DEFAULT = "sweeps/digits.yaml"
 MAX_FAILED = 0.5
 """A sweep stops when more than this share of at least three ended trials failed."""
+WARM = 5
+"""How many of an earlier study's best are tried first."""
 RETRIES = 2
 """How often a trial whose worker died is trained again."""
 
@@ -50,7 +53,9 @@ class Options:
     num_cpus: float | None = None
     num_gpus: float | None = None
     engine: str = "auto"
-    allow: tuple[str, ...] = field(default_factory=tuple)
+    warm: tuple[str, ...] = ()
+    enqueue: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
 
 
 class TooManyFailedError(Exception):
@@ -65,21 +70,22 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
         TooManyFailedError: the sweep was stopped, and can be continued.
     """
     from . import (  # here: a wrong file is refused before torch is loaded
+        confirm,
         data,
         engine,
         lanes,
         model,
+        report,
         study,
         tracking,
         train,
     )
-    from .terminal import Display
+    from .terminal import Display, say
 
     device = train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
     model.build(sweep.model, dataset.classes, sweep.train.seed)  # refuses what cannot be built
     updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
-    most = min(sweep.search.window, sweep.search.trials)
     example = TrialConfig(sweep.data, sweep.model, sweep.train, load({"type": "constant"}), options.data_dir)
     chosen = study.begun_with(sweep.name, place.storage, options.engine) or engine.choose(
         example, device, sweep.search.trials, options.engine
@@ -87,23 +93,74 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
     example = replace(example, engine=chosen)
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     where = {"device": str(device), "engine": str(chosen)}
+    wishes = wished(sweep, place, options)
     with (
-        lanes.open_lanes(options.lanes, str(device), most, options.ray, example, **resources) as places,
+        lanes.open_lanes(options.lanes, str(device), most_lanes(sweep), options.ray, example, **resources) as places,
         tracking.Tracker.open(place, sweep, dataset, where, options.allow) as tracker,
         study.hold(sweep.name, place.storage),  # one coordinator at a time
+        ExitStack() as stack,
     ):
-        results_folder(place, sweep)
-        with closing(study.open_study(sweep, place.storage, options.allow)) as history:
-            tracker.go_on(history.facts.get("parent_run"), options.file)
-            history.remember(parent_run=tracker.parent, updates_per_epoch=updates, engine=asdict(chosen))
-            tracker.catch_up(history.ended(), everything=history.facts.get("mlflow_lacks") is not None)
-            with Display(sweep.search.trials, epochs) as display:
-                for problem in problems(sweep.schedules.check(options.allow), updates * epochs, epochs):
-                    display.warn(problem)
-                display.say(f"{places} on {device}; engine: {chosen}")
-                search(history, tracker, places, display, example)
-            report(sweep, place, options, history, tracker, updates)
-            return history.records()
+        report.folder(place, sweep)
+
+        def opened(stage: str = "") -> Study:
+            return stack.enter_context(closing(study.open_study(sweep, place.storage, options.allow, stage)))
+
+        def carry_out(stage: Study) -> None:
+            """Train what a stage still lacks."""
+            stage.remember(updates_per_epoch=updates)
+            tracker.catch_up(stage.ended(), everything=lacking)
+            with Display(stage.target, epochs) as display:
+                search(stage, tracker, places, display, example)
+
+        history = opened()
+        tracker.go_on(history.facts.get("parent_run"), options.file)
+        history.remember(parent_run=tracker.parent, engine=asdict(chosen))
+        lacking = history.facts.get("mlflow_lacks") is not None
+        say(f"{places} on {device}; engine: {chosen}")
+        for caveat in report.caveats(sweep, place, updates, options.allow):
+            say(f"warning: {caveat}")
+        rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]
+        for before, stage in zip([None, *rungs], [*rungs, history], strict=True):
+            stage.wish(wishes) if before is None else stage.go_on_with(before.survivors())
+            carry_out(stage)
+        arms, replicates = confirm.arms(history.ended(), sweep), None
+        if arms:
+            say(f"{len(arms)} of them are trained again, with up to {sweep.confirm.seeds} fresh seeds each")
+            replicates = confirm.Confirmation(sweep, place.storage, arms, updates, options.allow)
+            carry_out(stack.enter_context(closing(replicates)))
+        report.write(report.Found(sweep, place, options.file, updates, history, rungs, replicates), tracker)
+        return history.records()
+
+
+def most_lanes(sweep: Sweep) -> int:
+    """No more lanes than this ever have work at once."""
+    confirmed = (sweep.confirm.top + len(sweep.schedules.schedules) * sweep.confirm.types) * sweep.confirm.seeds
+    return max(min(sweep.search.window, sweep.search.trials), min(confirmed, sweep.search.window))
+
+
+def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, Any]]:
+    """The parameters that ``--from`` and ``--enqueue`` ask to be tried first.
+
+    Raises:
+        SpecError: there is no such study, or a schedule that this search space does not hold.
+    """
+    from . import export
+
+    wishes: list[Mapping[str, Any]] = []
+    for text in options.enqueue:
+        try:
+            wishes.append(sweep.schedules.params(load(json.loads(text), allow=options.allow), options.allow))
+        except (ValueError, ScheduleError) as error:
+            raise SpecError(f"--enqueue {text}: {error}") from None
+    for name in options.warm:
+        facts, records = export.read(name, place)
+        for number in export.best_table(records, facts["direction"], WARM)["trial"]:
+            schedule = next(r.schedule for r in records if r.number == number)
+            try:
+                wishes.append(sweep.schedules.params(load(schedule, allow=options.allow), options.allow))
+            except ScheduleError:
+                continue  # another space: what it does not hold cannot be tried
+    return wishes
 
 
 def search(history: Study, tracker: Tracker, places: Lanes, display: Display, example: TrialConfig) -> None:
@@ -117,7 +174,7 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
 
     def start(lane: Lane) -> None:
         trial = ready.popleft()
-        lane.begin(trial, replace(example, schedule=history.schedule(trial)))
+        lane.begin(trial, history.config(trial, example))
         tracker.begin(trial)
 
     propose_ahead()
@@ -126,45 +183,29 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
             start(lane)
         for lane in places.finished():
             trial, result = lane.result()
-            if result.outcome is None:
+            outcome = result.outcome or history.stops(trial.number, result.epoch)
+            if outcome is None:
                 lane.advance()
-            elif result.outcome == "died" and attempts[trial.number] < RETRIES:
+            elif outcome == "died" and attempts[trial.number] < RETRIES:
                 attempts[trial.number] += 1
-                display.warn(f"trial {trial.number} begins again: {result.cause}")
+                display.warn(f"{trial.title} begins again: {result.cause}")
                 ready.appendleft(trial)
                 places.renew(lane)
                 continue
             else:
-                places.renew(lane) if result.outcome == "died" else places.rest(lane)
+                places.renew(lane) if outcome == "died" else places.rest(lane)
                 if ready and lane in places.all:
                     start(lane)
             if result.epoch is not None:
                 trial = history.commit(trial.number, result.epoch.number, result.epoch.metrics())
                 tracker.epoch(trial)
                 display.epoch(trial)
-            if result.outcome is not None:
-                outcome = result.outcome.replace("died", "failed")
-                trial = history.tell(trial.number, outcome, result.cause)
+            if outcome is not None:
+                trial = history.tell(trial.number, outcome.replace("died", "failed"), result.cause)
                 tracker.end(trial)
                 display.ended(trial, history.best() is trial, result.error)
                 stop_if_hopeless(history.ended())
         propose_ahead()
-
-
-def results_folder(place: Place, sweep: Sweep) -> Path:
-    """Where a sweep's results go; made, so that a sweep is not trained for nothing.
-
-    Raises:
-        SpecError: it cannot be written to.
-    """
-    folder = place.folder / "results" / sweep.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".write").touch()
-        (folder / ".write").unlink()
-    except OSError as error:
-        raise SpecError(f"the results cannot be written to {folder}: {error.strerror}") from None
-    return folder
 
 
 def stop_if_hopeless(ended: Sequence[Record]) -> None:
@@ -172,55 +213,6 @@ def stop_if_hopeless(ended: Sequence[Record]) -> None:
     failed = [r for r in ended if r.outcome == "failed"]
     if len(ended) >= 3 and len(failed) > MAX_FAILED * len(ended):
         raise TooManyFailedError(f"{len(failed)} of {len(ended)} trials failed, the last with {failed[-1].cause}")
-
-
-def report(sweep: Sweep, place: Place, options: Options, history: Study, tracker: Tracker, updates: int) -> None:
-    """Write tables and figures, put them on the parent run, and print what was found and where it lies."""
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from . import export, figures
-    from .tracking import escape
-
-    tracker.settle(history.ended())
-    history.remember_runs(tracker.runs)
-    console, epochs, records = Console(), sweep.train.epochs, history.ended()
-    folder = results_folder(place, sweep)
-    paths = dict(export.result_files(folder, records, sweep.objective.direction, updates, epochs, options.allow))
-    plans = {r.number: history.schedule(r) for r in records}
-    for name, figure in figures.sweep_figures(records, plans, updates * epochs, epochs).items():
-        paths[name] = figures.save(figure, folder / name)
-    best_ten = export.best_table(records, sweep.objective.direction, top=10)
-    table = export.markdown(best_ten)
-    counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
-    said = ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
-    caveat = "One seed each: differences of tenths of a point are within what another seed changes."
-    note = f"**{escape(sweep.question)}**\n\n{len(records)} trials: {said}.\n\n"
-    note += f"{export.markdown(best_ten, escape)}\n{caveat}\n\n"
-    best = history.best()
-    summary = {f"study/{outcome}": float(n) for outcome, n in counts.items()}
-    summary |= {"study/best": best.value} if best and best.value is not None else {}
-    reproduce = f"Reproduce: python -m runner.sweep {escape(options.file.name)}"
-    missed = tracker.finish(paths.values(), note + reproduce, summary)
-    history.remember(mlflow_lacks=missed)
-
-    console.print(Markdown(f"{len(records)} trials of {sweep.name}: {said}.\n\n{table}\n\n{caveat}"), soft_wrap=True)
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
-    say(f"tables, figures and code: {_relative(folder)}/")
-    say(f"code of the best schedule: python -m runner.export {sweep.name} --code 1")
-    if missed:
-        say(f"MLflow lacks something ({missed}); the same command again sends it")
-    if place.tracking_uri.startswith("sqlite:///"):
-        default = place.tracking_uri == f"sqlite:///{Path.cwd().resolve() / 'mlflow.db'}"
-        store = "" if default else f" --backend-store-uri {place.tracking_uri}"
-        say(f"browse: mlflow ui{store}   and open")
-    else:
-        say("browse:")
-    say(f"  {tracker.link()}")
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -256,6 +248,21 @@ def arguments() -> argparse.ArgumentParser:
         default="auto",
         help="auto (default): the fast one where it can train this; reference: the plain loop",
     )
+    parser.add_argument(
+        "--from",
+        dest="warm",
+        action="append",
+        default=[],
+        metavar="SWEEP",
+        help=f"try the {WARM} best schedules of an earlier sweep first (repeatable)",
+    )
+    parser.add_argument(
+        "--enqueue",
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="try this schedule first, as best_schedule.json has it (repeatable)",
+    )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml in this folder)")
     parser.add_argument("--dry-run", action="store_true", help="check the files, print the warnings, and stop")
     parser.add_argument(
@@ -285,6 +292,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.num_cpus,
             args.num_gpus,
             args.engine,
+            tuple(args.warm),
+            tuple(args.enqueue),
             tuple(args.allow_plugin),
         )
         if not any(record.outcome == "complete" for record in run(sweep, place, options)):

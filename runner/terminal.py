@@ -9,6 +9,7 @@ from types import TracebackType
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
@@ -35,6 +36,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def say(text: str, markdown: bool = False) -> None:
+    """Print for a person."""
+    Console().print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=not markdown)
 
 
 class Display:
@@ -74,7 +80,7 @@ class Display:
         entry = record.epochs[-1]
         rates = [e["lr"] for e in record.epochs]
         self._lines[record.number] = (
-            f"trial {record.number} {record.name}  epoch {len(record.epochs)}/{self.epochs}  "
+            f"{record.title} {record.name}  epoch {len(record.epochs)}/{self.epochs}  "
             f"lr {entry['lr']:.3g} {sparkline(rates)}  val accuracy {entry['val/accuracy']:.2%}"
         )
         self._live.update(self._view())
@@ -84,7 +90,7 @@ class Display:
         self.done += 1
         self._lines.pop(record.number, None)
         if error is not None:
-            self.warn(f"trial {record.number} failed: {record.cause}\n{''.join(traceback.format_exception(error))}")
+            self.warn(f"{record.title} failed: {record.cause}\n{''.join(traceback.format_exception(error))}")
         if better:
             self.best = record
         self._bar.update(self._task, completed=self.done)
@@ -92,7 +98,7 @@ class Display:
         rates = sparkline([e["lr"] for e in record.epochs], self.epochs)
         left = f"  {duration(self.eta())} left" if self.done < self.trials else ""
         self.console.print(
-            f"[{self.done}/{self.trials}] trial {record.number:<3} {record.name:<16} "
+            f"[{self.done}/{self.trials}] {record.title:<9} {record.name:<16} "
             f"init_lr {record.schedule['init_lr']:<8.3g} {rates} {said}{' best so far' if better else ''}"
             f" ({duration(record.seconds)}){left}",
             markup=False,
@@ -100,9 +106,6 @@ class Display:
             soft_wrap=True,
         )
         self._live.update(self._view())
-
-    def say(self, message: str) -> None:
-        self.console.print(message, markup=False, highlight=False, soft_wrap=True)
 
     def warn(self, message: str) -> None:
         self.console.print(f"[yellow]warning[/yellow]: {escape(message)}", highlight=False, soft_wrap=True)

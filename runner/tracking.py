@@ -71,10 +71,10 @@ class Tracker:
         self.client = make_client(place)
         self.experiment_id = _experiment(self.client, place)
         self.parent = ""
-        self.runs: dict[int, str] = {}
-        """The run of each trial, by its number."""
+        self.runs: dict[tuple[str, int], str] = {}
+        """The run of each trial, by its stage and its number in it."""
         self._error: Exception | None = None
-        self._settled: set[int] = set()
+        self._settled: set[tuple[str, int]] = set()
         self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
 
     @staticmethod
@@ -107,10 +107,10 @@ class Tracker:
             self.client.update_run(parent, status="RUNNING")
             query = f"tags.`mlflow.parentRunId` = '{parent}'"
             for run in _all_runs(self.client, self.experiment_id, query):
-                number = int(run.data.tags["trial.number"])
-                self.runs[number] = run.info.run_id
+                key = (run.data.tags.get("sweep.stage", ""), int(run.data.tags["trial.number"]))
+                self.runs[key] = run.info.run_id
                 if run.info.status != "RUNNING":
-                    self._settled.add(number)
+                    self._settled.add(key)
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         from mlflow.tracking.context.registry import resolve_tags
@@ -176,7 +176,7 @@ class Tracker:
 
     def epoch(self, record: Record) -> None:
         """A trial has a new last epoch."""
-        self._send(self._epoch, record.number, record.epochs[-1])
+        self._send(self._epoch, record, record.epochs[-1])
 
     def end(self, record: Record) -> None:
         """A trial has ended."""
@@ -185,10 +185,10 @@ class Tracker:
     def catch_up(self, ended: Iterable[Record], everything: bool = False) -> None:
         """Send the ended trials whose runs have not ended, or everything; what MLflow has stays as it is."""
         for record in ended:
-            if everything or record.number not in self._settled:
+            if everything or _key(record) not in self._settled:
                 self._send(self._begin, record)
                 for entry in record.epochs:
-                    self._send(self._epoch, record.number, entry)
+                    self._send(self._epoch, record, entry)
                 self._send(self._end, record)
 
     def _flush(self) -> str | None:
@@ -216,26 +216,29 @@ class Tracker:
         self._sender.submit(attempt)
 
     def _begin(self, record: Record) -> None:
-        known = self.runs.get(record.number)
+        known = self.runs.get(_key(record))
         if known and _usable(self.client, known):
             if record.outcome is None:
                 self.client.update_run(known, status="RUNNING")
             return
         schedule = self._schedule(record)
+        what = f"{record.stage} {record.title} " if record.arm else f"{record.stage} t{record.number:04d} ".lstrip()
         run = self._create(
-            f"t{record.number:04d} {record.name} lr={schedule.init_lr:.3g}",
+            f"{what}{record.name} lr={schedule.init_lr:.3g}",
             {
                 "mlflow.parentRunId": self.parent,
-                "sweep.role": "trial",
+                "sweep.role": record.stage.partition("-")[0] or "trial",
+                "sweep.stage": record.stage,
                 "trial.number": str(record.number),
+                **({"trial.of": record.arm} if record.arm else {}),
                 "schedule.type": schedule.type,
                 "schedule.name": record.name,
                 "schedule": json.dumps(record.schedule),
                 "outcome": "running",
             },
         )
-        self.runs[record.number] = run
-        said = {"data": self.sweep.data, "model": self.sweep.model, "train": self.sweep.train}
+        self.runs[_key(record)] = run
+        said = {"data": self.sweep.data, "model": self.sweep.model, "train": record.recipe(self.sweep)}
         sections = {name: section.model_dump(mode="json") for name, section in said.items()}
         self._params(run, flat({"schedule": plain(schedule), **sections}))
         self._dataset(run)
@@ -243,12 +246,12 @@ class Tracker:
     def _schedule(self, record: Record) -> Schedule:
         return load(record.schedule, allow=self.allow)
 
-    def _epoch(self, number: int, entry: Mapping[str, float]) -> None:
+    def _epoch(self, record: Record, entry: Mapping[str, float]) -> None:
         metrics = {k: v for k, v in entry.items() if k not in ("epoch", "timestamp")}
-        self._metrics(self.runs[number], metrics, int(entry["epoch"]), int(entry["timestamp"]))
+        self._metrics(self.runs[_key(record)], metrics, int(entry["epoch"]), int(entry["timestamp"]))
 
     def _end(self, record: Record) -> None:
-        run, epochs = self.runs[record.number], self.sweep.train.epochs
+        run, epochs = self.runs[_key(record)], record.recipe(self.sweep).epochs
         summary = {"total_seconds": record.seconds}
         if record.outcome != "failed":  # perhaps because of its schedule
             lrs = self._schedule(record).lrs(self.updates * epochs, epochs=epochs, history=record.history)
@@ -327,6 +330,10 @@ class Tracker:
             return f"{page}&viewStateShareKey={self._view_key()}"
         query = quote(f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{self.sweep.name}'")
         return f"{page}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
+
+
+def _key(record: Record) -> tuple[str, int]:
+    return record.stage, record.number
 
 
 def _usable(client: MlflowClient, run_id: str) -> bool:
@@ -413,7 +420,7 @@ def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Any]
 def _read(client: MlflowClient, run: Any) -> Record:
     tags, metrics = run.data.tags, run.data.metrics
     epochs: dict[int, dict[str, float]] = {}
-    for key in ("lr", "train/loss", "val/loss", "val/accuracy", "seconds"):
+    for key in ("lr", "train/loss", "val/loss", "val/accuracy", "test/accuracy", "seconds"):
         for point in client.get_metric_history(run.info.run_id, key) if key in metrics else []:
             entry = epochs.setdefault(point.step, {"epoch": point.step, "timestamp": point.timestamp})
             entry[key] = point.value

@@ -42,6 +42,8 @@ class Epoch:
     val_loss: float
     val_accuracy: float
     seconds: float
+    test_accuracy: float | None = None
+    """After the last epoch of a config that asks for it."""
 
     @property
     def lr(self) -> float:
@@ -50,12 +52,14 @@ class Epoch:
 
     def metrics(self) -> dict[str, float]:
         """The names and values under which an epoch is logged."""
+        tested = {} if self.test_accuracy is None else {"test/accuracy": self.test_accuracy}
         return {
             "lr": self.lr,
             "train/loss": self.train_loss,
             "val/loss": self.val_loss,
             "val/accuracy": self.val_accuracy,
             "seconds": self.seconds,
+            **tested,
         }
 
 
@@ -98,27 +102,22 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
         if math.isfinite(train_loss):
             with precision(config, dataset, device):
                 val_loss, val_accuracy = evaluate(network, dataset.val, dataset)
-        yield finished(number, tuple(lrs), train_loss, val_loss, val_accuracy, time.perf_counter() - start, history)
+        epoch = Epoch(number, tuple(lrs), train_loss, val_loss, val_accuracy, time.perf_counter() - start)
+        if config.test and number + 1 == recipe.epochs:
+            with precision(config, dataset, device):
+                epoch = replace(epoch, test_accuracy=evaluate(network, dataset.test, dataset)[1])
+        yield finished(epoch, history)
 
 
-def finished(
-    number: int,
-    lrs: tuple[float, ...],
-    train_loss: float,
-    val_loss: float,
-    val_accuracy: float,
-    seconds: float,
-    history: list[float],
-) -> Epoch:
-    """The epoch, and its accuracy added to ``history``.
+def finished(epoch: Epoch, history: list[float]) -> Epoch:
+    """The epoch itself, and its accuracy added to ``history``.
 
     Raises:
         DivergedError: a loss is NaN or infinite, be it only after the last update.
     """
-    epoch = Epoch(number, lrs, train_loss, val_loss, val_accuracy, seconds)
-    if not (math.isfinite(train_loss) and math.isfinite(val_loss)):
-        raise DivergedError(replace(epoch, val_accuracy=math.nan))
-    history.append(val_accuracy)
+    if not (math.isfinite(epoch.train_loss) and math.isfinite(epoch.val_loss)):
+        raise DivergedError(replace(epoch, val_accuracy=math.nan, test_accuracy=None))
+    history.append(epoch.val_accuracy)
     return epoch
 
 

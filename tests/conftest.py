@@ -23,6 +23,7 @@ space:
     step: {step_size: {uniform: [0.3, 0.5]}, gamma: 0.3}
     wsd: {cooldown: {uniform: [0.3, 0.7]}, shape: {choice: [linear, 1-sqrt]}}
 search: {trials: 3}
+confirm: {top: 0, types: false}
 """
 
 

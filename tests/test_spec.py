@@ -238,10 +238,11 @@ def test_a_wrong_file_ends_the_command_within_a_second_with_nothing_created(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-def test_the_digest_ignores_the_question_and_the_number_of_trials(sweep_file):
-    digest = load_sweep(sweep_file())[0].digest()
-    assert load_sweep(sweep_file(question="question: Why?", search="search: {trials: 9}"))[0].digest() == digest
-    assert load_sweep(sweep_file(train="train: {epochs: 3, batch_size: 32}"))[0].digest() != digest
+def test_the_question_the_number_of_trials_and_what_is_confirmed_may_change_and_nothing_else(sweep_file):
+    science = load_sweep(sweep_file())[0].science()
+    others = {"question": "question: Why?", "search": "search: {trials: 9}", "confirm": "confirm: {seeds: 9}"}
+    assert load_sweep(sweep_file(**others))[0].science() == science
+    assert load_sweep(sweep_file(train="train: {epochs: 3, batch_size: 32}"))[0].science() != science
 
 
 # --- mlflow.yaml -----------------------------------------------------------------------------------------------

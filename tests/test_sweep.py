@@ -83,7 +83,8 @@ def test_the_parent_says_what_was_asked_where_and_with_what(swept):
     names = {a.path for a in client().list_artifacts(run_id)}
     assert {"tiny.yaml", "environment.txt", "figures", "tables"} <= names
     figures = {a.path for a in client().list_artifacts(run_id, "figures")}
-    assert figures == {f"figures/{n}.png" for n in ("lr_curves_by_accuracy", "best_curves", "accuracy_by_type")}
+    drawn = ("lr_curves_by_accuracy", "best_curves", "accuracy_by_type", "accuracy_against_lr")
+    assert figures == {f"figures/{name}.png" for name in drawn}
     assert client().get_run(run_id).inputs.dataset_inputs[0].dataset.name == "digits"
 
 
@@ -199,7 +200,7 @@ def test_a_finished_sweep_run_again_trains_nothing_and_reports_again(swept, caps
     before = [r.info.run_id for r in runs()]
     capsys.readouterr()
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    assert "3 trials of tiny: 3 complete" in capsys.readouterr().out
+    assert "3 trials: 3 complete of tiny" in capsys.readouterr().out
     assert [r.info.run_id for r in runs()] == before
 
 

@@ -1,0 +1,141 @@
+"""A table of recorded trainings, from which search strategies can be replayed: ``benchmarks/replay.py``.
+
+    python benchmarks/pool.py                       320 configurations of 8 types, 3 seeds, on digits
+    python benchmarks/pool.py --source cifar10 --data-dir DIR --width 64 --epochs 15     where a GPU is at hand
+
+Each configuration is trained at T with every seed (the whole curve is kept, so it can be truncated) and, with every
+seed, at T/3 with its schedule rescaled. Rows are appended as they come: the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from machine import RESULTS, save
+
+from runner import data, engine
+from runner.lanes import open_lanes
+from runner.schedules import Schedule, load
+from runner.spec import Sweep, TrialConfig, load_sweep
+from runner.train import DivergedError, pick_device
+
+SWEEPS = Path(__file__).parents[1] / "sweeps"
+EACH = 40
+"""Configurations of each type."""
+
+
+class Uniform:
+    """An Optuna trial that draws from a generator of its own; ``params`` are what it drew."""
+
+    def __init__(self, seed: int, kind: str) -> None:
+        self._random, self.params = random.Random(seed), {"type": kind}
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        u = self._random.random()
+        value = math.exp(math.log(low) + u * math.log(high / low)) if log else low + u * (high - low)
+        self.params[name] = value
+        return value
+
+    def suggest_int(self, name: str, low: int, high: int) -> int:
+        self.params[name] = self._random.randint(low, high)
+        return self.params[name]
+
+    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
+        if name not in self.params:
+            self.params[name] = self._random.choice(choices)
+        return self.params[name]
+
+
+def configurations(sweep: Sweep) -> list[tuple[dict[str, Any], Schedule]]:
+    """The pool: EACH random configurations of every type, always the same."""
+    found = []
+    for i, (kind, _) in enumerate(itertools.product(sweep.schedules.schedules, range(EACH))):
+        trial = Uniform(i, kind)
+        found.append((trial.params, load(sweep.schedules.sample(trial)[1])))
+    return found
+
+
+def plan(
+    sweep: Sweep, example: TrialConfig, seeds: int, updates: int
+) -> Iterator[tuple[dict[str, Any], TrialConfig]]:
+    """Every training: what identifies it, and its config."""
+    T = sweep.train.epochs
+    for (config, (params, schedule)), seed, epochs in itertools.product(
+        enumerate(configurations(sweep)), range(seeds), (T, T // 3)
+    ):
+        recipe = example.train.model_copy(update={"seed": seed, "epochs": epochs})
+        ours = schedule if epochs == T else schedule.rescaled(epochs / T, updates * T, epochs=T)
+        key = {"config": config, "type": params["type"], "params": json.dumps(params), "seed": seed, "epochs": epochs}
+        yield key, replace(example, train=recipe, schedule=ours)
+
+
+def accuracies(config: TrialConfig, device: str) -> list[float]:
+    """Validation accuracy after every epoch; shorter where it diverged."""
+    found = []
+    try:
+        for epoch in engine.loop(config)(config, torch.device(device)):
+            found.append(epoch.val_accuracy)
+    except DivergedError:
+        pass
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", choices=["digits", "cifar10"], default="digits")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=6, help="T; a multiple of 3")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out-dir", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    sweep, _ = load_sweep(SWEEPS / "digits.yaml")
+    source = load_sweep(SWEEPS / f"{args.source}.yaml")[0]
+    recipe = source.train.model_copy(update={"epochs": args.epochs})
+    model = source.model.model_copy(update={"width": args.width})
+    sweep = sweep.model_copy(update={"data": source.data, "train": recipe, "model": model})
+    example = TrialConfig(sweep.data, sweep.model, sweep.train, load({"type": "constant"}), args.data_dir)
+    device = pick_device()
+    example = replace(example, engine=engine.choose(example, device, 8 * EACH * args.seeds))
+    loaded = data.load(sweep.data, args.data_dir)
+    updates = data.updates_per_epoch(len(loaded.train), sweep.train.batch_size)
+    rows = args.out_dir / f"pool-{args.source}.jsonl"
+    done = set()
+    if rows.exists():
+        done = {(r["config"], r["seed"], r["epochs"]) for r in map(json.loads, rows.read_text().splitlines())}
+    todo = plan(sweep, example, args.seeds, updates)
+    left = deque((key, c) for key, c in todo if (key["config"], key["seed"], key["epochs"]) not in done)
+    with open_lanes("auto", str(device), 64, None, example) as lanes, rows.open("a") as file:
+        running: dict[Future[list[float]], tuple[Any, dict[str, Any]]] = {}
+        idle = list(lanes.all)
+        while left or running:
+            while idle and left:
+                lane, (key, config) = idle.pop(), left.popleft()
+                running[lane.executor.submit(accuracies, config, lane.device)] = (lane, key)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                lane, key = running.pop(future)
+                idle.append(lane)
+                file.write(json.dumps(key | {"accuracies": future.result()}) + "\n")
+                file.flush()
+    table = pd.read_json(rows, lines=True).sort_values(["config", "seed", "epochs"], ignore_index=True)
+    table.to_parquet(args.out_dir / f"pool-{args.source}.parquet", index=False)
+    rows.unlink()
+    facts = {"trainings": len(table), "configurations": int(table["config"].nunique()), "seeds": args.seeds}
+    setting = {"width": args.width, "T": args.epochs, "engine": str(example.engine), "device": str(device)}
+    save(args.out_dir / f"pool-{args.source}.json", {"what": f"{args.source}, ResNet-18", **setting, **facts})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""How sure: paired statistics over seeds. Pure functions of numbers; scipy's routines do the work.
+
+All arms are trained with the same seeds (the same initial weights, order of the data and augmentation), so a seed is
+a block and schedules are compared inside it. Scores are oriented: higher is better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from scipy import optimize, stats
+
+K = TypeVar("K", bound=Hashable)
+
+ALPHA = 0.05
+FIRST_LOOK = 3
+"""Seeds per arm before anything is compared."""
+
+
+def levels(seeds: int, alpha: float = ALPHA) -> dict[int, float]:
+    """What each look may spend of ``alpha``, by the number of seeds at which it is taken; they sum to ``alpha``.
+
+    O'Brien and Fleming's spending function in Lan and DeMets' form (Biometrika 70, 1983): little early, most of it at
+    the end. The looks' errors are added up, which is conservative.
+    """
+    bound, spent, found = stats.norm.isf(alpha / 2), 0.0, {}
+    for n in range(min(FIRST_LOOK, seeds), seeds + 1):
+        until = float(2 * stats.norm.sf(bound / math.sqrt(n / seeds)))
+        found[n], spent = until - spent, until
+    return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an arm is behind the best one, after so many seeds, with its simultaneous interval."""
+
+    behind: float
+    low: float
+    high: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Contest(Generic[K]):
+    """``alive``: the arms that cannot be told from the best, the best first; ``decided``: no seed can change that."""
+
+    alive: list[K]
+    differences: dict[K, Difference]
+    decided: bool
+
+
+def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPHA) -> Contest[K]:
+    """Replay the looks that the scores allow: who is in the confidence set for the best arm.
+
+    At each look an arm is out when another one is better in the two-way layout without replication (arms x seeds;
+    residual variance pooled over the arms that are still in, degrees of freedom (k - 1)(n - 1); where the two arms'
+    own differences vary more, those count): multiple comparisons with the best (Hsu, Annals of Statistics 9, 1981)
+    with Bonferroni's bound over arms and ``levels`` over looks. The set holds the best arm with probability
+    1 - ``alpha`` at least, however often it is looked at.
+
+    Args:
+        scores: per arm the scores by seed, the same seeds in the same order; arms that are out may have fewer.
+        seeds: the number of seeds that were planned for each arm.
+    """
+    alive, differences = list(scores), dict[K, Difference]()
+    others = max(2, len(scores) - 1)  # two alike must not crown one of them: either of them could be
+    for n, level in levels(seeds, alpha).items():
+        if len(alive) < 2 or any(len(scores[arm]) < n for arm in alive):
+            break
+        table = np.array([scores[arm][:n] for arm in alive], dtype=float)
+        pooled, freedom = 2 * _residual_variance(table), (len(alive) - 1) * (n - 1)
+        best = int(table.mean(axis=1).argmax())
+        critical = float(stats.t.isf(level / others, freedom))
+        apart = table[best] - table
+        behind = apart.mean(axis=1)
+        margin = critical * np.sqrt(np.maximum(pooled, apart.var(axis=1, ddof=1)) / n)
+        for arm, gap, wide in zip(alive, behind.tolist(), margin.tolist(), strict=True):
+            differences[arm] = Difference(gap, gap - wide, gap + wide, n)
+        alive = [alive[i] for i in np.argsort(behind, kind="stable") if behind[i] <= margin[i] + 1e-12]
+    full = all(len(scores[arm]) >= seeds for arm in alive)
+    return Contest(alive, differences, len(alive) < 2 or full)
+
+
+def _residual_variance(table: np.ndarray) -> float:
+    """Of the two-way layout ``[arms, seeds]``: what neither arm nor seed explains."""
+    k, n = table.shape
+    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
+    return float((rest**2).sum() / ((k - 1) * (n - 1)))
+
+
+def interval(values: Sequence[float], alpha: float = ALPHA) -> tuple[float, float]:
+    """The mean's Student interval at 1 - ``alpha``; of fewer than two values, nothing is known."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    wide = float(stats.t.isf(alpha / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(np.mean(values)) - wide, float(np.mean(values)) + wide
+
+
+# --------------------------------------------------------------------------------------
+# The noise ledger.
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a seed does: the deviation of one arm over seeds, and of the difference of two arms in the same seed."""
+
+    seed: float
+    paired: float
+
+
+def noise(scores: Sequence[Sequence[float]]) -> Noise | None:
+    """The seed noise in ``scores`` by arm; None where two arms do not have two seeds in common."""
+    several = [list(s) for s in scores if len(s) >= 2]
+    if len(several) < 2:
+        return None
+    n = min(map(len, several))
+    seed = math.sqrt(float(np.mean([np.var(s, ddof=1) for s in several])))
+    return Noise(seed, math.sqrt(2 * _residual_variance(np.array([s[:n] for s in several]))))
+
+
+def power(difference: float, deviation: float, seeds: int, alpha: float = ALPHA) -> float:
+    """The power of the two-sided paired t test for a true ``difference``."""
+    critical, shift = stats.t.isf(alpha / 2, seeds - 1), difference * math.sqrt(seeds) / deviation
+    above, below = (f(c, seeds - 1, shift) for f, c in ((stats.nct.sf, critical), (stats.nct.cdf, -critical)))
+    return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))  # scipy's word for a far shift
+
+
+def smallest_difference(deviation: float, seeds: int, wanted: float = 0.8) -> float:
+    """The smallest true difference that ``seeds`` pairs show with power ``wanted``, in the deviation's unit."""
+    return deviation * float(optimize.brentq(lambda d: power(d, 1.0, seeds) - wanted, 1e-6, 1e3))
+
+
+def seeds_needed(difference: float, deviation: float, wanted: float = 0.8) -> int:
+    """How many seeds per arm show a true ``difference`` with power ``wanted``."""
+    high = 2
+    while power(difference, deviation, high) < wanted and high < 2**20:
+        high *= 2
+    low = max(2, high // 2)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if power(difference, deviation, middle) >= wanted else (middle + 1, high)
+    return low
+
+
+# --------------------------------------------------------------------------------------
+# What a cheap score is worth.
+
+
+def calibration(cheap: Sequence[float], full: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Kendall's tau between two scores of the same trials, with a 95 % bootstrap interval.
+
+    Fewer than four trials, or scores that are all alike, say nothing: (nan, -1, 1).
+    """
+    if len(cheap) < 4 or len(set(cheap)) < 2 or len(set(full)) < 2:
+        return math.nan, -1.0, 1.0
+
+    def tau(x: np.ndarray, y: np.ndarray) -> float:
+        found = stats.kendalltau(x, y).statistic
+        return 0.0 if math.isnan(found) else float(found)  # a resample of one trial alone
+
+    limits = stats.bootstrap(
+        (np.array(cheap), np.array(full)), tau, paired=True, vectorized=False, n_resamples=999,
+        method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return tau(np.array(cheap), np.array(full)), float(limits.low), float(limits.high)
+
+
+def share(hits: int, n: int) -> tuple[float, float, float]:
+    """A share with its 95 % Wilson interval; of nothing, (nan, 0, 1)."""
+    if n == 0:
+        return math.nan, 0.0, 1.0
+    limits = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    return hits / n, float(limits.low), float(limits.high)

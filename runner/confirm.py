@@ -1,0 +1,237 @@
+"""Confirmation: the best of a search, trained again with fresh seeds until they can be told apart, or cannot.
+
+The replicates are a study of their own beside the sweep's, with the same committed history, lanes and recovery. What
+is trained next is a pure function of that history, so the number of lanes does not matter here either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from .confidence import (
+    FIRST_LOOK,
+    Contest,
+    Noise,
+    contest,
+    interval,
+    noise,
+    seeds_needed,
+    smallest_difference,
+)
+from .schedules import Schedule
+from .spec import Record, Sweep, TrialConfig
+from .study import Study, created, opened
+
+STAGE = "confirm"
+STRIP = ("init_lr x0.5", "init_lr x2", "epochs x0.5", "epochs x2")
+
+
+def arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
+    """The trials to confirm, best first: the ``top`` of all, and the best of every schedule."""
+    done = [r for r in records if r.outcome == "complete" and r.value is not None]
+    ranked = sorted(done, key=lambda r: -sweep.objective.sign * (r.value or 0.0))
+    chosen = ranked[: sweep.confirm.top]
+    best = {r.number for r in best_of_each(ranked)} if sweep.confirm.types else set()
+    return [r for r in ranked if r in chosen or r.number in best]
+
+
+def best_of_each(ranked: Sequence[Record]) -> list[Record]:
+    """The first trial of every schedule's name."""
+    return list({r.name: r for r in reversed(ranked)}.values())[::-1]
+
+
+class Confirmation(Study):
+    """The study of the replicates of ``arms``; ``next`` is what is to be trained now."""
+
+    def __init__(
+        self, sweep: Sweep, storage: str, arms: Sequence[Record], updates: int, allow: Sequence[str] = ()
+    ) -> None:
+        super().__init__(sweep, opened(sweep, storage, STAGE), allow, STAGE)
+        self.arms, self.updates = arms, updates
+        self.target = len(arms) * sweep.confirm.seeds
+
+    def _proposed(self, trials: list[Any]) -> Any:  # noqa: ARG002
+        begun = {(r.arm, r.train["seed"]): r for r in self.records()}
+        for arm, change, seed in self._plan():
+            key = f"{arm.number} {change}".strip()
+            if (key, seed) not in begun:
+                schedule, epochs = changed(self.schedule(arm), change, self.sweep.train.epochs, self.updates)
+                train = {"seed": seed} | ({"epochs": epochs} if epochs != self.sweep.train.epochs else {})
+                return created(arm.name, schedule, arm=key, train=train)
+        return None
+
+    def _plan(self) -> Iterator[tuple[Record, str, int]]:
+        """Everything to train as far as it is known now, in order: (arm, what is changed, seed)."""
+        confirm, done = self.sweep.confirm, scores(self.records(), self.arms, self.sweep)
+        ended = {(r.arm, r.train["seed"]) for r in self.ended()}
+        alive, first = list(self.arms), min(FIRST_LOOK, confirm.seeds)
+        for n in range(confirm.seeds):
+            if n >= first:  # a look lies between: it needs everything before it
+                if any((str(arm.number), fresh(self.sweep, i)) not in ended for arm in alive for i in range(n)):
+                    return
+                so_far = {number: values[:n] for number, values in done.items()}
+                alive = [arm for arm in alive if arm.number in contest(so_far, confirm.seeds).alive]
+                if len(alive) < 2:
+                    break
+            yield from ((arm, "", fresh(self.sweep, n)) for arm in alive)
+        result = contest(done, confirm.seeds)
+        if confirm.strip and result.decided and result.alive:
+            winner = next(arm for arm in self.arms if arm.number == result.alive[0])
+            yield from ((winner, change, fresh(self.sweep, n)) for n in range(first) for change in STRIP)
+
+    def config(self, record: Record, example: TrialConfig) -> TrialConfig:
+        return replace(super().config(record, example), test=True)
+
+    def best(self) -> None:
+        """None: who is best is not said while they are being told apart."""
+
+
+def fresh(sweep: Sweep, n: int) -> int:
+    """The n-th fresh seed; never the one that selected the trials."""
+    return (sweep.train.seed + 1 + n) % 2**32
+
+
+def changed(schedule: Schedule, change: str, epochs: int, updates: int) -> tuple[Schedule, int]:
+    """A schedule and a number of epochs with one of ``STRIP`` done to them."""
+    what, _, by = change.partition(" x")
+    if what == "init_lr":
+        return replace(schedule, init_lr=schedule.init_lr * float(by)), epochs
+    if what == "epochs":
+        other = max(1, round(epochs * float(by)))
+        return schedule.rescaled(other / epochs, updates * epochs, epochs=epochs), other
+    return schedule, epochs
+
+
+def scores(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> dict[int, list[float]]:
+    """Per arm the scores of its replicates, in the order of seeds up to the first that is missing; higher is better.
+
+    An arm that diverged or failed with some seed has no place here: it is no answer.
+    """
+    ended = {(r.arm, r.train["seed"]): r for r in records if r.outcome is not None}
+    found: dict[int, list[float]] = {}
+    for arm in arms:
+        mine = [ended.get((str(arm.number), fresh(sweep, n))) for n in range(sweep.confirm.seeds)]
+        known = mine[: mine.index(None)] if None in mine else mine
+        if all(r is not None and r.value is not None for r in known):
+            found[arm.number] = [sweep.objective.sign * r.value for r in known if r and r.value is not None]
+    return found
+
+
+# --------------------------------------------------------------------------------------
+# What came out.
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a confirmation: rows for the table, the set that holds the best, the noise, and all in words."""
+
+    rows: list[dict[str, Any]]
+    alive: list[int]
+    noise: Noise | None
+    strip: list[dict[str, Any]]
+    sentences: list[str]
+
+
+def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> Verdict:
+    """What the replicates say of the arms. Values are in the objective's own unit and direction."""
+    sign, seeds = sweep.objective.sign, sweep.confirm.seeds
+    done = scores(records, arms, sweep)
+    result = contest(done, seeds)
+    order = sorted(arms, key=lambda a: -float(np.mean(done[a.number])) if done.get(a.number) else math.inf)
+    order.sort(key=lambda a: a.number not in result.alive)  # the set first
+    typed = {r.number for r in best_of_each(arms)}
+    rows = [_row(arm, records, done, result, sign) | {"best_of_type": arm.number in typed} for arm in order]
+    measured = noise(list(done.values()))
+    names = {arm.number: f"{arm.name} (trial {arm.number})" for arm in arms}
+    said = [_answer(result, names, done)]
+    if measured is not None:
+        said.append(ledger(measured, max(map(len, done.values())), sweep.objective.metric == "val/accuracy"))
+    lost = [names[arm.number] for arm in arms if arm.number not in done]
+    if lost:
+        said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
+    strip = [_strip(change, records, result.alive[0], done, sign) for change in STRIP] if result.alive else []
+    return Verdict(rows, result.alive, measured, [s for s in strip if s["seeds"]], said)
+
+
+def _row(
+    arm: Record, records: Sequence[Record], done: Mapping[int, Sequence[float]], result: Contest[int], sign: int
+) -> dict[str, Any]:
+    values = [sign * s for s in done.get(arm.number, [])]
+    tests = [r.epochs[-1]["test/accuracy"] for r in records if r.arm == str(arm.number) and r.outcome == "complete"]
+    low, high = interval(values)
+    gap = result.differences.get(arm.number)
+    return {
+        "trial": arm.number,
+        "name": arm.name,
+        "type": arm.schedule["type"],
+        "init_lr": arm.schedule["init_lr"],
+        "seeds": len(values),
+        "mean": float(np.mean(values)) if values else None,
+        "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "low": low,
+        "high": high,
+        "behind": gap.behind if gap else None,
+        "behind_low": gap.low if gap else None,
+        "behind_high": gap.high if gap else None,
+        "in_set": arm.number in result.alive,
+        "test_accuracy": float(np.mean(tests)) if tests else None,
+        "test_low": interval(tests)[0],
+        "test_high": interval(tests)[1],
+        "selected_at": arm.value,
+    }
+
+
+def _answer(result: Contest[int], names: Mapping[int, str], done: Mapping[int, Sequence[float]]) -> str:
+    seeds = max(map(len, done.values()), default=0)
+    if not result.alive:
+        return "Nothing could be confirmed."
+    if not result.decided:
+        return "The confirmation has not ended."
+    if len(names) == 1:
+        return f"Only {names[result.alive[0]]} was confirmed: there is nothing to compare it with."
+    if len(result.alive) == 1:
+        rest = len(names) - 1
+        others = f"the {rest} others are" if rest > 1 else "the other is"
+        return f"{names[result.alive[0]]} is the best: {others} behind by more than seeds explain."
+    said = ", ".join(names[n] for n in result.alive)
+    return f"These {len(result.alive)} cannot be told apart with {seeds} seeds each: {said}. Take any of them."
+
+
+def ledger(measured: Noise, seeds: int, points: bool = True) -> str:
+    """What seeds do, what so many of them can show, and how many would show more, in a sentence."""
+
+    def said(value: float) -> str:
+        return f"{100 * value:.2g} points" if points else f"{value:.2g}"
+
+    if measured.paired < 1e-9:
+        return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
+    wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
+    needs = ", ".join(f"{seeds_needed(w, measured.paired)} for {said(w)}" for w in wanted)
+    return (
+        f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds each show a "
+        f"difference of {said(smallest_difference(measured.paired, max(2, seeds)))} between two schedules with 80 % "
+        f"power; smaller ones need more seeds each: {needs}."
+    )
+
+
+def _strip(
+    change: str, records: Sequence[Record], winner: int, done: Mapping[int, Sequence[float]], sign: int
+) -> dict[str, Any]:
+    mine = [r for r in records if r.arm == f"{winner} {change}" and r.outcome is not None]
+    values = [r.value for r in sorted(mine, key=lambda r: r.train["seed"]) if r.value is not None]
+    apart = [sign * v - s for v, s in zip(values, done[winner], strict=False)]
+    low, high = interval(apart)
+    return {
+        "change": change,
+        "seeds": len(mine),
+        "diverged": sum(r.outcome == "diverged" for r in mine),
+        "mean": float(np.mean(values)) if values else None,
+        "difference": float(np.mean(apart)) if apart else None,
+        "low": low,
+        "high": high,
+    }

@@ -1,0 +1,207 @@
+"""What a sweep found: tables, figures, the parent run's description, and what the terminal says at the end."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import export, figures
+from .confidence import Noise, calibration, share
+from .confirm import Confirmation, Verdict, ledger, verdict
+from .document import SpecError
+from .place import Place
+from .space import problems
+from .spec import Record, Sweep
+from .study import Study, earlier_noise
+from .terminal import say
+from .tracking import Tracker, escape
+
+ONE_SEED = "One seed each: differences of tenths of a point are within what another seed changes."
+
+
+def folder(place: Place, sweep: Sweep) -> Path:
+    """Where a sweep's results go; made, so that a sweep is not trained for nothing.
+
+    Raises:
+        SpecError: it cannot be written to.
+    """
+    path = place.folder / "results" / sweep.name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".write").touch()
+        (path / ".write").unlink()
+    except OSError as error:
+        raise SpecError(f"the results cannot be written to {path}: {error.strerror}") from None
+    return path
+
+
+def caveats(sweep: Sweep, place: Place, updates: int, allow: Sequence[str] = ()) -> list[str]:
+    """What should be known before anything is trained."""
+    epochs, pruner = sweep.train.epochs, sweep.search.pruner
+    said = problems(sweep.schedules.check(allow), updates * epochs, epochs)
+    if pruner != "none":
+        said.append(
+            f"the {pruner} pruner judges truncated curves, which favour schedules that decay early: in simulated "
+            f"sweeps it stopped the eventual best more often than not; {sweep.search.parole:.0%} of what it stops is "
+            "trained to its end to measure that"
+        )
+    known = earlier_noise(sweep, place.storage)
+    if known is not None:
+        name, measured = known
+        points = sweep.objective.metric == "val/accuracy"
+        said.append(f"from {name}: {ledger(Noise(**measured), max(2, sweep.confirm.seeds), points)}")
+    return said
+
+
+@dataclass(frozen=True)
+class Found:
+    """A sweep that has ended: its file, its studies, and how many updates its epochs have."""
+
+    sweep: Sweep
+    place: Place
+    file: Path
+    updates: int
+    history: Study
+    rungs: Sequence[Study]
+    replicates: Confirmation | None
+
+
+def write(found: Found, tracker: Tracker) -> None:
+    """Write tables and figures, put them on the parent run, and print what was found and where it lies."""
+    sweep, history = found.sweep, found.history
+    stages = [history, *found.rungs, *filter(None, [found.replicates])]
+    tracker.settle([record for stage in stages for record in stage.ended()])
+    for stage in stages:
+        stage.remember_runs(tracker.runs)
+    records, epochs, path = history.ended(), sweep.train.epochs, folder(found.place, sweep)
+    answer = verdict(found.replicates.ended(), found.replicates.arms, sweep) if found.replicates else None
+    rows = answer.rows if answer else []
+    history.remember(confirmed=rows)
+    if answer and answer.noise:
+        history.remember(noise={"seed": answer.noise.seed, "paired": answer.noise.paired})
+    direction, T = sweep.objective.direction, found.updates * epochs
+    paths = dict(export.result_files(path, records, direction, found.updates, epochs, history.allow, rows))
+    plans = {r.number: history.schedule(r) for r in records}
+    drawn = figures.sweep_figures(records, plans, T, epochs, rows, answer.strip if answer else [])
+    paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
+
+    table, sentences = export.best_table(records, direction, 10, rows), [*_sentences(found, records, answer)]
+    counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
+    said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
+    note = [f"**{escape(sweep.question)}**", *map(escape, sentences)]
+    note += [export.confirmed_markdown(rows, escape)] * bool(rows) + [f"{said}.", export.markdown(table, escape)]
+    note.append(f"Reproduce: python -m runner.sweep {escape(found.file.name)}")
+    missed = tracker.finish(paths.values(), "\n\n".join(note), _summary(counts, history, answer))
+    history.remember(mlflow_lacks=missed)
+
+    say(f"\n{sweep.question}\n", markdown=True)
+    say("\n".join(f"- {sentence}" for sentence in sentences), markdown=True)
+    if rows:
+        say(f"With fresh seeds:\n\n{export.confirmed_markdown(rows)}", markdown=True)
+    say(f"{said} of {sweep.name}, with one seed each.\n\n{export.markdown(table)}", markdown=True)
+    say(f"tables, figures and code: {_relative(path)}/")
+    say(f"code of the best schedule: python -m runner.export {sweep.name} --code 1")
+    if missed:
+        say(f"MLflow lacks something ({missed}); the same command again sends it")
+    say(_browse(found.place))
+    say(f"  {tracker.link()}")
+
+
+def _sentences(found: Found, records: Sequence[Record], answer: Verdict | None) -> list[str]:
+    sweep = found.sweep
+    said = answer.sentences if answer else [ONE_SEED]
+    said = [*said, *(calibrated(rung.ended(), records, sweep) for rung in found.rungs)]
+    if sweep.search.pruner != "none":
+        said.append(audited(records, sweep))
+    weights = found.history.importance()
+    if weights:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:6])
+        thin = len(records) < 10 * len(weights)
+        biased = " The sampler looked where it was good, which flatters what it exploited." * (
+            sweep.search.sampler in ("tpe", "gp", "cmaes")
+        )
+        few = f" {len(records)} trials are few for {len(weights)} parameters: take it as a hint." * thin
+        said.append(f"What mattered: {shares}.{few}{biased}")
+    if answer and answer.strip:
+        said.append("Around the winner: " + "; ".join(map(_stripped, answer.strip)) + ".")
+    return said
+
+
+def _stripped(row: Mapping[str, Any]) -> str:
+    if row["difference"] is None:
+        return f"{row['change']} diverged"
+    return f"{row['change']} {row['difference']:+.2%} ({row['low']:+.2%} to {row['high']:+.2%})"
+
+
+def calibrated(rung: Sequence[Record], full: Sequence[Record], sweep: Sweep) -> str:
+    """What a rung's scores said of the full ones, on the trials that have both."""
+
+    def key(record: Record) -> str:
+        return json.dumps(dict(record.params), sort_keys=True)
+
+    ends = {key(r): r.value for r in full if r.value is not None}
+    both = [(r.value, ends[key(r)]) for r in rung if r.value is not None and key(r) in ends]
+    epochs = next((r.train["epochs"] for r in rung), 0)
+    tau, low, high = calibration([a for a, _ in both], [b for _, b in both])
+    said = f"Screening at {epochs} of {sweep.train.epochs} epochs: on the {len(both)} trials that went on, "
+    if math.isnan(tau):
+        return f"{said}too few to say whether its order is that of full training."
+    advice = " Its order says little of the full one: search at full length (leave rungs out)." if low <= 0 else ""
+    return f"{said}Kendall's tau with full training is {tau:.2f} (95 % interval {low:.2f} to {high:.2f}).{advice}"
+
+
+def audited(records: Sequence[Record], sweep: Sweep) -> str:
+    """What a pruner saved, and how often it was wrong, by the trials on parole.
+
+    A stop is false where the trial, trained to its end, beats the median of the trials that were let pass.
+    """
+    sign = sweep.objective.sign
+    passed = [sign * r.value for r in records if r.value is not None and r.stop is None]
+    stopped = [r for r in records if r.outcome == "stopped"]
+    parole = [(r, sign * r.value) for r in records if r.stop is not None and r.value is not None]
+    saved = sum(sweep.train.epochs - len(r.epochs) for r in stopped) / max(1, len(records) * sweep.train.epochs)
+    said = f"The {sweep.search.pruner} pruner stopped {len(stopped)} trials and saved {saved:.0%} of the epochs."
+    if not parole or not passed:
+        return f"{said} None was on parole: how often it was wrong is not known."
+    bar = statistics.median(passed)
+    wrong, of = Counter(r.name for r, v in parole if v > bar), Counter(r.name for r, _ in parole)
+    rate, low, high = share(wrong.total(), len(parole))
+    by_type = ", ".join(f"{name} {wrong[name]} of {n}" for name, n in of.items())
+    lost = " One of them beat all that it let pass." if max(v for _, v in parole) > max(passed) else ""
+    return (
+        f"{said} Of {len(parole)} on parole {wrong.total()} ended above the median of those that it let pass: "
+        f"{rate:.0%} false stops (95 % interval {low:.0%} to {high:.0%}; {by_type}).{lost}"
+    )
+
+
+def _summary(counts: Mapping[str, int], history: Study, answer: Verdict | None) -> dict[str, float]:
+    """The parent run's metrics."""
+    found = {f"study/{outcome}": float(n) for outcome, n in counts.items()}
+    best = history.best()
+    if best is not None and best.value is not None:
+        found["study/best"] = best.value
+    if answer is not None and answer.rows:
+        first = answer.rows[0]
+        named = {"study/confirmed": first["mean"], "study/test_accuracy": first["test_accuracy"]}
+        found |= {name: value for name, value in named.items() if value is not None}
+        found["study/confidence_set"] = float(len(answer.alive))
+        if answer.noise:
+            found["study/seed_deviation"] = answer.noise.seed
+    return found
+
+
+def _browse(place: Place) -> str:
+    if not place.tracking_uri.startswith("sqlite:///"):
+        return "browse:"
+    default = place.tracking_uri == f"sqlite:///{Path.cwd().resolve() / 'mlflow.db'}"
+    return f"browse: mlflow ui{'' if default else f' --backend-store-uri {place.tracking_uri}'}   and open"
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

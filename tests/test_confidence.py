@@ -1,0 +1,137 @@
+"""Confidence: the set holds the best, equals are not ranked, the ledger agrees with closed forms and simulation."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from runner.confidence import (
+    calibration,
+    contest,
+    interval,
+    levels,
+    noise,
+    power,
+    seeds_needed,
+    share,
+    smallest_difference,
+)
+
+
+def replay(means, deviations, seeds, times, shared=0.7, seed=0):
+    """Contests over arms with known means, whose scores share a part of their noise in the same seed."""
+    generator = np.random.default_rng(seed)
+    for _ in range(times):
+        block = generator.normal(size=seeds)
+        own = generator.normal(size=(len(means), seeds))
+        table = np.array(means)[:, None] + np.array(deviations)[:, None] * (
+            shared * block + math.sqrt(1 - shared**2) * own
+        )
+        yield contest(dict(enumerate(table.tolist())), seeds)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    ("means", "deviations"),
+    [
+        pytest.param([0.0] * 5, [1.0] * 5, id="alike"),
+        pytest.param([0.0, -0.3, -0.6, -1.0, -2.0, -4.0], [1.0] * 6, id="apart"),
+        pytest.param([0.2, 0.0, 0.0, 0.0, 0.0], [0.4, 1.5, 1.5, 1.5, 1.5], id="a quiet best among noisy ones"),
+    ],
+)
+def test_the_set_holds_the_best_in_95_of_100(means, deviations, seeds):
+    held = [0 in result.alive for result in replay(means, deviations, seeds, 300)]
+    assert np.mean(held) >= 0.95 - 1.64 * math.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.parametrize("arms", [2, 3, 8])
+def test_no_winner_is_crowned_among_equals_in_95_of_100(arms):
+    crowned = [len(result.alive) == 1 for result in replay([0.0] * arms, [1.0] * arms, 5, 300)]
+    assert np.mean(crowned) <= 0.05 + 1.64 * math.sqrt(0.05 * 0.95 / 300)
+
+
+def test_a_large_difference_is_found_and_ends_the_contest_early():
+    result = contest({"good": [0.9, 0.91, 0.92], "bad": [0.5, 0.52, 0.51]}, seeds=10)
+    assert (result.alive, result.decided) == (["good"], True)
+    gap = result.differences["bad"]
+    assert gap.behind == pytest.approx(0.4)
+    assert (gap.low > 0, gap.seeds) == (True, 3)
+
+
+def test_looking_once_at_two_arms_is_the_paired_t_test():
+    generator = np.random.default_rng(1)
+    for shift in np.linspace(0.2, 3.0, 15):
+        a, b = generator.normal(shift, 1, 6), generator.normal(0, 1, 6)
+        only = contest({"a": a.tolist(), "b": b.tolist()}, seeds=6)
+        single = stats.ttest_rel(a, b)
+        spent = levels(6)[6]
+        late = stats.ttest_rel(a, b, alternative="greater").pvalue < spent / 2
+        if only.differences["b"].seeds == 6:  # not out before
+            assert (only.alive == ["a"]) == bool(late)
+        assert only.differences["a"].behind == 0.0 or single.statistic < 0
+
+
+def test_what_the_looks_spend_is_alpha_in_all_and_little_early():
+    for seeds in (2, 3, 5, 20):
+        spent = levels(seeds)
+        assert sum(spent.values()) == pytest.approx(0.05)
+        assert max(spent) == seeds
+    assert levels(10)[3] < 0.001
+
+
+def test_scores_that_are_all_alike_are_a_tie():
+    result = contest({i: [0.5, 0.5, 0.5] for i in range(3)}, seeds=3)
+    assert result.alive == [0, 1, 2]
+    assert noise([[0.5, 0.5], [0.5, 0.5]]).paired == 0
+
+
+def test_too_few_seeds_decide_nothing():
+    result = contest({"a": [0.9], "b": [0.1]}, seeds=5)
+    assert (result.alive, result.decided, result.differences) == (["a", "b"], False, {})
+
+
+def test_the_interval_is_students():
+    values = [0.91, 0.93, 0.92, 0.95]
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert interval(values) == pytest.approx((expected.low, expected.high))
+
+
+def test_noise_is_measured_as_it_was_made():
+    generator = np.random.default_rng(0)
+    block = generator.normal(0, 0.3, 400)
+    table = [(m + block + generator.normal(0, 0.4, 400)).tolist() for m in (0.0, 1.0, 2.0)]
+    found = noise(table)
+    assert found.seed == pytest.approx(0.5, rel=0.1)
+    assert found.paired == pytest.approx(0.4 * math.sqrt(2), rel=0.1)
+
+
+def test_power_agrees_with_a_simulation():
+    generator = np.random.default_rng(0)
+    draws = generator.normal(1.0, 1.0, (4000, 8))
+    rejected = stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05
+    assert power(1.0, 1.0, 8) == pytest.approx(rejected.mean(), abs=0.025)
+
+
+def test_the_ledger_knows_the_published_numbers_of_seeds():
+    """A seed deviation of 0.2 points, independent arms: 8, 17 and 67 seeds show 0.3, 0.2 and 0.1 (and two for t)."""
+    paired = 0.2 * math.sqrt(2)
+    assert [seeds_needed(d, paired) for d in (0.3, 0.2, 0.1)] == pytest.approx([9, 18, 65], abs=2)
+    for seeds in (3, 5, 20):
+        assert power(smallest_difference(paired, seeds), paired, seeds) == pytest.approx(0.8, abs=1e-6)
+        assert seeds_needed(smallest_difference(paired, seeds) * 1.001, paired) == seeds
+
+
+def test_calibration_is_kendalls_tau_and_says_when_it_knows_nothing():
+    cheap, full = [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6, 8, 7]
+    tau, low, high = calibration(cheap, full)
+    assert tau == pytest.approx(stats.kendalltau(cheap, full).statistic)
+    assert low < tau <= high <= 1
+    assert calibration(cheap, full[::-1])[2] < 0
+    assert math.isnan(calibration([1, 2, 3], [1, 2, 3])[0])
+    assert math.isnan(calibration([1, 1, 1, 1], [1, 2, 3, 4])[0])
+
+
+def test_a_share_has_wilsons_interval():
+    assert share(2, 4) == pytest.approx((0.5, 0.150, 0.850), abs=1e-3)
+    assert share(0, 0)[1:] == (0.0, 1.0)

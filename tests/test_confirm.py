@@ -1,0 +1,370 @@
+"""Confirmation: fresh seeds, paired, in rounds, until the set is resolved; screening, stopping and warm starts."""
+
+import json
+import math
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from runner import sweep
+from runner.confirm import STRIP, Confirmation, arms, changed, fresh, scores, verdict
+from runner.document import SpecError
+from runner.export import best_schedules
+from runner.place import load_place
+from runner.report import audited, calibrated
+from runner.schedules import load
+from runner.spec import Record, load_sweep
+from runner.study import earlier_noise, load_study, open_study
+from runner.train import Epoch
+
+from .conftest import TINY
+
+HERE = ["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]
+
+
+def searched(*values: float, names="ab", first=0) -> list[Record]:
+    """Complete trials with these values, of two schedules in turn."""
+    return [
+        Record(
+            first + i,
+            names[i % len(names)],
+            load({"type": "cosine", "init_lr": 0.01 * (i + 1)}).to_json(),
+            {"n": i},
+            "complete",
+            v,
+        )
+        for i, v in enumerate(values)
+    ]
+
+
+def confirmed(sweep_, path, chosen, outcome) -> Confirmation:
+    """Carry a confirmation out on ``sqlite``, in which ``outcome(arm, seed)`` is what a training gives."""
+    study = Confirmation(sweep_, f"sqlite:///{path}", chosen, updates=4)
+    while (record := study.next()) is not None:
+        value = outcome(record.arm, record.train["seed"])
+        metrics = {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0, "lr": 0.1, "test/accuracy": value - 0.01}
+        study.commit(record.number, 0, metrics)
+        study.tell(record.number, "complete" if math.isfinite(value) else "diverged")
+    return study
+
+
+@pytest.fixture
+def tiny(sweep_file):
+    def write(**lines: str):
+        return load_sweep(sweep_file(TINY + "objective: {}\n", **{k: f"{k}: {v}" for k, v in lines.items()}))[0]
+
+    return write
+
+
+# --- what is confirmed -----------------------------------------------------------------------------------------
+
+
+def test_the_top_and_the_best_of_every_schedule_are_confirmed_best_first(tiny):
+    records = searched(0.5, 0.9, 0.6, 0.8, 0.7, 0.3)
+    assert [r.number for r in arms(records, tiny(confirm="{top: 2}"))] == [1, 3, 4]
+    assert [r.number for r in arms(records, tiny(confirm="{top: 0}"))] == [1, 4]
+    assert arms(records, tiny(confirm="{top: 0, types: false}")) == []
+    by_loss = tiny(confirm="{top: 1, types: false}", objective="{metric: val/loss}")
+    assert [r.number for r in arms(records, by_loss)] == [5]
+
+
+def test_all_arms_get_the_same_fresh_seeds_and_the_selecting_one_is_never_among_them(tiny, tmp_path):
+    plan = tiny(confirm="{top: 3, types: false, seeds: 4}")
+    study = confirmed(plan, tmp_path / "a.db", searched(0.9, 0.8, 0.7), lambda arm, seed: 0.5 + 0.01 * seed)
+    seeds = {arm: [r.train["seed"] for r in study.records() if r.arm == arm] for arm in "012"}
+    assert seeds == {key: [1, 2, 3, 4] for key in "012"}
+    assert plan.train.seed not in seeds["0"]
+
+
+def test_an_arm_that_is_clearly_worse_gets_no_more_seeds(tiny, tmp_path):
+    plan = tiny(confirm="{top: 3, types: false, seeds: 6}")
+    values = {"0": 0.9, "1": 0.9, "2": 0.2}
+    study = confirmed(
+        plan,
+        tmp_path / "a.db",
+        searched(0.9, 0.8, 0.7),
+        lambda a, s: values[a] + 0.001 * (s * 7 % 5 - 2) * (-1) ** int(a),
+    )
+    count = {arm: sum(r.arm == arm for r in study.records()) for arm in values}
+    assert count == {"0": 6, "1": 6, "2": 3}
+    answer = verdict(study.records(), study.arms, plan)
+    assert sorted(answer.alive) == [0, 1]
+    assert "These 2 cannot be told apart with 6 seeds each" in answer.sentences[0]
+    assert "Another seed moves a result by 0.15 points (one standard deviation). 6 seeds each" in answer.sentences[1]
+
+
+def test_a_clear_winner_ends_the_confirmation_at_the_first_look(tiny, tmp_path):
+    plan = tiny(confirm="{top: 2, types: false, seeds: 50}")
+    study = confirmed(
+        plan, tmp_path / "a.db", searched(0.9, 0.8), lambda a, s: {"0": 0.4, "1": 0.9}[a] + 0.01 * (s % 2)
+    )
+    assert len(study.records()) == 6
+    answer = verdict(study.records(), study.arms, plan)
+    assert answer.sentences[0].startswith("b (trial 1) is the best: the other is behind")
+    assert [(row["trial"], row["in_set"]) for row in answer.rows] == [(1, True), (0, False)]
+
+
+def test_the_rows_are_in_the_objectives_own_unit_and_the_test_split_is_reported(tiny, tmp_path):
+    plan = tiny(confirm="{top: 2, types: false, seeds: 3}")
+    study = confirmed(plan, tmp_path / "a.db", searched(0.99, 0.8), lambda a, s: 0.5 + 0.1 * int(a) + 0.01 * s)
+    answer = verdict(study.records(), study.arms, plan)
+    best = answer.rows[0]
+    assert best["mean"] == pytest.approx(0.62)
+    assert best["test_accuracy"] == pytest.approx(0.61)
+    assert answer.rows[1]["selected_at"] == 0.99  # and is not believed
+    assert best["low"] < 0.62 < best["high"]
+
+
+def test_an_arm_that_diverges_with_a_fresh_seed_is_no_answer(tiny, tmp_path):
+    plan = tiny(confirm="{top: 2, types: false, seeds: 5}")
+    study = confirmed(
+        plan, tmp_path / "a.db", searched(0.9, 0.8), lambda a, s: math.nan if (a, s) == ("0", 2) else 0.5 + 0.01 * s
+    )
+    answer = verdict(study.records(), study.arms, plan)
+    assert answer.alive == [1]
+    assert "Not every seed of a (trial 0) came to its end" in answer.sentences[-1]
+    assert list(scores(study.records(), study.arms, plan)) == [1]
+
+
+def test_what_is_trained_next_does_not_depend_on_the_order_in_which_trainings_end(tiny, tmp_path):
+    plan, tables = tiny(confirm="{top: 3, types: false, seeds: 5}"), []
+    for name, last in (("a", False), ("b", True)):
+        study = Confirmation(plan, f"sqlite:///{tmp_path / name}.db", searched(0.9, 0.8, 0.7), updates=4)
+        running: list[Record] = []
+        while True:
+            while len(running) < 4 and (record := study.next()) is not None:
+                running.append(record)
+            if not running:
+                break
+            record = running.pop(-1 if last else 0)
+            value = 0.5 - 0.3 * (record.arm == "2") + 0.001 * (record.train["seed"] * int(record.arm) % 3)
+            study.commit(record.number, 0, {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0})
+            study.tell(record.number, "complete")
+        tables.append([(r.number, r.arm, r.train["seed"], r.value) for r in study.records()])
+    assert tables[0] == tables[1]
+
+
+def test_the_strip_changes_one_thing_at_a_time(tiny, tmp_path):
+    cosine = load({"type": "cosine", "init_lr": 0.1, "warmup": 0.2})
+    assert changed(cosine, "init_lr x0.5", 10, 4)[0].init_lr == 0.05
+    longer, epochs = changed(cosine, "epochs x2", 10, 4)
+    assert (epochs, longer.moment(0, 80).w) == (20, cosine.moment(0, 40).w)
+    plan = tiny(confirm="{top: 2, types: false, seeds: 3, strip: true}")
+    study = confirmed(
+        plan, tmp_path / "a.db", searched(0.9, 0.8), lambda a, s: 0.5 + 0.3 * a.startswith("1") + 0.01 * s
+    )
+    extra = [r for r in study.records() if " " in r.arm]
+    assert {r.arm for r in extra} == {f"1 {change}" for change in STRIP}
+    assert {r.recipe(plan).epochs for r in extra} == {1, 2, 4}
+    rows = verdict(study.records(), study.arms, plan).strip
+    assert [row["change"] for row in rows] == list(STRIP)
+    assert all(row["difference"] == pytest.approx(0.0) for row in rows)
+
+
+# --- a whole sweep ---------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_confirms_its_best_and_says_how_sure_it_is(project, capsys):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("top: 0, types: false", "top: 2, types: false, seeds: 3"))
+    assert sweep.main(HERE) == 0
+    out = capsys.readouterr().out
+    assert "2 of them are trained again, with up to 3 fresh seeds each" in out
+    said = " ".join(out.split())
+    assert ("cannot be told apart" in said) != ("is the best" in said)
+    assert "with 80 % power" in said
+    table = best_schedules("tiny")
+    assert table["seeds"].tolist()[:2] == [3, 3]
+    assert table["seeds"].isna().tolist() == [False, False, True]
+    assert table["test_accuracy"].notna().tolist() == [True, True, False]
+    found = json.loads(Path("results/tiny/best_schedule.json").read_text())
+    assert found == json.loads(table["schedule"][0])
+    assert Path("results/tiny/confidence_set.png").exists()
+    client = MlflowClient(tracking_uri=load_place().tracking_uri)
+    experiment = client.get_experiment_by_name("lr-schedules").experiment_id
+    runs = client.search_runs([experiment], "tags.`sweep.role` = 'confirm'")
+    assert len(runs) == 6
+    assert all("test/accuracy" in r.data.metrics for r in runs)
+    assert {r.data.params["train.seed"] for r in runs} == {"1", "2", "3"}
+    searched_ = client.search_runs([experiment], "tags.`sweep.role` = 'trial'")
+    assert not any("test/accuracy" in r.data.metrics for r in searched_)
+    parent = client.search_runs([experiment], "tags.`sweep.role` = 'study'")[0]
+    assert {"study/confirmed", "study/confidence_set", "study/test_accuracy"} <= set(parent.data.metrics)
+    assert "may be best" in parent.data.tags["mlflow.note.content"]
+    assert sweep.main(HERE) == 0  # and nothing is trained again
+    assert len(client.search_runs([experiment], "tags.`sweep.role` = 'confirm'")) == 6
+
+
+def test_an_earlier_sweeps_noise_is_known_before_the_next_one(project, capsys):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("top: 0, types: false", "top: 2, types: false, seeds: 3"))
+    assert sweep.main(HERE) == 0
+    Path("sweeps/next.yaml").write_text(TINY.replace("trials: 3", "trials: 1"))
+    capsys.readouterr()
+    place = load_place()
+    assert earlier_noise(load_sweep("sweeps/next.yaml")[0], place.storage)[0] == "tiny"
+    Path("sweeps/other.yaml").write_text(TINY.replace("epochs: 2", "epochs: 3"))
+    assert earlier_noise(load_sweep("sweeps/other.yaml")[0], place.storage) is None
+
+
+def test_rungs_screen_with_rescaled_schedules_and_the_best_go_on(project, capsys):
+    text = TINY.replace("epochs: 2", "epochs: 4").replace("trials: 3", "trials: 6, rungs: [T/4, T/2, T], keep: 0.5")
+    Path("sweeps/tiny.yaml").write_text(text)
+    assert sweep.main(HERE) == 0
+    out, storage = capsys.readouterr().out, load_place().storage
+    rungs = [load_study(name, storage)[1] for name in ("tiny@rung-1", "tiny@rung-2", "tiny")]
+    assert [len(r) for r in rungs] == [6, 3, 2]
+    assert [{len(t.epochs) for t in r} for r in rungs] == [{1}, {2}, {4}]
+    best = sorted(rungs[0], key=lambda r: -r.value)[:3]
+    assert [r.params for r in rungs[1]] == [r.params for r in best]
+    short, full = rungs[0][0], load(rungs[0][0].schedule)
+    assert short.train == {"epochs": 1}
+    assert full.init_lr == short.params["init_lr"]
+    assert "Screening at 2 of 4 epochs" in " ".join(out.split())
+
+
+def test_a_rescaled_schedule_keeps_its_shape_and_the_updates_of_its_warmup():
+    schedule = load({"type": "wsd", "warmup": 0.1, "cooldown": 0.5, "init_lr": 0.2})
+    third = schedule.rescaled(1 / 3, 300)
+    assert third.moment(0, 100).w == schedule.moment(0, 300).w == 30
+    assert third.params == schedule.params
+    assert load({"type": "cosine", "warmup": 0.3}).rescaled(1 / 3, 300).warmup.length.value == 0.5
+    step = load({"type": "step", "step_size": {"epochs": 30}, "gamma": 0.1}).rescaled(1 / 3, 90)
+    assert [step.factor(t, 30) for t in (9, 10, 20)] == pytest.approx([1.0, 0.1, 0.01])
+    by_epoch = load({"type": "exponential", "gamma": 0.9})
+    assert by_epoch.rescaled(0.5, 20).lrs(10)[5] == pytest.approx(by_epoch.lrs(20)[10])
+
+
+@pytest.mark.parametrize("rungs", ["[T/3, T/2]", "[T, T/3]", "[3, T]"])
+def test_rungs_that_do_not_rise_to_the_whole_are_refused(sweep_file, rungs):
+    with pytest.raises(SpecError, match=r"search\.rungs: .*must rise to train\.epochs, 2"):
+        load_sweep(sweep_file(search=f"search: {{trials: 3, rungs: {rungs}}}"))
+
+
+# --- stopping --------------------------------------------------------------------------------------------------
+
+
+def stopped(plan, path, order=None) -> list[Record]:
+    """Trials whose accuracies rise to their init_lr's own end, under the plan's pruner."""
+    study = open_study(plan, f"sqlite:///{path}")
+    running: list[Record] = []
+    while True:
+        while len(running) < 4 and (record := study.next()) is not None:
+            running.append(record)
+        if not running:
+            return study.records()
+        record = running.pop(-1 if order else 0)
+        end, outcome = record.schedule["init_lr"], "complete"
+        for n in range(plan.train.epochs):
+            epoch = Epoch(n, (0.1,), 1.0, 1.0, end * (n + 1), 1.0)
+            outcome = study.stops(record.number, epoch) or "complete"
+            study.commit(record.number, n, epoch.metrics())
+            if outcome == "stopped":
+                break
+        study.tell(record.number, outcome)
+
+
+@pytest.mark.parametrize("pruner", ["median", "percentile", "successive_halving", "hyperband"])
+def test_a_pruner_stops_the_same_trials_whichever_end_first(sweep_file, tmp_path, pruner):
+    text = TINY.replace("epochs: 2", "epochs: 9").replace("trials: 3", f"trials: 30, pruner: {pruner}, window: 4")
+    plan, _ = load_sweep(sweep_file(text.replace("window: 4", "window: 4, sampler: random, parole: 0.3")))
+    first, second = stopped(plan, tmp_path / "a.db"), stopped(plan, tmp_path / "b.db", order=True)
+    assert [(r.number, r.outcome, r.stop, len(r.epochs)) for r in first] == [
+        (r.number, r.outcome, r.stop, len(r.epochs)) for r in second
+    ]
+    assert any(r.outcome == "stopped" for r in first)
+    assert all(len(r.epochs) == r.stop + 1 < 9 for r in first if r.outcome == "stopped")
+    paroled = [r for r in first if r.stop is not None and r.outcome == "complete"]
+    assert paroled
+    assert all(len(r.epochs) == 9 for r in paroled)
+    said = audited(first, plan)
+    assert f"stopped {sum(r.outcome == 'stopped' for r in first)} trials" in said
+    assert f"Of {len(paroled)} on parole" in said
+
+
+def test_the_audit_counts_what_would_have_been_among_the_better_half(sweep_file):
+    plan, _ = load_sweep(sweep_file(search="search: {trials: 9, pruner: median}"))
+    passed = searched(0.5, 0.6, 0.7)
+    parole = [Record(**{**vars(r), "stop": 0}) for r in searched(0.65, 0.9, 0.1, 0.2, first=3)]
+    cut = Record(7, "a", passed[0].schedule, {}, "stopped", None, ({"epoch": 0.0},), stop=0)
+    said = audited([*passed, *parole, cut], plan)
+    assert "saved 6% of the epochs" in said  # one epoch of 8 x 2
+    assert "Of 4 on parole 2 ended above the median" in said
+    assert "50% false stops" in said
+    assert "a 1 of 2, b 1 of 2" in said
+    assert "beat all that it let pass" in said
+
+
+def test_a_named_pruner_comes_with_its_warning(project, capsys):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 3, pruner: median"))
+    assert sweep.main(HERE) == 0
+    assert "truncated curves, which favour schedules that decay early" in capsys.readouterr().out
+
+
+def test_calibration_compares_the_trials_that_have_both_scores(tiny):
+    rung = [Record(**{**vars(r), "train": {"epochs": 1}}) for r in searched(0.1, 0.2, 0.3, 0.4, 0.5)]
+    full = searched(0.5, 0.6, 0.7, 0.8, 0.9)
+    assert "on the 5 trials that went on, Kendall's tau with full training is 1.00" in calibrated(rung, full, tiny())
+    assert "search at full length" in calibrated(rung, searched(0.9, 0.8, 0.7, 0.6, 0.5), tiny())
+    assert "too few" in calibrated(rung, full[:2], tiny())
+
+
+# --- fairness and warm starts ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+def test_balance_gives_every_type_its_turn(sweep_file, tmp_path, sampler):
+    text = f"search: {{trials: 12, sampler: {sampler}, balance: equal}}"
+    plan, _ = load_sweep(sweep_file(search=text))
+    study = open_study(plan, f"sqlite:///{tmp_path / 'a.db'}")
+    while (record := study.next()) is not None:
+        study.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
+        study.tell(record.number, "complete")
+    assert [r.name for r in study.records()] == ["cosine", "step", "wsd"] * 4
+    assert len({r.params["init_lr"] for r in study.records()}) == 12
+
+
+def test_a_schedule_finds_its_way_back_into_the_space(sweep_file):
+    import optuna
+
+    plan, _ = load_sweep(sweep_file())
+    for seed in range(20):
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed)).ask()
+        name, mapping = plan.schedules.sample(trial)
+        assert plan.schedules.params(load(mapping)) == trial.params
+        assert name == trial.params["type"]
+    for outside in ({"type": "cosine", "init_lr": 50.0}, {"type": "rex"}, {"type": "step", "gamma": 0.9}):
+        with pytest.raises(ValueError, match="the search space holds no such"):
+            plan.schedules.params(load(outside))
+
+
+def test_what_is_wished_for_is_tried_first_and_not_twice(project, capsys):
+    wish = json.dumps({"type": "cosine", "init_lr": 0.05, "warmup": 0.1})
+    Path("sweeps/tiny.yaml").write_text(TINY)
+    for _ in range(2):
+        assert sweep.main([*HERE, "--enqueue", wish]) == 0
+    records = load_study("tiny", load_place().storage)[1]
+    assert [r.params == {"type": "cosine", "init_lr": 0.05, "warmup": 0.1} for r in records] == [True, False, False]
+    assert sweep.main([*HERE, "--enqueue", '{"type": "rex"}']) == 2
+    assert "--enqueue" in capsys.readouterr().err
+    Path("sweeps/next.yaml").write_text(TINY.replace("trials: 3", "trials: 4"))
+    assert sweep.main(["sweeps/next.yaml", *HERE[1:], "--from", "tiny"]) == 0
+    again = load_study("next", load_place().storage)[1]
+    best = sorted(records, key=lambda r: -r.value)
+    assert [r.params for r in again[:3]] == [r.params for r in best]
+
+
+def test_fresh_seeds_never_are_the_searchs(tiny):
+    plan = tiny()
+    assert all(fresh(plan, n) != plan.train.seed for n in range(100))
+
+
+def test_importance_names_what_mattered(sweep_file, tmp_path):
+    plan, _ = load_sweep(sweep_file(search="search: {trials: 40, sampler: random}"))
+    with closing(open_study(plan, f"sqlite:///{tmp_path / 'a.db'}")) as study:
+        assert study.importance() == {}
+        while (record := study.next()) is not None:
+            value = 1 - abs(math.log10(record.schedule["init_lr"]) + 1.5)
+            study.commit(record.number, 0, {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0})
+            study.tell(record.number, "complete")
+        assert next(iter(study.importance())) == "init_lr"
