@@ -258,6 +258,7 @@ class Slot:
 
     def rate(self, seconds: float) -> float:
         """Updates per second, measured for so long; the weights are no trial's afterwards."""
+        self.network.train()
         start, done = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             with self._on_stream():

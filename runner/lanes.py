@@ -160,8 +160,13 @@ class Lanes:
     """The lanes of a sweep. ``with`` them: their workers are warm from the first trial to the last."""
 
     def __init__(
-        self, devices: Sequence[str], make: Callable[[], Executor], places: Callable[[], int] | None = None
+        self,
+        devices: Sequence[str],
+        make: Callable[[], Executor],
+        places: Callable[[], int] | None = None,
+        note: str = "",
     ) -> None:
+        self._note = note
         self._make, self._places = make, places or (lambda: len(devices))
         self.all = [Lane(device, make()) for device in devices]
 
@@ -176,7 +181,7 @@ class Lanes:
                 process.kill()
 
     def __str__(self) -> str:
-        return f"{len(self.all)} lane{'s' * (len(self.all) > 1)}"
+        return f"{len(self.all)} lane{'s' * (len(self.all) > 1)}{self._note}"
 
     def free(self) -> list[Lane]:
         return [lane for lane in self.all if lane.future is None]
@@ -258,15 +263,16 @@ def open_lanes(
             lambda: ProcessPoolExecutor(1, spawn, initializer=_own_one_core, initargs=(shared,)),
         )
     devices = _gpus() if device == "cuda" else [device]
-    slots = 1
+    slots, note = 1, ""
     if wanted == "auto" and config is not None and config.engine.name == "fast":
-        slots = busy_slots(config, devices[0], max(1, most // len(devices)))
+        slots, size = busy_slots(config, devices[0], max(1, most // len(devices)))
+        note = f" with {size / 1e6:.0f} MB of weights and optimizer state each"
     n = number(len(devices) * slots)
-    return Lanes([devices[i % len(devices)] for i in range(n)], lambda: ThreadPoolExecutor(1))
+    return Lanes([devices[i % len(devices)] for i in range(n)], lambda: ThreadPoolExecutor(1), note=note)
 
 
-def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 1.0) -> int:
-    """How many slots make a device busy: the fewest that train within 3 % of the best total rate.
+def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 1.0) -> tuple[int, int]:
+    """How many slots make a device busy: the fewest that train within 3 % of the best total rate; and their bytes.
 
     Each of 1, 2, 3, 4, 6, 8 and 12 slots trains for ``seconds``, up to ``most`` and to the device's memory.
     """
@@ -275,21 +281,21 @@ def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 1.0
     from . import engine
 
     threads: list[ThreadPoolExecutor] = []
-    rates: dict[int, float] = {}
+    rates, size = dict[int, float](), 0
     try:
         for n in (1, 2, 3, 4, 6, 8, 12):
             if n > max(1, most):
                 break
             while len(threads) < n:
                 threads.append(ThreadPoolExecutor(1))
-                threads[-1].submit(engine.warm, config, device).result()
+                size = threads[-1].submit(engine.warm, config, device).result()
             rates[n] = sum([f.result() for f in [t.submit(engine.rate, config, device, seconds) for t in threads]])
     except torch.OutOfMemoryError:
         pass  # as many as fitted, then
     finally:
         for thread in threads:
             thread.shutdown()
-    return min((n for n, rate in rates.items() if rate >= 0.97 * max(rates.values())), default=1)
+    return min((n for n, rate in rates.items() if rate >= 0.97 * max(rates.values())), default=1), size
 
 
 def _shared(config: TrialConfig | None) -> Shared | None:

@@ -27,7 +27,7 @@ from .spec import Record, Sweep, TrialConfig, load_sweep
 from .zoo import ScheduleError
 
 if TYPE_CHECKING:
-    from .lanes import Lane, Lanes
+    from .lanes import Lane, Lanes, Result
     from .study import Study
     from .terminal import Display
     from .tracking import Tracker
@@ -181,21 +181,24 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
     while ready or places.busy():
         for lane in places.free()[: len(ready)]:
             start(lane)
-        for lane in places.finished():
+        came: list[tuple[Record, Result, str | None]] = []
+        for lane in places.finished():  # first every lane goes on
             trial, result = lane.result()
             outcome = result.outcome or history.stops(trial.number, result.epoch)
-            if outcome is None:
-                lane.advance()
-            elif outcome == "died" and attempts[trial.number] < RETRIES:
+            if outcome == "died" and attempts[trial.number] < RETRIES:
                 attempts[trial.number] += 1
                 display.warn(f"{trial.title} begins again: {result.cause}")
                 ready.appendleft(trial)
                 places.renew(lane)
                 continue
+            came.append((trial, result, outcome))
+            if outcome is None:
+                lane.advance()
             else:
                 places.renew(lane) if outcome == "died" else places.rest(lane)
                 if ready and lane in places.all:
                     start(lane)
+        for trial, result, outcome in came:  # then what came is put on record
             if result.epoch is not None:
                 trial = history.commit(trial.number, result.epoch.number, result.epoch.metrics())
                 tracker.epoch(trial)

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -232,6 +233,42 @@ def test_bf16_is_chosen_only_where_the_machine_has_it(monkeypatch):
     assert choose(trial(precision="auto"), CPU, 10) == Engine("fast", "fp32")
 
 
+def test_the_number_of_slots_is_the_fewest_within_three_percent_of_the_best_rate(monkeypatch):
+    """Total rates of 100, 160, 163, 163: two slots do it."""
+    alone = {1: 100.0, 2: 80.0, 3: 163 / 3, 4: 163 / 4}
+    seen = []
+
+    def rate(config, device, seconds):
+        time.sleep(0.05)  # until all have begun
+        return alone[len(seen)]
+
+    def warm(config, device):
+        seen.append(device)
+        return 89_000_000
+
+    monkeypatch.setattr(engine, "warm", warm)
+    monkeypatch.setattr(engine, "rate", rate)
+    assert lanes.busy_slots(trial(), "cpu", 4) == (2, 89_000_000)
+    assert len(seen) == 4
+
+
+def test_running_out_of_memory_while_slots_are_counted_makes_their_number_smaller(monkeypatch):
+    real, seen = engine.warm, []
+
+    def warm(config, device):
+        seen.append(device)
+        if len(seen) > 2:
+            raise torch.OutOfMemoryError("98 GiB")
+        return real(config, device)
+
+    monkeypatch.setattr(engine, "warm", warm)
+    slots, size = lanes.busy_slots(trial(), "cpu", 12, seconds=0.05)
+    assert slots in (1, 2)
+    assert size == Slot(trial(), CPU).bytes
+    monkeypatch.setattr(engine, "warm", lambda *_: warm(*_) and warm(*_))  # not even one
+    assert lanes.busy_slots(trial(), "cpu", 12, seconds=0.05)[0] == 1
+
+
 def test_lanes_train_with_the_engine_of_the_config():
     fast = trial(epochs=1)
     slow = replace(fast, engine=Engine())
@@ -289,8 +326,6 @@ def test_one_slot_and_four_give_the_same_metrics_per_trial(stopped):
 
 @CUDA
 def test_a_warm_slot_begins_a_trial_within_milliseconds():
-    import time
-
     slot = Slot(trial(model=Model()), torch.device("cuda"))
     slot.begin(0)
     torch.cuda.synchronize()

@@ -1,0 +1,126 @@
+"""The README's tables of what was measured, from the result files: ``python benchmarks/report.py`` prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from machine import RESULTS
+
+HEAD = ("machine", "case", "P0", "P1", "ours, one lane", "ours, all lanes", "× P0", "× P1", "engine", "of GEMM peak")
+ON_A_GPU = (("cifar10", 512), ("cifar10-unmodified", 128))
+
+
+def table(paths: Iterable[Path]) -> str:
+    """Steady images per second, medians, as a markdown table; a GPU's rows say so where nobody has measured them."""
+    results = [json.loads(path.read_text()) for path in sorted(paths)]
+    rows = [row(result) for result in results if "rates" in result]
+    for case, batch_size in ON_A_GPU:
+        if not any(r["device"] == "cuda" and r["case"] == case and "rates" in r for r in results):
+            rows.append(["one GPU", f"{case}, batch {batch_size}", *["not measured"] * (len(HEAD) - 2)])
+    return grid(HEAD, rows)
+
+
+def row(result: dict[str, Any]) -> list[str]:
+    rates, cuda = result["rates"], result["device"] == "cuda"
+    speed = {name: values["median"] for name, values in rates["images_per_second"].items()}
+    ours = speed["all lanes"]
+    return [
+        result["gpu"] if cuda else f"{result['cpu']}, {result['cores']} cores",
+        f"{result['case']}, batch {result['batch_size']}",
+        *(f"{value:,.0f}" for value in speed.values()),
+        f"{ours / speed['P0']:.1f}",
+        f"{ours / speed['P1']:.1f}",
+        result["engine"],
+        f"{rates['distance']['all lanes']['share_of_gemm']:.0%}",
+    ]
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def sweeps(folder: Path) -> str:
+    """A whole sweep of ours and of what one would write by hand, and what many lanes cost and bring."""
+    peers, lanes, overhead = (json.loads((folder / f"{n}.json").read_text()) for n in ("peers", "lanes", "overhead"))
+    head = ("a whole sweep", "seconds (median, range)", "times ours", "times ours with the plain loop")
+    contenders = peers["contenders"]
+    rows = []
+    for found in contenders.values():
+        times = found["seconds"]
+        ratios = [f"{found[r]['median']:.1f}" if r in found else "1" for r in ("ratio_to_ours", "ratio_to_reference")]
+        rows.append([found["how"], f"{times['median']:.0f} ({times['min']:.0f} to {times['max']:.0f})", *ratios])
+    slow, quick = overhead["results"]
+    facts = [
+        ["two lanes against one lane with one thread", f"{lanes['ratio_to_1_lane_1_thread']:.2f} x"],
+        ["two lanes against one lane with two threads", f"{lanes['ratio_to_1_lane_2_threads']:.2f} x"],
+        [
+            "coordinator's share of a busy lane, 8 lanes, epochs of 0.5 s",
+            f"{slow['overhead_share_at_full_lanes']:.1%}",
+        ],
+        ["the same with the sweep's start and tail", f"{slow['overhead_share']:.1%}"],
+        [
+            "from one trial to the next on a lane, median",
+            f"{1000 * slow['trial_to_trial_gap_seconds_median']:.0f} ms",
+        ],
+        [
+            f"{quick['trials']} trials of {quick['epochs']} epochs that do nothing: on record in Optuna, in MLflow",
+            f"{quick['epochs_in_optuna']} and {quick['epochs_in_mlflow_distinct']} epochs",
+        ],
+    ]
+    setting = f"{peers['trials']} trials of {peers['epochs']} epochs, {peers['cpu']}, {peers['cores']} cores"
+    return f"{grid(head, rows)}\n\n({setting}.)\n\n{grid(('many lanes', 'measured'), facts)}\n"
+
+
+def strategies(result: dict[str, Any]) -> str:
+    """What every search strategy's choice was worth, in replays of one pool."""
+    head = ("strategy", "regret (points)", "standard error", "epochs", "p against tpe")
+    rows = [
+        [
+            name,
+            f"{found['regret']:.2f}",
+            f"{found['standard_error']:.2f}",
+            f"{found['epochs']:.0f}",
+            f"{found['worse_than_tpe_p']:.2g}" if "worse_than_tpe_p" in found else "",
+        ]
+        for name, found in sorted(result["strategies"].items(), key=lambda item: item[1]["regret"])
+    ]
+    return grid(head, rows)
+
+
+def trust(result: dict[str, Any]) -> str:
+    """What replays with a known truth say of the confidence sets, the calibration and the audit."""
+    sets, head = result["confidence"], ("promise", "kept in", "95 % interval")
+
+    def kept(found: list[float], opposite: bool = False) -> list[str]:
+        value, low, high = [1 - found[0], 1 - found[2], 1 - found[1]] if opposite else found
+        return [f"{value:.1%}", f"{low:.1%} to {high:.1%}"]
+
+    rows = [
+        [f"the set holds the best of {sets['arms']} real arms", *kept(sets["real arms"]["holds_the_best"])],
+        [f"no winner among {sets['arms']} identical arms", *kept(sets["identical arms"]["one_crowned"], True)],
+        ["no winner among two identical arms", *kept(sets["two identical arms"]["one_crowned"], True)],
+        ["the calibration's interval holds the pool's tau", *kept(result["calibration"]["interval_holds_truth"])],
+        ["the audit's interval holds the true share of false stops", *kept(result["audit"]["interval_holds_truth"])],
+    ]
+    return grid(head, rows)
+
+
+def evidence(path: Path) -> str:
+    """Both tables, and what was replayed."""
+    result = json.loads(path.read_text())
+    pool = f"{result['pool']} ({path.name.removeprefix('replay-').removesuffix('.json')}, narrow ResNet-18)"
+    replays = len(next(iter(result["strategies"].values()))["all"])
+    return (
+        f"Replayed from {pool}; {result['budget_epochs']} epochs to spend, {replays} replays of each strategy:\n\n"
+        f"{strategies(result)}\n\nThe promises, in {result['confidence']['replays']} contests and "
+        f"{result['audit']['replays']} screenings with a known truth:\n\n{trust(result)}\n"
+    )
+
+
+if __name__ == "__main__":
+    print(table(RESULTS.glob("speed-*.json")))
+    for found in sorted(RESULTS.glob("replay-*.json")):
+        print(evidence(found))

@@ -1,0 +1,522 @@
+"""Ours against a naive script (P0) and a tuned one (P1): images per second, accuracy, wall time of a sweep.
+
+    python benchmarks/speed.py                                   all cases and parts for the device at hand
+    python benchmarks/speed.py --cases digits --parts rates      parts measured at the same commit stay in the file
+
+The arms take turns (P0 P1 one-lane all-lanes limits, P0 P1 ...), each warm in processes of its own. All have the same
+network, initial weights, batch size, schedule, splits, distribution of augmented images and number of updates.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, count, product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import report
+import torch
+from machine import RESULTS, machine, save, spread
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
+
+from runner import data, engine
+from runner.lanes import Lanes, begin, open_lanes
+from runner.model import build
+from runner.schedules import Schedule, load, set_lr
+from runner.spec import Search, Sweep, TrialConfig, load_sweep
+from runner.study import load_study
+from runner.train import DivergedError, make_optimizer, pick_device
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("rates", "accuracy", "sweep")
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """A file of ``sweeps/`` with another batch size, and what is done with it."""
+
+    name: str
+    device: str
+    batch_size: int
+    lr: float
+    """Of the one good schedule: cosine after a warmup of a tenth."""
+    epochs: int
+    """Of a training whose accuracy is compared."""
+    parts: tuple[str, ...] = PARTS
+    stem: str = "small"
+    limit: int | None = None
+    floor: float | None = None
+    """Seconds per 50,000 images that one H200 needs at best, with library convolutions."""
+
+
+CASES = (
+    Case("digits", "cpu", 128, lr=0.03, epochs=5),
+    # 640 images: nine updates are an epoch of seconds, and an image costs what it costs in a longer one
+    Case("cifar10", "cpu", 64, lr=0.05, epochs=10, parts=("rates",), limit=640),
+    Case("cifar10", "cuda", 512, lr=0.4, epochs=10, floor=0.37),
+    Case("cifar10-unmodified", "cuda", 128, lr=0.1, epochs=10, parts=("rates",), stem="imagenet", floor=0.055),
+)
+
+
+def timed(device: str, function: Callable[..., object], *args: Any) -> float:
+    """Seconds until ``function(*args)`` is done, on the GPU too."""
+    synchronise(device)
+    start = time.perf_counter()
+    function(*args)
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+# --------------------------------------------------------------------------------------
+# The peers: a training as scripts do it.
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a script trains. The defaults are the naive one's."""
+
+    tuned: bool = False
+    """Pinned memory, fused optimizer, all threads, compiled on a GPU; logs per epoch and waits for no update."""
+    bf16: bool = False
+    channels_last: bool = False
+    workers: int = 2
+    persistent: bool = False
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """What torchvision's own data sets do: a PIL image at a time, through transforms."""
+
+    def __init__(self, split: data.Split, *steps: Callable[[Any], Any]) -> None:
+        self.images, self.labels = split.images.numpy(), split.labels.tolist()
+        self.transform = transforms.Compose(steps)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[i])), self.labels[i]
+
+
+class Script:
+    """A script's loaders and network; ``begin`` starts a trial."""
+
+    def __init__(self, config: TrialConfig, way: Way, device: str, *, track: bool) -> None:
+        self.way, self.device, self.track, cuda = way, device, track, device.startswith("cuda")
+        pictures, augment = data.load(config.data, config.data_dir), config.data.augment
+        norm = transforms.Normalize((pictures.mean / 255).tolist(), (pictures.std / 255).tolist())
+        crop = transforms.RandomCrop(list(pictures.train.images.shape[1:3]), padding=augment.pad)
+        flip = [transforms.RandomHorizontalFlip()] if augment.flip else []
+        train = Pictures(pictures.train, crop, *flip, transforms.ToTensor(), norm)
+        val = Pictures(pictures.val, transforms.ToTensor(), norm)
+        how: dict[str, Any] = {"num_workers": way.workers, "pin_memory": way.tuned and cuda}
+        how["persistent_workers"] = way.persistent and way.workers > 0
+        self.train = DataLoader(train, config.train.batch_size, shuffle=True, drop_last=True, **how)
+        self.val = DataLoader(val, 512, **how)
+        if way.tuned:
+            torch.set_num_threads(CORES)
+            torch.backends.cudnn.benchmark = True
+        self.classes = pictures.classes
+        self.layout = torch.channels_last if way.channels_last else torch.contiguous_format
+        self.network = build(config.model, self.classes, 0).to(device).to(memory_format=self.layout)
+        self.forward = torch.compile(self.network) if way.tuned and cuda else self.network
+        self.begin(config)
+
+    def begin(self, config: TrialConfig) -> None:
+        self.config, recipe = config, config.train
+        torch.manual_seed(recipe.seed)
+        self.network.load_state_dict(build(config.model, self.classes, recipe.seed).state_dict())
+        parameters, fused = list(self.network.parameters()), self.way.tuned or None
+        self.optimizer = make_optimizer(recipe, parameters, config.schedule.init_lr, fused=fused)
+        self.updates = chain.from_iterable(self.epoch(n % recipe.epochs) for n in count())
+
+    def logits(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, non_blocking=self.way.tuned, memory_format=self.layout)
+        with torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.way.bf16):
+            network = self.forward if self.network.training else self.network  # not compiled again to be evaluated
+            return network(images).float()
+
+    def epoch(self, number: int) -> Iterator[None]:
+        """Train one epoch, and come back after every update."""
+        epochs, schedule = self.config.train.epochs, self.config.schedule
+        self.loss = torch.zeros((), device=self.device) if self.way.tuned else 0.0
+        self.network.train()
+        for t, (images, labels) in enumerate(self.train, number * len(self.train)):
+            set_lr(self.optimizer, schedule.factor(t, len(self.train) * epochs, epochs=epochs))
+            loss = F.cross_entropy(self.logits(images), labels.to(self.device, non_blocking=self.way.tuned))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.loss += loss.detach() if self.way.tuned else (value := loss.item())
+            if self.track and not self.way.tuned:
+                mlflow.log_metric("step/loss", value, step=t)
+            yield
+
+    def trial(self, config: TrialConfig) -> float:
+        """Train from scratch; the last validation accuracy, 0 where a loss became NaN or infinite."""
+        self.begin(config)
+        for number in range(config.train.epochs):
+            for _ in self.epoch(number):
+                pass
+            self.network.eval()
+            total, right = (torch.zeros((), device=self.device) for _ in range(2))
+            with torch.no_grad():
+                for images, labels in self.val:
+                    logits, answers = self.logits(images), labels.to(self.device)
+                    total += F.cross_entropy(logits, answers, reduction="sum")
+                    right += (logits.argmax(1) == answers).sum()
+            n = len(self.val.dataset)  # type: ignore[arg-type]
+            seen = {"train/loss": float(self.loss) / len(self.train), "val/loss": float(total) / n}
+            if not all(map(math.isfinite, seen.values())):
+                return 0.0
+            if self.track:
+                mlflow.log_metrics(seen | {"val/accuracy": float(right) / n}, step=number)
+        return float(right) / n
+
+    def rate(self, seconds: float) -> float:
+        """Updates per second: whole ones, training only."""
+        for _ in range(2):
+            next(self.updates)
+        synchronise(self.device)
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            next(self.updates)
+            done += 1
+        synchronise(self.device)
+        return done / (time.perf_counter() - start)
+
+
+_made: list[Script] = []  # in a peer's process: its script
+
+
+def make(*args: Any, track: bool) -> None:
+    _made.clear()
+    gc.collect()  # the last one's workers end
+    _made.append(Script(*args, track=track))
+
+
+def ask(method: str, *args: Any) -> Any:
+    return getattr(_made[0], method)(*args)
+
+
+def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, float]:
+    """The ways that a user would try, and the updates per second of each, the better of two windows."""
+    found, cuda = {}, device.startswith("cuda")
+    switch, workers = ((True,), sorted({8, CORES})) if cuda else ((False, True), [0, 1, 2])
+    for choice in product(switch, switch, workers):
+        make(config, way := Way(True, *choice, persistent=True), device, track=False)
+        found[way] = max(ask("rate", seconds) for _ in range(2))
+    return found
+
+
+def script(file: str, way: str, data_dir: str, device: str) -> None:
+    """A sweep as a script does it: one trial after the other, in this process."""
+    sweep, made, outcomes = load_sweep(file)[0], None, Counter[str]()
+    mlflow.set_experiment(sweep.name)
+    for schedule in random_schedules(sweep, sweep.search.trials):
+        config = TrialConfig(sweep.data, sweep.model, sweep.train, schedule, data_dir)
+        made = made or Script(config, Way(**json.loads(way)), device, track=True)
+        with mlflow.start_run():
+            mlflow.log_params({"schedule": schedule.type, "init_lr": schedule.init_lr})
+            outcomes["complete" if made.trial(config) else "diverged"] += 1
+    print(json.dumps(outcomes))
+
+
+def random_schedules(sweep: Sweep, n: int) -> Iterator[Schedule]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(n):
+        yield load(sweep.schedules.sample(study.ask())[1])
+
+
+# --------------------------------------------------------------------------------------
+# Ours: what runs on a lane.
+
+
+def lane_rate(config: TrialConfig, device: str, seconds: float) -> float:
+    """Updates per second of this lane's slot, in training mode."""
+    engine._slot(config, torch.device(device)).network.train()
+    return engine.rate(config, device, seconds)
+
+
+def lane_costs(config: TrialConfig, device: str) -> dict[str, Any]:
+    """What else a lane does, in seconds: before an epoch, which ``engine.rate`` leaves out, and before a trial."""
+    slot, epochs = engine._slot(config, torch.device(device)), config.train.epochs
+    n, total = len(slot.dataset.train), slot.updates * epochs
+
+    def before_an_epoch() -> None:  # a script's window has it: samples and learning rates
+        data.Tables.draw(n, config.data.augment, 0, 0).to(slot.device)
+        torch.tensor([config.schedule.lr(t, total, epochs=epochs) for t in range(slot.updates)]).to(slot.device)
+
+    starts = [timed(device, slot.begin, config.train.seed + 1) for _ in range(21)]
+    return {
+        "before_an_epoch_seconds": statistics.median(timed(device, before_an_epoch) for _ in range(5)),
+        "trial_start_seconds": spread(starts[1:]) | {"new_seed": starts[0]},
+        "slot_megabytes": slot.bytes / 1e6,
+    }
+
+
+def lane_accuracy(config: TrialConfig, device: str) -> float:
+    try:
+        return [epoch.val_accuracy for epoch in engine.loop(config)(config, torch.device(device))][-1]
+    except DivergedError:
+        return 0.0
+
+
+def on(lanes: Lanes, function: Callable[..., Any], configs: Sequence[TrialConfig]) -> list[Any]:
+    """``function`` of every config, in order; the lanes take turns, and work at the same time."""
+    where = [lanes.all[i % len(lanes.all)] for i in range(len(configs))]
+    futures = [lane.executor.submit(function, c, lane.device) for lane, c in zip(where, configs, strict=True)]
+    return [future.result() for future in futures]
+
+
+def lanes_rate(lanes: Lanes, config: TrialConfig, seconds: float) -> float:
+    """Updates per second of all lanes. Of three windows on each the middle counts: none is cold then, or alone."""
+    windows = (seconds / 3, seconds, seconds / 3)
+    futures = [[lane.executor.submit(lane_rate, config, lane.device, s) for s in windows] for lane in lanes.all]
+    return sum([[future.result() for future in lane][1] for lane in futures])
+
+
+# --------------------------------------------------------------------------------------
+# The limits.
+
+
+def limits(device: str) -> dict[str, float]:
+    """TFLOP/s of a matrix product and GB/s of a copy (read and written), the best of five; random numbers."""
+    cuda, found = device.startswith("cuda"), {}
+    n = 8192 if cuda else 2048
+
+    def best(function: Callable[..., object], *args: Tensor) -> float:
+        return min([timed(device, function, *args) for _ in range(6)][1:])
+
+    for kind, threads in product(("bf16",) if cuda else ("fp32", "bf16"), (CORES,) if cuda else (1, CORES)):
+        torch.set_num_threads(threads)
+        a, b = torch.randn(2, n, n, device=device).to(torch.bfloat16 if kind == "bf16" else torch.float32)
+        found[f"gemm {kind} x{threads}"] = 2e-12 * n**3 / best(torch.mm, a, b)
+    a, b = torch.randn(2, 2**28 if cuda else 2**25, device=device)
+    return found | {"copy": 2e-9 * a.nbytes / best(b.copy_, a)}
+
+
+def gflop(network: nn.Module, height: int, width: int) -> float:
+    """Of the forward and the backward pass of one image."""
+    with FlopCounterMode(display=False) as counter:
+        network.to("meta").train()(torch.zeros(2, 3, height, width, device="meta")).sum().backward()
+    return counter.get_total_flops() / 2e9
+
+
+# --------------------------------------------------------------------------------------
+# The parts of the benchmark.
+
+Peers = dict[str, ProcessPoolExecutor]
+
+
+def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes], args: Any) -> dict[str, Any]:
+    """Steady images per second of the four arms, the limits in the same turns, and how far ours is from them."""
+    pictures, size, cuda = data.load(config.data, config.data_dir), config.train.batch_size, device.startswith("cuda")
+    shape, updates = pictures.train.images.shape[1:3], data.updates_per_epoch(len(pictures.train), size)
+    for lanes in ours.values():
+        on(lanes, begin, [config] * len(lanes.all))  # a trial's first epoch: its learning rates stay in the slot
+    costs = on(ours["one lane"], lane_costs, [config])[0]
+    seen: dict[str, list[float]] = {name: [] for name in (*peers, *ours)}
+    tops: list[dict[str, float]] = []
+    for _ in range(args.repeats):
+        for name, peer in peers.items():
+            seen[name].append(size * peer.submit(ask, "rate", args.seconds).result())
+        for name, lanes in ours.items():
+            lane = lanes_rate(lanes, config, args.seconds) / len(lanes.all)
+            seen[name].append(size * len(lanes.all) / (1 / lane + costs["before_an_epoch_seconds"] / updates))
+        tops.append(peers["P1"].submit(limits, device).result())
+        print({name: round(values[-1]) for name, values in seen.items()}, "images/s", file=sys.stderr)
+    speed, top = {k: spread(v) for k, v in seen.items()}, {k: spread([t[k] for t in tops]) for k in tops[0]}
+    network = build(config.model, pictures.classes, 0)
+    nominal = gflop(build(config.model, pictures.classes, 0), *shape)
+    computed = nominal if cuda else gflop(engine.compact(network, *shape), *shape)  # without the dead taps
+    distance = {}
+    for name in ours:
+        second, threads = speed[name]["median"], 1 if name == "one lane" and not cuda else CORES
+        tflops, peak = computed * second / 1e3, top[f"gemm {config.engine.precision} x{threads}"]["median"]
+        epochs = {"seconds_per_epoch": len(pictures.train) / second, "seconds_per_50000_images": 50_000 / second}
+        distance[name] = epochs | {"tflops": tflops, "share_of_gemm": tflops / peak}
+    return costs | {
+        "lanes": len(ours["all lanes"].all),
+        "images_per_second": speed,
+        "ratios": {f"{a} / {b}": speed[a]["median"] / speed[b]["median"] for a, b in product(ours, peers)},
+        "limits": top,
+        "gflop_per_image": {"nominal": nominal, "computed": computed},
+        "distance": distance,
+    }
+
+
+def accuracy(config: TrialConfig, sweep: Sweep, p0: ProcessPoolExecutor, lanes: Lanes, args: Any) -> dict[str, Any]:
+    """Last validation accuracies of ours and of P0: over seeds at the good schedule, and over random schedules."""
+    from scipy.stats import spearmanr, ttest_ind  # here: a script's sweep does without
+
+    def theirs(configs: Sequence[TrialConfig]) -> list[float]:
+        return [p0.submit(ask, "trial", c).result() for c in configs]
+
+    def seeded(seed: int, schedule: Schedule) -> TrialConfig:
+        return replace(config, train=config.train.model_copy(update={"seed": seed}), schedule=schedule)
+
+    seeds = [seeded(seed, config.schedule) for seed in range(args.seeds)]
+    first, second = ([seeded(seed, s) for s in random_schedules(sweep, args.schedules)] for seed in (0, 1))
+    ours, peer = on(lanes, lane_accuracy, seeds), theirs(seeds)
+    interval = ttest_ind(ours, peer, equal_var=False).confidence_interval(0.95)
+    scores = {"ours": on(lanes, lane_accuracy, first), "P0": theirs(first), "P0, other seed": theirs(second)}
+    rank = {k: float(spearmanr(scores[k], scores["P0"]).statistic) for k in ("ours", "P0, other seed")}
+    difference, welch = statistics.fmean(ours) - statistics.fmean(peer), [float(interval.low), float(interval.high)]
+    print(f"ours - P0: {difference:+.4f}, 95 % {welch}; Spearman's rank correlation {rank}", file=sys.stderr)
+    return {
+        "epochs": config.train.epochs,
+        "seeds": {"ours": spread(ours), "P0": spread(peer)},
+        "difference_of_means": difference,
+        "welch_95": welch,
+        "schedules": {"init_lr": [c.schedule.init_lr for c in first], "accuracy": scores, "spearman_with_P0": rank},
+    }
+
+
+def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
+    """Wall time of a whole sweep in a fresh process, from its imports to its last record; the arms take turns."""
+    peer, where = [sys.executable, str(Path(__file__).resolve()), "script", "sweep.yaml"], (args.data_dir, device)
+    commands = {name: [*peer, json.dumps(asdict(w)), *where] for name, w in (("P0", Way()), ("P1", way))}
+    ours = [sys.executable, "-m", "runner.sweep", "sweep.yaml", "--data-dir", args.data_dir, "--device", device]
+    seconds: dict[str, list[float]] = {name: [] for name in (*commands, "ours")}
+    outcomes: dict[str, list[dict[str, int]]] = {name: [] for name in seconds}
+    for _, (name, command) in product(range(args.sweep_repeats), [*commands.items(), ("ours", ours)]):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "sweep.yaml").write_text(sweep.model_dump_json())
+            start, environment = time.perf_counter(), os.environ | {"PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            seconds[name].append(time.perf_counter() - start)
+            if done.returncode:
+                raise SystemExit(f"{name}: {done.stderr[-2000:]}")
+            if name == "ours":
+                records = load_study(sweep.name, f"sqlite:///{folder}/optuna.db")[1]
+                outcomes[name].append(Counter(str(r.outcome) for r in records))
+            else:
+                outcomes[name].append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"sweep, {name}: {seconds[name][-1]:.1f} s, {dict(outcomes[name][-1])}", file=sys.stderr)
+    wall = {name: spread(values) for name, values in seconds.items()}
+    ratios = {f"{name} / ours": wall[name]["median"] / wall["ours"]["median"] for name in commands}
+    size = {"trials": sweep.search.trials, "epochs": sweep.train.epochs}
+    return size | {"wall_seconds": wall, "ratios": ratios, "outcomes": outcomes}
+
+
+# --------------------------------------------------------------------------------------
+# The command.
+
+
+def science(case: Case, epochs: int | None = None, trials: int | None = None) -> Sweep:
+    """The case as a sweep; with the file's own number of epochs and trials where none is given."""
+
+    def changed(part: Any, **values: Any) -> Any:
+        return part.model_copy(update={key: value for key, value in values.items() if value is not None})
+
+    sweep = load_sweep(ROOT / "sweeps" / f"{case.name.partition('-')[0]}.yaml")[0]
+    return changed(
+        sweep,
+        data=changed(sweep.data, limit=case.limit),
+        model=changed(sweep.model, stem=case.stem),
+        train=changed(sweep.train, batch_size=case.batch_size, epochs=epochs),
+        search=changed(sweep.search, trials=trials),
+        confirm=changed(sweep.confirm, top=0, types=False),  # the scripts confirm nothing either
+    )
+
+
+def measure(case: Case, device: str, args: Any) -> Path:
+    """Measure the parts of a case that are wanted, and write its file after each."""
+    sweep, parts, here, spawn = science(case), args.parts or case.parts, machine(), get_context("spawn")
+    schedule = load({"type": "cosine", "init_lr": case.lr, "warmup": 0.1})
+    config = TrialConfig(sweep.data, sweep.model, sweep.train, schedule, args.data_dir)
+    chosen = engine.choose(config, torch.device(device), sweep.search.trials)  # as the tool does for the file's sweep
+    config = replace(config, train=science(case, case.epochs).train, engine=chosen)
+    name = re.sub("[^a-z0-9]+", "-", (here["gpu"] if device.startswith("cuda") else here["cpu"]).lower()).strip("-")
+    path = args.out_dir / f"speed-{case.name}-{name}.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    same = old.get("commit") == here["commit"] and not here["commit"].endswith("+")
+    result = {part: old[part] for part in PARTS if part in old and same}
+    result |= {"case": case.name, "device": device, "batch_size": case.batch_size, "engine": str(chosen)}
+    result |= {"floor_seconds_per_50000_images": case.floor, "load_average_before": os.getloadavg()}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        peers = {k: stack.enter_context(ProcessPoolExecutor(1, spawn, os.chdir, (folder,))) for k in ("P0", "P1")}
+        tried = peers["P1"].submit(tune, config, device, args.seconds / 2).result()
+        way = max(tried, key=lambda way: tried[way])
+        result |= {"P1": asdict(way), "P1_tried": [asdict(w) | {"updates_per_second": r} for w, r in tried.items()]}
+        print(f"{case.name}: ours {chosen}; P1 {way}", file=sys.stderr)
+        window = Search.model_fields["window"].default
+        opened = {"one lane": "1", "all lanes": "auto"} if {"rates", "accuracy"} & set(parts) else {}
+        ours = {k: stack.enter_context(open_lanes(n, device, window, config=config)) for k, n in opened.items()}
+        if "rates" in parts:
+            peers["P0"].submit(make, config, Way(persistent=True), device, track=True).result()
+            peers["P1"].submit(make, config, way, device, track=False).result()
+            result["rates"] = rates(config, device, peers, ours, args)
+            save(path, result)
+        if "accuracy" in parts:  # P0's arithmetic, nothing logged; on a GPU enough workers
+            plain = Way(workers=way.workers if device.startswith("cuda") else 2, persistent=True)
+            peers["P0"].submit(make, config, plain, device, track=False).result()
+            result["accuracy"] = accuracy(config, sweep, peers["P0"], ours["all lanes"], args)
+            save(path, result)
+    if "sweep" in parts:
+        trials = args.sweep_trials or (16 if device.startswith("cuda") else 12)
+        result["sweep"] = sweeps(science(case, args.sweep_epochs, trials), device, way, args)
+        save(path, result)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=sorted({case.name for case in CASES}))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="default: those of the case")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--data-dir", default="data", help="where cifar10/*.parquet is, or torchvision's files")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
+    parser.add_argument("--seeds", type=int, help="default: 5 on a CPU, 20 on a GPU")
+    parser.add_argument("--sweep-trials", type=int, help="default: 12 on a CPU, 16 on a GPU")
+    for name, default in (("repeats", 5), ("schedules", 12), ("sweep-repeats", 3), ("sweep-epochs", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--out-dir", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    device = str(pick_device(args.device))
+    args.data_dir, args.seeds = str(Path(args.data_dir).resolve()), args.seeds or (5 if device == "cpu" else 20)
+    paths = []
+    for case in CASES:
+        if device.startswith(case.device) and case.name in (args.cases or [case.name]):
+            try:
+                data.load(science(case).data, args.data_dir)
+                paths.append(measure(case, device, args))
+            except data.DataError as error:
+                print(f"{case.name} is skipped: {error}", file=sys.stderr)
+    print(report.table(paths))
+
+
+if __name__ == "__main__":
+    os.environ.update(MLFLOW_TRACKING_URI="sqlite:///mlflow.db", MLFLOW_DISABLE_TELEMETRY="true")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    script(*sys.argv[2:]) if sys.argv[1:2] == ["script"] else main()
