@@ -37,6 +37,7 @@ space:
   warmup: {{uniform: [0.0, 0.3]}}
   schedules: {{cosine: {{}}, linear: {{}}, wsd: {{cooldown: {{uniform: [0.1, 0.7]}}}}}}
 search: {{trials: {trials}, window: 16}}
+confirm: {{top: 0, types: false}}
 """
 
 

@@ -43,35 +43,20 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def sweeps(folder: Path) -> str:
-    """A whole sweep of ours and of what one would write by hand, and what many lanes cost and bring."""
-    peers, lanes, overhead = (json.loads((folder / f"{n}.json").read_text()) for n in ("peers", "lanes", "overhead"))
+    """A whole sweep of ours and of what one would write by hand, and what a second lane brings."""
+    peers, lanes = (json.loads((folder / f"{name}.json").read_text()) for name in ("peers", "lanes"))
     head = ("a whole sweep", "seconds (median, range)", "times ours", "times ours with the plain loop")
-    contenders = peers["contenders"]
     rows = []
-    for found in contenders.values():
+    for found in peers["contenders"].values():
         times = found["seconds"]
         ratios = [f"{found[r]['median']:.1f}" if r in found else "1" for r in ("ratio_to_ours", "ratio_to_reference")]
         rows.append([found["how"], f"{times['median']:.0f} ({times['min']:.0f} to {times['max']:.0f})", *ratios])
-    slow, quick = overhead["results"]
-    facts = [
-        ["two lanes against one lane with one thread", f"{lanes['ratio_to_1_lane_1_thread']:.2f} x"],
-        ["two lanes against one lane with two threads", f"{lanes['ratio_to_1_lane_2_threads']:.2f} x"],
-        [
-            "coordinator's share of a busy lane, 8 lanes, epochs of 0.5 s",
-            f"{slow['overhead_share_at_full_lanes']:.1%}",
-        ],
-        ["the same with the sweep's start and tail", f"{slow['overhead_share']:.1%}"],
-        [
-            "from one trial to the next on a lane, median",
-            f"{1000 * slow['trial_to_trial_gap_seconds_median']:.0f} ms",
-        ],
-        [
-            f"{quick['trials']} trials of {quick['epochs']} epochs that do nothing: on record in Optuna, in MLflow",
-            f"{quick['epochs_in_optuna']} and {quick['epochs_in_mlflow_distinct']} epochs",
-        ],
-    ]
+    one, wide = (f"{lanes[f'ratio_to_1_lane_{n}']:.2f}" for n in ("1_thread", "2_threads"))
     setting = f"{peers['trials']} trials of {peers['epochs']} epochs, {peers['cpu']}, {peers['cores']} cores"
-    return f"{grid(head, rows)}\n\n({setting}.)\n\n{grid(('many lanes', 'measured'), facts)}\n"
+    return (
+        f"{grid(head, rows)}\n\n({setting}.) Two lanes of the plain loop train {one} times as many images as one "
+        f"with one thread, {wide} times as many as one with two.\n"
+    )
 
 
 def strategies(result: dict[str, Any]) -> str:

@@ -260,12 +260,6 @@ def random_schedules(sweep: Sweep, n: int) -> Iterator[Schedule]:
 # Ours: what runs on a lane.
 
 
-def lane_rate(config: TrialConfig, device: str, seconds: float) -> float:
-    """Updates per second of this lane's slot, in training mode."""
-    engine._slot(config, torch.device(device)).network.train()
-    return engine.rate(config, device, seconds)
-
-
 def lane_costs(config: TrialConfig, device: str) -> dict[str, Any]:
     """What else a lane does, in seconds: before an epoch, which ``engine.rate`` leaves out, and before a trial."""
     slot, epochs = engine._slot(config, torch.device(device)), config.train.epochs
@@ -300,7 +294,7 @@ def on(lanes: Lanes, function: Callable[..., Any], configs: Sequence[TrialConfig
 def lanes_rate(lanes: Lanes, config: TrialConfig, seconds: float) -> float:
     """Updates per second of all lanes. Of three windows on each the middle counts: none is cold then, or alone."""
     windows = (seconds / 3, seconds, seconds / 3)
-    futures = [[lane.executor.submit(lane_rate, config, lane.device, s) for s in windows] for lane in lanes.all]
+    futures = [[lane.executor.submit(engine.rate, config, lane.device, s) for s in windows] for lane in lanes.all]
     return sum([[future.result() for future in lane][1] for lane in futures])
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +15,25 @@ def table() -> str:
     from runner.export import markdown
 
     return markdown(pd.read_csv(ROOT / "docs/digits/best_schedules.csv").head(5))
+
+
+def confirmed() -> str:
+    """What fresh seeds gave in the default sweep's recorded result."""
+    from runner.export import confirmed_markdown
+
+    return confirmed_markdown(pd.read_csv(ROOT / "docs/digits/best_schedules.csv").to_dict(orient="records"))
+
+
+def measured() -> dict[str, str]:
+    """The tables of ``benchmarks/report.py``."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import report
+
+    results = ROOT / "benchmarks/results"
+    return {
+        "speed: benchmarks/results/speed-*.json": report.table(results.glob("speed-*.json")) + "\n",
+        "sweeps: benchmarks/results": report.sweeps(results),
+    }
 
 
 def loop() -> str:
@@ -39,8 +59,10 @@ def filled(text: str) -> str:
     """The README with every made part as it should be."""
     parts = {
         "table: docs/digits/best_schedules.csv": f"{table()}",
+        "confirmed: docs/digits/best_schedules.csv": confirmed(),
         "file: sweeps/digits.yaml": f"```yaml\n{(ROOT / 'sweeps/digits.yaml').read_text()}```\n",
         "loop: runner/sweep.py": f"```python\n{loop()}\n```\n",
+        **measured(),
     }
     for name, content in parts.items():
         mark = f"<!-- {name} -->\n"
