@@ -169,6 +169,7 @@ class Slot:
             return function
         if not hasattr(self, "stream"):
             self.stream = torch.cuda.Stream(self.device)  # its own: graphs of one stream share cuBLAS's workspace
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the buffers
         with _CAPTURE:
             with torch.cuda.stream(self.stream):
                 for _ in range(3):  # lazy initialisation, and the optimizer's state
@@ -216,6 +217,8 @@ class Slot:
         """Forget the last trial: the initial weights of ``seed``, and an optimizer that has seen nothing."""
         initial = _initial(*self._source, seed, self.device, self.dtype)
         self.seed, self.trained, self.dead = seed, 0, (1.0, 0.0)
+        if self.device.type == "cuda":
+            self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the initial weights
         with self._on_stream(), torch.no_grad():
             for leaf, name in zip(self._views(), self.names, strict=True):
                 leaf.copy_(initial[name])
@@ -450,6 +453,7 @@ def _faster_in_bf16(config: TrialConfig, rounds: int = 5, margin: float = 1.15) 
         for _ in range(rounds + 1):
             for slot, seen in zip(slots, seconds, strict=True):
                 slot.at.zero_()
+                slot.network.train()
                 start = time.thread_time()
                 slot.update()
                 seen.append(time.thread_time() - start)
