@@ -56,6 +56,7 @@ class Study:
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
         self._records = {r.number: r for r in _records(study)}
+        self._queue: dict[str, Any] = self.facts.get("queue", {})
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
@@ -110,7 +111,7 @@ class Study:
         known, under_way = trials[:first], trials[first:]
         if any(not trial.state.is_finished() for trial in known):
             return None
-        wished = self.facts.get("queue", {}).get(str(number))
+        wished = self._queue.get(str(number))
         proposed, name, mapping = propose(number, [*known, *map(_as_running, under_way)], self.sweep, wished)
         schedule, train = load(mapping, allow=self.allow), {}
         if self.stage:  # a rung: the whole of the schedule in fewer epochs
@@ -129,7 +130,7 @@ class Study:
     def go_on_with(self, chosen: Sequence[Mapping[str, Any]]) -> None:
         """Train these parameters and no others: what the rung before has left."""
         self.wish(chosen)
-        self.target = len(self.facts["queue"])
+        self.target = len(self._queue)
 
     def survivors(self) -> list[Mapping[str, Any]]:
         """The parameters of the best share of a rung, best first."""
@@ -158,10 +159,10 @@ class Study:
 
     def wish(self, wishes: Iterable[Mapping[str, Any]]) -> None:
         """Try these parameters next, before the sampler's own; what was wished for before is not tried twice."""
-        queue: dict[str, Any] = self.facts.get("queue", {})
-        new = [dict(w) for w in wishes if dict(w) not in queue.values()]
-        start = max([len(self._records), *(int(n) + 1 for n in queue)])
-        self.remember(queue=queue | {str(start + i): w for i, w in enumerate(new)})
+        new = [dict(w) for w in wishes if dict(w) not in self._queue.values()]
+        start = max([len(self._records), *(int(n) + 1 for n in self._queue)])
+        self._queue |= {str(start + i): w for i, w in enumerate(new)}
+        self.remember(queue=self._queue)
 
     def _begin(self, trial: FrozenTrial) -> Record:
         self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)
