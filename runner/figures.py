@@ -165,7 +165,7 @@ def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot([-row["behind"]], [y], "o", color=colour, markerfacecolor=colour if row["in_set"] else "white")
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set_yticks(range(len(rows)), [f"{r['name']} (trial {r['trial']}, {r['seeds']} seeds)" for r in rows])
-    axes.set_xlabel("difference to the best, same seeds (filled: may be the best; 95 % for all together)")
+    axes.set_xlabel("difference to the best (filled: may be the best; 95 % for all together)", fontsize=8)
     axes.grid(axis="x", alpha=0.3)
     return figure
 
