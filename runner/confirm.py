@@ -55,7 +55,7 @@ class Confirmation(Study):
         self.arms, self.updates = arms, updates
         self.target = len(arms) * sweep.confirm.seeds
 
-    def _proposed(self, trials: list[Any]) -> Any:  # noqa: ARG002
+    def _proposed(self) -> Any:
         begun = {(r.arm, r.train["seed"]): r for r in self.records()}
         for arm, change, seed in self._plan():
             key = f"{arm.number} {change}".strip()

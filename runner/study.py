@@ -55,6 +55,7 @@ class Study:
         self.target = sweep.search.trials
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
+        self._frozen = list(study.get_trials(deepcopy=False))
         self._records = {r.number: r for r in _records(study)}
         self._queue: dict[str, Any] = self.facts.get("queue", {})
 
@@ -92,23 +93,26 @@ class Study:
         None at the target, and while the trial ``window`` before it has not ended: what is proposed depends on the
         trials up to that one, and on no other's result, however many lanes there are and whichever is faster.
         """
-        trials = self._study.get_trials(deepcopy=False)
-        for trial in trials:
+        for trial in self._frozen:
             if trial.state == TrialState.RUNNING and trial.number not in self._trials:
                 return self._begin(trial)
-        proposed = self._proposed(trials)
+        proposed = self._proposed()
         if proposed is None:
             return None
-        self._study.add_trial(proposed)
-        return self._begin(self._study.get_trials(deepcopy=False)[len(trials)])
+        # As study.add_trial does it, which does not say the trial's id.
+        self._frozen.append(self._read(self._study._storage.create_new_trial(self._study._study_id, proposed)))
+        return self._begin(self._frozen[-1])
 
-    def _proposed(self, trials: list[FrozenTrial]) -> FrozenTrial | None:
-        """The next trial, after ``trials``; None where there is none, or none yet."""
-        number = len(trials)
+    def _read(self, trial_id: int) -> FrozenTrial:
+        return self._study._storage.get_trial(trial_id)
+
+    def _proposed(self) -> FrozenTrial | None:
+        """The next trial; None where there is none, or none yet."""
+        number = len(self._frozen)
         if number >= self.target:
             return None
         first = self._first_unknown(number)
-        known, under_way = trials[:first], trials[first:]
+        known, under_way = self._frozen[:first], self._frozen[first:]
         if any(not trial.state.is_finished() for trial in known):
             return None
         wished = self._queue.get(str(number))
@@ -192,13 +196,12 @@ class Study:
             sampler=optuna.samplers.RandomSampler(),
             pruner=_pruner(search, self.sweep.train.epochs),
         )
-        trials = self._study.get_trials(deepcopy=False)
-        scratch.add_trials([_as_judged(trial) for trial in trials[: self._first_unknown(number)]])
+        scratch.add_trials([_as_judged(trial) for trial in self._frozen[: self._first_unknown(number)]])
         for _ in range(len(scratch.trials), number):
             scratch.add_trial(create_trial(state=TrialState.FAIL))  # its number decides its bracket
         values = {int(e["epoch"]): e[metric] for e in record.epochs if e["epoch"] < epoch.number}
         values |= {epoch.number: epoch.metrics()[metric]}
-        scratch.add_trial(_as_judged(trials[number], values))
+        scratch.add_trial(_as_judged(self._read(self._trials[number]._trial_id), values))
         judged = scratch.trials[number]
         known, prune = dict(judged.system_attrs), scratch.pruner.prune(scratch, judged)
         new = {k: v for k, v in scratch.trials[number].system_attrs.items() if k not in known}
@@ -234,7 +237,8 @@ class Study:
         for entry in record.epochs:
             trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
         value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
-        self._study.tell(number, value, state=STATES[outcome])
+        self._study.tell(trial, value, state=STATES[outcome])
+        self._frozen[number] = self._read(trial._trial_id)
         self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
         return self._records[number]
 
