@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from pathlib import Path
@@ -71,14 +71,47 @@ def plan(
     sweep: Sweep, example: TrialConfig, seeds: int, updates: int
 ) -> Iterator[tuple[dict[str, Any], TrialConfig]]:
     """Every training: what identifies it, and its config."""
-    T = sweep.train.epochs
+    T = example.train.epochs
     for (config, (params, schedule)), seed, epochs in itertools.product(
         enumerate(configurations(sweep)), range(seeds), (T, T // 3)
     ):
-        recipe = example.train.model_copy(update={"seed": seed, "epochs": epochs})
-        ours = schedule if epochs == T else schedule.rescaled(epochs / T, updates * T, epochs=T)
         key = {"config": config, "type": params["type"], "params": json.dumps(params), "seed": seed, "epochs": epochs}
-        yield key, replace(example, train=recipe, schedule=ours)
+        yield key, training(example, schedule, seed, epochs, updates)
+
+
+def training(example: TrialConfig, schedule: Schedule, seed: int, epochs: int, updates: int) -> TrialConfig:
+    """``example`` with this schedule and seed, in so many epochs: where these are fewer, rescaled."""
+    T = example.train.epochs
+    ours = schedule if epochs == T else schedule.rescaled(epochs / T, updates * T, epochs=T)
+    return replace(example, train=example.train.model_copy(update={"seed": seed, "epochs": epochs}), schedule=ours)
+
+
+def setting(source: str, width: int, epochs: int, data_dir: str) -> tuple[TrialConfig, int, torch.device]:
+    """What all trainings have in common, the updates of an epoch, and where they train."""
+    sweep, device = load_sweep(SWEEPS / f"{source}.yaml")[0], pick_device()
+    recipe = sweep.train.model_copy(update={"epochs": epochs})
+    model = sweep.model.model_copy(update={"width": width})
+    example = TrialConfig(sweep.data, model, recipe, load({"type": "constant"}), data_dir)
+    updates = data.updates_per_epoch(len(data.load(sweep.data, data_dir).train), recipe.batch_size)
+    return replace(example, engine=engine.choose(example, device, 1000)), updates, device
+
+
+def trained(
+    configs: Mapping[Any, TrialConfig], example: TrialConfig, device: torch.device
+) -> Iterator[tuple[Any, list[float]]]:
+    """The accuracies of every config, by its key, as they come from all lanes."""
+    left = deque(configs.items())
+    with open_lanes("auto", str(device), 64, None, example) as lanes:
+        running: dict[Future[list[float]], tuple[Any, Any]] = {}
+        idle = list(lanes.all)
+        while left or running:
+            while idle and left:
+                lane, (key, config) = idle.pop(), left.popleft()
+                running[lane.executor.submit(accuracies, config, lane.device)] = (lane, key)
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                lane, key = running.pop(future)
+                idle.append(lane)
+                yield key, future.result()
 
 
 def accuracies(config: TrialConfig, device: str) -> list[float]:
@@ -101,40 +134,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out-dir", type=Path, default=RESULTS)
     args = parser.parse_args()
-    sweep, _ = load_sweep(SWEEPS / "digits.yaml")
-    source = load_sweep(SWEEPS / f"{args.source}.yaml")[0]
-    recipe = source.train.model_copy(update={"epochs": args.epochs})
-    model = source.model.model_copy(update={"width": args.width})
-    sweep = sweep.model_copy(update={"data": source.data, "train": recipe, "model": model})
-    example = TrialConfig(sweep.data, sweep.model, sweep.train, load({"type": "constant"}), args.data_dir)
-    device = pick_device()
-    example = replace(example, engine=engine.choose(example, device, 8 * EACH * args.seeds))
-    loaded = data.load(sweep.data, args.data_dir)
-    updates = data.updates_per_epoch(len(loaded.train), sweep.train.batch_size)
+    sweep, _ = load_sweep(SWEEPS / "digits.yaml")  # its space, for every source
+    example, updates, device = setting(args.source, args.width, args.epochs, args.data_dir)
     rows = args.out_dir / f"pool-{args.source}.jsonl"
     done = set()
     if rows.exists():
         done = {(r["config"], r["seed"], r["epochs"]) for r in map(json.loads, rows.read_text().splitlines())}
-    todo = plan(sweep, example, args.seeds, updates)
-    left = deque((key, c) for key, c in todo if (key["config"], key["seed"], key["epochs"]) not in done)
-    with open_lanes("auto", str(device), 64, None, example) as lanes, rows.open("a") as file:
-        running: dict[Future[list[float]], tuple[Any, dict[str, Any]]] = {}
-        idle = list(lanes.all)
-        while left or running:
-            while idle and left:
-                lane, (key, config) = idle.pop(), left.popleft()
-                running[lane.executor.submit(accuracies, config, lane.device)] = (lane, key)
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                lane, key = running.pop(future)
-                idle.append(lane)
-                file.write(json.dumps(key | {"accuracies": future.result()}) + "\n")
-                file.flush()
+    todo = {json.dumps(key): config for key, config in plan(sweep, example, args.seeds, updates)}
+    left = {
+        k: c for k, c in todo.items() if tuple(json.loads(k)[n] for n in ("config", "seed", "epochs")) not in done
+    }
+    with rows.open("a") as file:
+        for key, found in trained(left, example, device):
+            file.write(json.dumps(json.loads(key) | {"accuracies": found}) + "\n")
+            file.flush()
     table = pd.read_json(rows, lines=True).sort_values(["config", "seed", "epochs"], ignore_index=True)
     table.to_parquet(args.out_dir / f"pool-{args.source}.parquet", index=False)
     rows.unlink()
     facts = {"trainings": len(table), "configurations": int(table["config"].nunique()), "seeds": args.seeds}
-    setting = {"width": args.width, "T": args.epochs, "engine": str(example.engine), "device": str(device)}
-    save(args.out_dir / f"pool-{args.source}.json", {"what": f"{args.source}, ResNet-18", **setting, **facts})
+    what = {"width": args.width, "T": args.epochs, "engine": str(example.engine), "device": str(device)}
+    save(args.out_dir / f"pool-{args.source}.json", {"what": f"{args.source}, ResNet-18", **what, **facts})
 
 
 if __name__ == "__main__":

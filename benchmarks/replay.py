@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ import optuna
 import pandas as pd
 from machine import RESULTS, save
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from pool import configurations, setting, trained, training
 from scipy import stats
 
-from runner.confidence import calibration, contest, noise, share
+from runner.confidence import calibration, contest, interval, noise, share
 from runner.space import Leaf
 from runner.spec import Sweep, load_sweep
 from runner.study import propose
@@ -43,6 +44,7 @@ class Pool:
     params: list[dict[str, Any]]
     full: np.ndarray
     third: np.ndarray
+    width: int
 
     @property
     def T(self) -> int:
@@ -68,7 +70,8 @@ def read(path: Path) -> Pool:
             full[row.config, row.seed, : len(curve)] = curve
         elif len(curve) == row.epochs:
             third[row.config, row.seed] = curve[-1]
-    return Pool(load_sweep(SWEEPS / "digits.yaml")[0], params, full, third)
+    width = json.loads(path.with_suffix(".json").read_text())["width"]
+    return Pool(load_sweep(SWEEPS / "digits.yaml")[0], params, full, third, width)
 
 
 # --------------------------------------------------------------------------------------
@@ -163,7 +166,7 @@ def screened(run: Run, budget: int) -> int:
 def truncated(run: Run, budget: int) -> int:
     """The same with the first third of the full curve instead: what not to do."""
     third = run.pool.T // 3
-    n = budget // (third + (run.pool.T - third) // 3)
+    n = int(budget / (third + (run.pool.T - third) / 3))
     for _ in range(n):
         c = run.ask()
         run.tell(c, run.pool.full[c, run.seed, third - 1])
@@ -211,8 +214,9 @@ STRATEGIES: dict[str, tuple[dict[str, Any], Callable[[Run, int], int]]] = {
 
 
 def strategies(pool: Pool, replays: int, trials: int) -> dict[str, Any]:
-    """Every strategy's regret, in points, over the same seeds."""
+    """Every strategy's regret, in points, over the same seeds, with as many epochs as ``trials`` full trainings."""
     found: dict[str, Any] = {}
+    print(f"{trials * pool.T} epochs:")
     for name, (settings, strategy) in STRATEGIES.items():
         regrets, epochs = [], []
         for n in range(replays):
@@ -241,11 +245,14 @@ def strategies(pool: Pool, replays: int, trials: int) -> dict[str, Any]:
 # Confidence, calibration, audit.
 
 
-def residuals(pool: Pool, low: float = 0.5) -> list[np.ndarray]:
-    """What the seeds do to every configuration that learns: its deviations from its own mean, unbiased."""
+def residuals(pool: Pool, low: float = 0.5, like: int = 20) -> list[np.ndarray]:
+    """What seeds do to every configuration that learns: the deviations from their own means, unbiased, of the
+    ``like`` configurations around it in accuracy."""
     ends = pool.full[:, :, -1]
     n = ends.shape[1]
-    return [(row - row.mean()) * math.sqrt(n / (n - 1)) for row in ends if row.min() > low]
+    learns = sorted((row for row in ends if row.min() > low), key=np.mean)
+    apart = np.array([(row - row.mean()) * math.sqrt(n / (n - 1)) for row in learns])
+    return [apart[i : i + like].ravel() for i in range(len(apart) - like)]
 
 
 def confidence(pool: Pool, replays: int, arms: int = 8, seeds: int = 5) -> dict[str, Any]:
@@ -334,40 +341,60 @@ def audits(pool: Pool, replays: int, trials: int = 60, parole: float = 0.3) -> d
 # Published facts.
 
 
-def published(pool: Pool) -> dict[str, Any]:
-    """Each type at its own best configuration, chosen on seed 0 and judged on the others; cosine at T/3 both ways."""
-    ends, types = pool.full[:, :, -1], np.array(pool.types())
-    best = {k: int(max(np.flatnonzero(types == k), key=lambda c: ends[c, 0])) for k in dict.fromkeys(types)}
-    fresh = {k: ends[c, 1:] for k, c in best.items()}
-    third = pool.T // 3
-    cosine = [c for c in np.flatnonzero(types == "cosine") if ends[c].min() > 0.5]
-    apart = (pool.third[cosine] - pool.full[cosine, :, third - 1]).mean(axis=1)
+def published(pool: Pool, curves: Mapping[tuple[int, int], Sequence[list[float]]]) -> dict[str, Any]:
+    """Each type's best configuration by its mean in the pool, with seeds of its own; cosine at T/3 both ways."""
+    types, third = pool.types(), pool.T // 3
+    scores = {types[c]: [curve[-1] for curve in found] for (c, T), found in curves.items() if pool.T == T}
+    result = contest(scores, len(next(iter(scores.values()))))
+    cosine = next(c for c, _ in curves if types[c] == "cosine")
+    rescaled = [curve[-1] for curve in curves[cosine, third]]
+    apart = np.subtract(rescaled, [curve[third - 1] for curve in curves[cosine, pool.T]])
     test = stats.ttest_1samp(apart, 0).confidence_interval(0.95)
-    measured = noise([list(r) for r in ends if r.min() > 0.5])
+    measured = noise(list(scores.values()))
     return {
-        "own_best_mean_of_fresh_seeds": {k: float(v.mean()) for k, v in fresh.items()},
+        "seeds": len(rescaled),
+        "own_best": {k: {"mean": statistics.mean(v), "interval": interval(v)} for k, v in scores.items()},
+        "confidence_set": result.alive,
+        "behind": {k: vars(d) for k, d in result.differences.items()},
         "seed_deviation": measured.seed if measured else None,
         "cosine_rescaled_minus_truncated_at_a_third": [float(apart.mean()), float(test.low), float(test.high)],
     }
+
+
+def again(pool: Pool, source: str, seeds: int, data_dir: str) -> dict[tuple[int, int], list[list[float]]]:
+    """Trains the best configuration of every type, and the best cosine at T/3 rescaled, with fresh seeds: real
+    trainings as in ``pool.py``, by configuration and epochs."""
+    example, updates, device = setting(source, pool.width, pool.T, data_dir)
+    means, types, schedules = pool.full[:, :, -1].mean(axis=1), pool.types(), configurations(pool.sweep)
+    best = {t: max((c for c, u in enumerate(types) if u == t), key=lambda c: means[c]) for t in types}
+    wanted = [(c, pool.T) for c in best.values()] + [(best["cosine"], pool.T // 3)]
+    jobs = {
+        (c, T, seed): training(example, schedules[c][1], 1000 + seed, T, updates)
+        for seed in range(seeds)
+        for c, T in wanted
+    }
+    curves = dict(trained(jobs, example, device))
+    return {(c, T): [curves[c, T, seed] for seed in range(seeds)] for c, T in wanted}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", choices=["digits", "cifar10"], default="digits")
     parser.add_argument("--replays", type=int, default=50, help="of each strategy")
-    parser.add_argument("--contests", type=int, default=400)
-    parser.add_argument("--trials", type=int, default=24, help="the budget, in full trainings")
+    parser.add_argument("--contests", type=int, default=2000)
+    parser.add_argument("--trials", type=int, nargs="+", default=[12, 24, 48], help="budgets, in full trainings")
+    parser.add_argument("--seeds", type=int, default=10, help="fresh ones, for the best of every type")
+    parser.add_argument("--data-dir", default="data")
     parser.add_argument("--out-dir", type=Path, default=RESULTS)
     args = parser.parse_args()
     pool, start = read(args.out_dir / f"pool-{args.source}.parquet"), time.perf_counter()
     result = {
         "pool": f"{len(pool.params)} configurations of {len(set(pool.types()))} types, {pool.full.shape[1]} seeds",
-        "budget_epochs": args.trials * pool.T,
-        "published": published(pool),
+        "published": published(pool, again(pool, args.source, args.seeds, args.data_dir)),
         "confidence": confidence(pool, args.contests),
-        "calibration": calibrations(pool, args.contests // 2),
-        "audit": audits(pool, args.contests // 2),
-        "strategies": strategies(pool, args.replays, args.trials),
+        "calibration": calibrations(pool, 200),
+        "audit": audits(pool, 200),
+        "strategies": {n * pool.T: strategies(pool, args.replays, n) for n in args.trials},
     }
     save(args.out_dir / f"replay-{args.source}.json", result | {"seconds": time.perf_counter() - start})
 

@@ -60,19 +60,26 @@ def sweeps(folder: Path) -> str:
 
 
 def strategies(result: dict[str, Any]) -> str:
-    """What every search strategy's choice was worth, in replays of one pool."""
-    head = ("strategy", "regret (points)", "standard error", "epochs", "p against tpe")
+    """What every search strategy's choice was worth, in replays of one pool, by the epochs that it had."""
+    budgets = result["strategies"]
+    most = budgets[max(budgets, key=int)]
+    head = ("strategy", *(f"{epochs} epochs" for epochs in budgets))
     rows = [
-        [
-            name,
-            f"{found['regret']:.2f}",
-            f"{found['standard_error']:.2f}",
-            f"{found['epochs']:.0f}",
-            f"{found['worse_than_tpe_p']:.2g}" if "worse_than_tpe_p" in found else "",
-        ]
-        for name, found in sorted(result["strategies"].items(), key=lambda item: item[1]["regret"])
+        [name, *(f"{by[name]['regret']:.2f} ± {by[name]['standard_error']:.2f}" for by in budgets.values())]
+        for name in sorted(most, key=lambda name: most[name]["regret"])
     ]
     return grid(head, rows)
+
+
+def types(result: dict[str, Any]) -> str:
+    """Every type at its own best, with fresh seeds."""
+    found = result["published"]
+    rows = [
+        [name, f"{own['mean']:.4f}", "{:.4f} to {:.4f}".format(*own["interval"]),
+         "yes" if name in found["confidence_set"] else f"{found['behind'][name]['behind']:.4f} behind"]
+        for name, own in sorted(found["own_best"].items(), key=lambda item: -item[1]["mean"])
+    ]  # fmt: skip
+    return grid(("type", "mean", "95 %", "may be best"), rows)
 
 
 def trust(result: dict[str, Any]) -> str:
@@ -94,14 +101,21 @@ def trust(result: dict[str, Any]) -> str:
 
 
 def evidence(path: Path) -> str:
-    """Both tables, and what was replayed."""
+    """The tables of what was replayed."""
     result = json.loads(path.read_text())
+    budgets, found = result["strategies"], result["published"]
     pool = f"{result['pool']} ({path.name.removeprefix('replay-').removesuffix('.json')}, narrow ResNet-18)"
-    replays = len(next(iter(result["strategies"].values()))["all"])
+    replays = len(next(iter(next(iter(budgets.values())).values()))["all"])
+    apart = "{:.1f} points (95 %: {:.1f} to {:.1f})".format(
+        *(100 * v for v in found["cosine_rescaled_minus_truncated_at_a_third"])
+    )
     return (
-        f"Replayed from {pool}; {result['budget_epochs']} epochs to spend, {replays} replays of each strategy:\n\n"
-        f"{strategies(result)}\n\nThe promises, in {result['confidence']['replays']} contests and "
-        f"{result['audit']['replays']} screenings with a known truth:\n\n{trust(result)}\n"
+        f"Regret of the chosen schedule, in points ± its standard error, in {replays} replays from {pool}; a seed "
+        f"moves one training by {100 * found['seed_deviation']:.1f} points:\n\n{strategies(result)}\n\nThe best of "
+        f"every type in that pool, trained again with {found['seeds']} fresh seeds:\n\n{types(result)}\n\nA cosine "
+        f"compressed to a third of the epochs ends {apart} above the same cosine cut off there. The promises, in "
+        f"{result['confidence']['replays']} contests and {result['audit']['replays']} screenings with a known truth:"
+        f"\n\n{trust(result)}\n"
     )
 
 
