@@ -45,7 +45,7 @@ def measure(trials: int, epochs: int, seconds: float, folder: Path) -> dict[str,
     """Run a sweep of sleeping epochs on 8 lanes; the times of every epoch are taken on the lanes."""
     spans: dict[int, list[tuple[float, float]]] = {}
 
-    def sleeping(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
+    def sleeping(config: TrialConfig, device: torch.device, state: object = None) -> Iterator[Epoch]:
         for number in range(epochs):
             start = time.perf_counter()
             time.sleep(seconds)

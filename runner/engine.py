@@ -17,17 +17,18 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
-from typing import cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import train as reference
+from .checkpoint import State
 from .data import Dataset, Split, Tables, augmented, normalised, padded, updates_per_epoch
 from .model import build
 from .spec import Engine, Model, TrialConfig
-from .train import Epoch, finished, make_optimizer, measure, resident, uses_bf16
+from .train import Epoch, epochs_in, finished, make_optimizer, measure, plain, resident, uses_bf16
 
 # --------------------------------------------------------------------------------------
 # Convolutions on few pixels.
@@ -229,6 +230,29 @@ class Slot:
                 for tensor in state.values():
                     tensor.zero_()
 
+    def state(self) -> dict[str, Any]:
+        """What ``go_on`` needs, with its tensors on the CPU."""
+        with self._on_stream():
+            return {
+                "weights": self.weights.detach().cpu(),
+                "buffers": {name: buffer.cpu() for name, buffer in self.network.named_buffers()},
+                "optimizer": [{k: t.cpu() for k, t in state.items()} for state in self.optimizer.state.values()],
+                "dead": self.dead,
+                "trained": self.trained,
+            }
+
+    def go_on(self, state: State) -> None:
+        """Be as ``state`` says; ``begin`` comes first."""
+        self.trained, self.dead = state["trained"], state["dead"]
+        with self._on_stream(), torch.no_grad():
+            self.weights.copy_(state["weights"])
+            self.shadow.copy_(self.master)
+            for name, buffer in self.network.named_buffers():
+                buffer.copy_(state["buffers"][name])
+            for mine, other in zip(self.optimizer.state.values(), state["optimizer"], strict=True):
+                for name, tensor in mine.items():
+                    tensor.copy_(other[name])
+
     def epoch(self, number: int, lrs: Sequence[float]) -> tuple[float, float, float]:
         """Train one epoch at these learning rates; mean training loss, validation loss, validation accuracy."""
         n = len(self.dataset.train)
@@ -344,7 +368,7 @@ def _initial(
 _here = threading.local()
 
 
-def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
+def train(config: TrialConfig, device: torch.device, state: State | None = None) -> Iterator[Epoch]:
     """What ``train.train`` does, in this thread's slot: the same numbers but for the order of sums.
 
     Raises:
@@ -355,17 +379,21 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
     slot = _slot(config, device)
     owner = slot.owner = object()
     slot.begin(recipe.seed)
-    total, history = slot.updates * recipe.epochs, list[float]()
-    for number in range(recipe.epochs):
+    total, done = slot.updates * recipe.epochs, epochs_in(state)
+    if state is not None:
+        slot.go_on(state)
+    yield from done
+    for number in range(len(done), recipe.epochs):
         if slot.owner is not owner:
             raise RuntimeError("another trial has begun in this thread's slot")
-        start = time.perf_counter()
+        start, history = time.perf_counter(), [epoch.val_accuracy for epoch in done]
         updates = range(number * slot.updates, (number + 1) * slot.updates)
         lrs = tuple(schedule.lr(t, total, epochs=recipe.epochs, history=history) for t in updates)
         epoch = Epoch(number, lrs, *slot.epoch(number, lrs), time.perf_counter() - start)
         if config.test and number + 1 == recipe.epochs:
             epoch = replace(epoch, test_accuracy=slot.accuracy(slot.dataset.test))
-        yield finished(epoch, history)
+        done.append(finished(epoch))
+        yield replace(epoch, state=lambda: slot.state() | {"epochs": plain(done)})
 
 
 def _slot(config: TrialConfig, device: torch.device) -> Slot:
@@ -401,7 +429,13 @@ FLOPS = 200e12
 """What a GPU is assumed to reach in bf16 when it is asked whether compiling pays."""
 
 
-def loop(config: TrialConfig) -> Callable[[TrialConfig, torch.device], Iterator[Epoch]]:
+class Loop(Protocol):
+    """A training loop: ``train.train``, or one that gives the same numbers."""
+
+    def __call__(self, config: TrialConfig, device: torch.device, state: State | None = None) -> Iterator[Epoch]: ...
+
+
+def loop(config: TrialConfig) -> Loop:
     """The training loop of a config's engine."""
     return train if config.engine.name == "fast" else reference.train
 

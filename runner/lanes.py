@@ -6,6 +6,7 @@ A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a sha
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import multiprocessing
@@ -14,6 +15,7 @@ import re
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -24,39 +26,49 @@ from concurrent.futures import (
     ThreadPoolExecutor,
     wait,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait as wait_for
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from . import checkpoint
 from .document import SpecError
 from .spec import Data, Record, TrialConfig
+from .stop import Stop
 
 if TYPE_CHECKING:
+    from .checkpoint import Checkpoints
     from .train import Epoch
 
 # --------------------------------------------------------------------------------------
 # On the lane. Each lane has one thread (of some process), and that thread has one trial.
 
-_here = threading.local()
+_here = threading.local()  # epochs: the trial's generator; config; state: how to get what ``train`` needs to go on
 Shared = tuple[Data, str, Mapping[str, Any]]
 """The data that the coordinator has read: what ``data.adopt`` takes, so that no worker reads them again."""
 
 
-def begin(config: TrialConfig, device: str) -> Epoch:
-    """Begin a trial and train its first epoch; what was trained here before is forgotten."""
+def begin(config: TrialConfig, device: str, packed: bytes | None = None) -> Epoch:
+    """Begin a trial, perhaps from a checkpoint, and train its first epoch; the one before is forgotten."""
     import torch
 
     from . import engine
 
-    _here.epochs = None  # let go of the last trial before the next one takes memory
-    _here.epochs = engine.loop(config)(config, torch.device(device))
+    _here.epochs = _here.state = None  # let go of the last trial before the next one takes memory
+    _here.config, state = config, checkpoint.unpack(packed, config) if packed else None
+    _here.epochs = engine.loop(config)(config, torch.device(device), state)
     return advance()
 
 
 def advance() -> Epoch:
     """Train the next epoch."""
     epoch: Epoch = next(_here.epochs)
-    return epoch
+    _here.state = epoch.state or _here.state
+    return replace(epoch, state=None)
+
+
+def save() -> bytes | None:
+    """The trial's state after its last epoch, packed; None where it has been yielding what a checkpoint had."""
+    return checkpoint.pack(_here.config, _here.state()) if _here.state else None
 
 
 def _own_one_core(shared: Shared | None) -> None:
@@ -111,16 +123,46 @@ class Lane:
 
     device: str
     executor: Executor
+    of: Lanes
     trial: Record | None = None
     epochs: int = 0
+    number: int = -1
     future: Future[Epoch] | None = None
+    saved: float = 0.0
 
     def begin(self, trial: Record, config: TrialConfig) -> None:
-        self.trial, self.epochs = trial, config.train.epochs
-        self._submit(begin, config, self.device)
+        """Begin a trial, from its last checkpoint where it has one."""
+        self.trial, self.epochs, self.saved, kept = trial, config.train.epochs, time.monotonic(), self.of.checkpoints
+        self._submit(begin, config, self.device, kept and kept.latest(trial, config))
 
     def advance(self) -> None:
+        """Train the next epoch, and every so often keep what there is first; when stopped, keep it and rest."""
+        if self.of.stop:
+            kept = self._save()
+            with contextlib.suppress(TimeoutError):
+                kept.result(self.of.stop.left)
+            self.rest()
+            return
+        if self.of.checkpoints is not None and time.monotonic() - self.saved >= self.of.checkpoints.seconds:
+            self._save()
         self._submit(advance)
+
+    def _save(self) -> Future[None]:
+        """Keep a checkpoint of the trial as it is: the lane packs it, and goes on while it is being written."""
+        trial, epochs, checkpoints, kept = self.trial, self.number + 1, self.of.checkpoints, Future[None]()
+        self.saved = time.monotonic()
+
+        def keep(packed: Future[bytes | None]) -> None:
+            content = packed.result() if packed.exception() is None else None
+            if content is not None and trial is not None and checkpoints is not None:
+                checkpoints.keep(trial, epochs, content)
+            kept.set_result(None)
+
+        try:
+            self.executor.submit(save).add_done_callback(keep)
+        except BrokenExecutor:  # the next epoch says so
+            kept.set_result(None)
+        return kept
 
     def rest(self) -> None:
         self.trial = self.future = None
@@ -140,6 +182,7 @@ class Lane:
             died = isinstance(error, BrokenExecutor) or _out_of_memory(error)
             return self.trial, Result(None, "died" if died else "failed", error)
         epoch = self.future.result()
+        self.number = epoch.number
         return self.trial, Result(epoch, "complete" if epoch.number + 1 == self.epochs else None)
 
     def _submit(self, function: Callable[..., Epoch], *args: Any) -> None:
@@ -168,7 +211,17 @@ class Lanes:
     ) -> None:
         self._note = note
         self._make, self._places = make, places or (lambda: len(devices))
-        self.all = [Lane(device, make()) for device in devices]
+        self.stop, self.checkpoints = Stop(), cast("Checkpoints | None", None)
+        self.all = [Lane(device, make(), self) for device in devices]
+
+    def heed(self, stop: Stop, checkpoints: Checkpoints) -> None:
+        """When to stop, and where long trials keep what they have."""
+        self.stop, self.checkpoints = stop, checkpoints
+
+    def forget(self, trial: Record) -> None:
+        """A trial has ended and is on record: its checkpoints go."""
+        if self.checkpoints is not None:
+            self.checkpoints.drop(trial)
 
     def __enter__(self) -> Lanes:
         return self
@@ -184,17 +237,19 @@ class Lanes:
         return f"{len(self.all)} lane{'s' * (len(self.all) > 1)}{self._note}"
 
     def free(self) -> list[Lane]:
-        return [lane for lane in self.all if lane.future is None]
+        """The lanes on which a trial may begin; none while the sweep is being stopped."""
+        return [lane for lane in self.all if lane.future is None and not self.stop]
 
     def busy(self) -> list[Lane]:
-        return [lane for lane in self.all if lane.future is not None]
+        """The lanes on which an epoch is under way that is still wanted."""
+        return [lane for lane in self.all if lane.future is not None and self.stop.left]
 
     def finished(self) -> list[Lane]:
-        """Wait until an epoch ends somewhere; the lanes on which one has."""
+        """Wait until an epoch ends somewhere, or until it is stopped; the lanes on which one has."""
         futures = {lane.future: lane for lane in self.all if lane.future is not None}
         done: set[Future[Epoch]] = set()
-        while not done:
-            done, _ = wait(futures, timeout=5.0, return_when=FIRST_COMPLETED)
+        while not done and self.stop.left:
+            done, _ = wait(futures, timeout=min(1.0, self.stop.left), return_when=FIRST_COMPLETED)
             for lane in self.free():
                 self._make_room(lane)  # a new worker may be waiting for the place that an idle one holds
         return [lane for future, lane in futures.items() if future in done]

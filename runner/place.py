@@ -47,6 +47,8 @@ class Ui(Frozen):
 
 class Storage(Frozen):
     storage: str = "sqlite:///optuna.db"
+    checkpoint_seconds: Annotated[float, Field(ge=0.0, le=86_400.0)] = 60.0
+    """A trial keeps what it has after so many seconds of training; briefer ones simply begin again."""
 
 
 class File(Frozen):
@@ -57,6 +59,13 @@ class File(Frozen):
     ui: Ui = Ui()
     study: Storage = Storage()
     telemetry: bool = False
+
+
+class StorageError(Exception):
+    """The study's storage failed in the middle of a sweep; the message says why, and what to do.
+
+    What is on record is intact, and the same command goes on from there.
+    """
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,6 @@ def write(found: Found, tracker: Tracker) -> None:
     note += [export.confirmed_markdown(rows, escape)] * bool(rows) + [f"{said}.", export.markdown(table, escape)]
     note.append(f"Reproduce: python -m runner.sweep {escape(found.file.name)}")
     missed = tracker.finish(paths.values(), "\n\n".join(note), _summary(counts, history, answer))
-    history.remember(mlflow_lacks=missed)
 
     say(f"\n{sweep.question}\n", markdown=True)
     say("\n".join(f"- {sentence}" for sentence in sentences), markdown=True)
@@ -108,7 +107,7 @@ def write(found: Found, tracker: Tracker) -> None:
     say(f"tables, figures and code: {_relative(path)}/")
     say(f"code of the best schedule: python -m runner.export {sweep.name} --code 1")
     if missed:
-        say(f"MLflow lacks something ({missed}); the same command again sends it")
+        say(f"MLflow lacks something ({missed}); python -m runner.sweep {found.file} --sync sends it")
     say(_browse(found.place))
     say(f"  {tracker.link()}")
 

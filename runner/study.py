@@ -17,17 +17,17 @@ import sqlite3
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from .document import SpecError
-from .place import redacted
+from .place import StorageError, redacted
 from .schedules import Schedule, load
 from .space import Space
 from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+PATIENCE = 60.0
+"""Seconds for which a database server may be away in the middle of a sweep."""
+
+T = TypeVar("T")
+
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -53,11 +59,13 @@ class Study:
     def __init__(self, sweep: Sweep, study: optuna.Study, allow: Sequence[str] = (), stage: str = "") -> None:
         self.sweep, self.allow, self.stage, self._study = sweep, allow, stage, study
         self.target = sweep.search.trials
+        self._url = str(study._storage._backend.url) if hasattr(study._storage, "_backend") else ""
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
         self._frozen = list(study.get_trials(deepcopy=False))
         self._records = {r.number: r for r in _records(study)}
         self._queue: dict[str, Any] = self.facts.get("queue", {})
+        self._doubted = False
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
@@ -74,13 +82,29 @@ class Study:
 
     def remember(self, **facts: Any) -> None:
         for key, value in facts.items():
-            self._study.set_user_attr(key, value)
+            self._persist(lambda key=key, value=value: self._study.set_user_attr(key, value))  # type: ignore[misc]
+
+    def _persist(self, write: Callable[[], T]) -> T:
+        """What ``write`` gives, which may be called again: a server that is away may come back.
+
+        Raises:
+            StorageError: it did not come back in time, or the storage cannot be used for another reason.
+        """
+        until, pause = time.monotonic() + PATIENCE, 0.05
+        while True:
+            try:
+                return write()
+            except (SQLAlchemyError, optuna.exceptions.StorageInternalError, AssertionError, KeyError) as error:
+                said, passing = _trouble(error)
+                if not passing or time.monotonic() > until:
+                    raise StorageError(f"the study's storage {redacted(self._url)} {said}") from None
+                time.sleep(pause := min(2 * pause, 2.0))
 
     def remember_runs(self, runs: Mapping[tuple[str, int], str]) -> None:
         """Put on record under which run MLflow has each trial of this stage."""
         for (stage, number), run_id in runs.items():
             if stage == self.stage and self._records[number].run_id != run_id:
-                self._study.set_user_attr(f"run:{number}", run_id)
+                self.remember(**{f"run:{number}": run_id})
                 self._records[number] = replace(self._records[number], run_id=run_id)
 
     def close(self) -> None:
@@ -99,12 +123,26 @@ class Study:
         proposed = self._proposed()
         if proposed is None:
             return None
-        # As study.add_trial does it, which does not say the trial's id.
-        self._frozen.append(self._read(self._study._storage.create_new_trial(self._study._study_id, proposed)))
+        self._frozen.append(self._persist(lambda: self._created(proposed)))
         return self._begin(self._frozen[-1])
+
+    def _created(self, proposed: FrozenTrial) -> FrozenTrial:
+        """The next trial in storage: put there now, or by an attempt whose answer was lost."""
+        known = self._study.get_trials(deepcopy=False) if self._doubted else []
+        self._doubted = True
+        if len(known) > len(self._frozen):
+            trial = known[len(self._frozen)]
+        else:  # as study.add_trial does it, which does not say the trial's id
+            trial = self._read(self._study._storage.create_new_trial(self._study._study_id, proposed))
+        self._doubted = False
+        return trial
 
     def _read(self, trial_id: int) -> FrozenTrial:
         return self._study._storage.get_trial(trial_id)
+
+    def complete(self) -> bool:
+        """Whether nothing is left to be trained."""
+        return len(self.ended()) == len(self._frozen) and self._proposed() is None
 
     def _proposed(self) -> FrozenTrial | None:
         """The next trial; None where there is none, or none yet."""
@@ -206,10 +244,10 @@ class Study:
         known, prune = dict(judged.system_attrs), scratch.pruner.prune(scratch, judged)
         new = {k: v for k, v in scratch.trials[number].system_attrs.items() if k not in known}
         if new:
-            self._trials[number].set_user_attr(f"pruner:{epoch.number}", new)
+            self._persist(lambda: self._trials[number].set_user_attr(f"pruner:{epoch.number}", new))
         if not prune:
             return None
-        self._trials[number].set_user_attr("stop", epoch.number)
+        self._persist(lambda: self._trials[number].set_user_attr("stop", epoch.number))
         self._records[number] = replace(record, stop=epoch.number)
         lot = zlib.crc32(f"parole/{search.seed}/{number}".encode()) / 2**32
         return None if lot < search.parole else "stopped"
@@ -219,7 +257,7 @@ class Study:
         record = self._records[number]
         if all(e["epoch"] != epoch for e in record.epochs):
             entry = {"epoch": epoch, "timestamp": int(time.time() * 1000), **metrics}
-            self._trials[number].set_user_attr(f"epoch:{epoch}", entry)
+            self._persist(lambda: self._trials[number].set_user_attr(f"epoch:{epoch}", entry))
             self._records[number] = replace(record, epochs=(*record.epochs, entry))
         return self._records[number]
 
@@ -230,15 +268,24 @@ class Study:
 
     def tell(self, number: int, outcome: str, cause: str | None = None) -> Record:
         """End a trial. The objective is read from its committed epochs."""
-        trial, record = self._trials.pop(number), self._records[number]
-        for key, text in (("outcome", outcome), ("cause", cause)):
-            if text is not None:
-                trial.set_user_attr(key, text)
-        for entry in record.epochs:
-            trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
+        trial, record = self._trials[number], self._records[number]
         value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
-        self._study.tell(trial, value, state=STATES[outcome])
-        self._frozen[number] = self._read(trial._trial_id)
+
+        def write() -> FrozenTrial:
+            known = self._read(trial._trial_id)
+            if known.state.is_finished():  # an earlier attempt, whose answer was lost
+                return known
+            for key, text in (("outcome", outcome), ("cause", cause)):
+                if text is not None:
+                    trial.set_user_attr(key, text)
+            for entry in record.epochs:
+                if entry["epoch"] not in known.intermediate_values:
+                    trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
+            self._study.tell(trial, value, state=STATES[outcome])
+            return self._read(trial._trial_id)
+
+        self._frozen[number] = self._persist(write)
+        del self._trials[number]
         self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
         return self._records[number]
 
@@ -488,6 +535,34 @@ def _unusable(storage: str, error: Exception) -> SpecError:
         error = error.__cause__
     said = redacted((str(error).strip().splitlines() or [""])[0])
     return SpecError(f"the study's storage {redacted(storage)} cannot be used: {said}")
+
+
+def _trouble(error: BaseException) -> tuple[str, bool]:
+    """What is wrong with a storage that worked before, and what to do; and whether it may pass by itself.
+
+    Optuna hides the reason: it is somewhere in the chain of causes and contexts.
+    """
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    reason = next((e.orig or e for e in chain if isinstance(e, DBAPIError)), None)
+    if reason is None:
+        if any(isinstance(e, KeyError) for e in chain):
+            return "has lost this study: somebody deleted it; the same command begins it again", False
+        raise chain[0]  # no trouble of the storage
+    said = redacted((str(reason).strip().splitlines() or [""])[0])
+    if isinstance(reason, sqlite3.Error):
+        for words, advice in (
+            ("disk is full", "cannot grow: the disk is full; free some space"),
+            ("locked", "has been locked by another process for a minute; end that one"),
+            ("readonly", "cannot be written to; make it and its folder writable"),
+            ("unable to open", "cannot be opened any more; make it and its folder writable"),
+        ):
+            if words in said:
+                return f"{advice}, and the same command goes on", False
+        return f"cannot be used ({said}); nothing that is on record is lost", False
+    return f"does not answer ({said}); when it does, the same command goes on", True
 
 
 def earlier_noise(sweep: Sweep, storage: str) -> tuple[str, Mapping[str, float]] | None:

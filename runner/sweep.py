@@ -10,8 +10,12 @@ The same command continues a sweep that was stopped, and adds trials to one whos
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import shlex
 import sys
+import traceback
+import uuid
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -20,10 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .document import SpecError, no_control
-from .place import Place, load_place
+from .place import Place, StorageError, load_place, redacted
 from .schedules import load
 from .space import problems
 from .spec import Record, Sweep, TrialConfig, load_sweep
+from .stop import Stop, Stopped
 from .zoo import ScheduleError
 
 if TYPE_CHECKING:
@@ -56,20 +61,22 @@ class Options:
     warm: tuple[str, ...] = ()
     enqueue: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
+    sync: bool = False
 
 
 class TooManyFailedError(Exception):
     """More trials failed than a sweep can bear; the message says why the last one did."""
 
 
-def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
+def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) -> list[Record]:
     """Train the trials that the sweep still lacks, and write its results; returns all trials.
 
     Raises:
         SpecError: data, device, study or tracking cannot be used; nothing was trained.
-        TooManyFailedError: the sweep was stopped, and can be continued.
+        TooManyFailedError, StorageError, Stopped: the sweep was stopped, and can be continued.
     """
     from . import (  # here: a wrong file is refused before torch is loaded
+        checkpoint,
         confirm,
         data,
         engine,
@@ -82,7 +89,7 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
     )
     from .terminal import Display, say
 
-    device = train.pick_device(options.device)
+    stop, device = stop or Stop(), train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
     model.build(sweep.model, dataset.classes, sweep.train.seed)  # refuses what cannot be built
     updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
@@ -94,41 +101,50 @@ def run(sweep: Sweep, place: Place, options: Options) -> list[Record]:
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     where = {"device": str(device), "engine": str(chosen)}
     wishes = wished(sweep, place, options)
+    wanted, ray = ("0", None) if options.sync else (options.lanes, options.ray)
     with (
-        lanes.open_lanes(options.lanes, str(device), most_lanes(sweep), options.ray, example, **resources) as places,
-        tracking.Tracker.open(place, sweep, dataset, where, options.allow) as tracker,
+        lanes.open_lanes(wanted, str(device), most_lanes(sweep), ray, example, **resources) as places,
+        tracking.Tracker(place, sweep, dataset, where, options.allow, say) as tracker,
         study.hold(sweep.name, place.storage),  # one coordinator at a time
         ExitStack() as stack,
     ):
-        report.folder(place, sweep)
+        folder = report.folder(place, sweep) / "checkpoints"
+        checkpoints = checkpoint.Checkpoints(folder, place.file.study.checkpoint_seconds, lambda text: say(text))
+        places.heed(stop, checkpoints)
 
         def opened(stage: str = "") -> Study:
             return stack.enter_context(closing(study.open_study(sweep, place.storage, options.allow, stage)))
 
-        def carry_out(stage: Study) -> None:
-            """Train what a stage still lacks."""
+        def carry_out(stage: Study) -> bool:
+            """Train what a stage still lacks; whether nothing is lacking then."""
             stage.remember(updates_per_epoch=updates)
-            tracker.catch_up(stage.ended(), everything=lacking)
-            with Display(stage.target, epochs) as display:
+            tracker.show(*stage.ended())
+            if options.sync:
+                say(f"sent {len(stage.ended())} trials to MLflow; lacking: {tracker.settle() or 'nothing'}")
+                return stage.complete()
+            with Display(stage.target, epochs) as display, stop.listening():
                 search(stage, tracker, places, display, example)
+            return True
 
         history = opened()
-        tracker.go_on(history.facts.get("parent_run"), options.file)
-        history.remember(parent_run=tracker.parent, engine=asdict(chosen))
-        lacking = history.facts.get("mlflow_lacks") is not None
+        history.remember(engine=asdict(chosen), id=history.facts.get("id", uuid.uuid4().hex))
+        tracker.go_on(history.facts["id"], options.file)
         say(f"{places} on {device}; engine: {chosen}")
         for caveat in report.caveats(sweep, place, updates, options.allow):
             say(f"warning: {caveat}")
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]
         for before, stage in zip([None, *rungs], [*rungs, history], strict=True):
             stage.wish(wishes) if before is None else stage.go_on_with(before.survivors())
-            carry_out(stage)
+            if not carry_out(stage):
+                return history.records()
         arms, replicates = confirm.arms(history.ended(), sweep), None
         if arms:
             say(f"{len(arms)} of them are trained again, with up to {sweep.confirm.seeds} fresh seeds each")
             replicates = confirm.Confirmation(sweep, place.storage, arms, updates, options.allow)
-            carry_out(stack.enter_context(closing(replicates)))
+            if not carry_out(stack.enter_context(closing(replicates))):
+                return history.records()
         report.write(report.Found(sweep, place, options.file, updates, history, rungs, replicates), tracker)
+        checkpoints.sweep()
         return history.records()
 
 
@@ -169,16 +185,16 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
     display.resume(history.ended(), history.best())
 
     def propose_ahead() -> None:  # so that a lane that becomes free begins at once
-        while len(ready) < len(places.all) and (trial := history.next()):
+        while len(ready) < len(places.all) and not places.stop and (trial := history.next()):
             ready.append(trial)
 
     def start(lane: Lane) -> None:
         trial = ready.popleft()
         lane.begin(trial, history.config(trial, example))
-        tracker.begin(trial)
+        tracker.show(trial)
 
     propose_ahead()
-    while ready or places.busy():
+    while places.busy() or (ready and places.free()):
         for lane in places.free()[: len(ready)]:
             start(lane)
         came: list[tuple[Record, Result, str | None]] = []
@@ -196,16 +212,17 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
                 lane.advance()
             else:
                 places.renew(lane) if outcome == "died" else places.rest(lane)
-                if ready and lane in places.all:
+                if ready and lane in places.free():
                     start(lane)
         for trial, result, outcome in came:  # then what came is put on record
             if result.epoch is not None:
                 trial = history.commit(trial.number, result.epoch.number, result.epoch.metrics())
-                tracker.epoch(trial)
+                tracker.show(trial)
                 display.epoch(trial)
             if outcome is not None:
                 trial = history.tell(trial.number, outcome.replace("died", "failed"), result.cause)
-                tracker.end(trial)
+                tracker.show(trial)
+                places.forget(trial)
                 display.ended(trial, history.best() is trial, result.error)
                 stop_if_hopeless(history.ended())
         propose_ahead()
@@ -267,6 +284,7 @@ def arguments() -> argparse.ArgumentParser:
         help="try this schedule first, as best_schedule.json has it (repeatable)",
     )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml in this folder)")
+    parser.add_argument("--sync", action="store_true", help="train nothing; send what MLflow lacks, and report")
     parser.add_argument("--dry-run", action="store_true", help="check the files, print the warnings, and stop")
     parser.add_argument(
         "--allow-plugin",
@@ -280,43 +298,59 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
+    again = f"python -m runner.sweep {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
     try:
-        no_control([args.sweep, args.data_dir, args.device, args.mlflow or ""])
-        sweep, document = load_sweep(args.sweep, args.allow_plugin)
-        place = load_place(args.mlflow)
-        if args.dry_run:
-            return dry_run(sweep, place, args.data_dir, args.allow_plugin)
-        options = Options(
-            document.path,
-            args.data_dir,
-            args.device,
-            args.lanes,
-            args.ray,
-            args.num_cpus,
-            args.num_gpus,
-            args.engine,
-            tuple(args.warm),
-            tuple(args.enqueue),
-            tuple(args.allow_plugin),
-        )
-        if not any(record.outcome == "complete" for record in run(sweep, place, options)):
-            raise TooManyFailedError("no trial was completed: see their outcomes above; a lower init_lr may help")
+        with Stop() as stop:
+            return command(args, stop)
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (StorageError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+            raise
+        said = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
+        print(f"error: {said}\ncontinue with: {again}", file=sys.stderr)
+        return 4
     except TooManyFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 5
-    except KeyboardInterrupt:
-        print(f"\nstopped; continue with: python -m runner.sweep {args.sweep}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        print(f"\nstopped; continue with: {again}", file=sys.stderr)
+        return stopped.code if isinstance(stopped, Stopped) else 130
+    except Exception as error:  # a bug: its traceback helps, the secrets in it do not
+        print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
+        return 1
+
+
+def command(args: argparse.Namespace, stop: Stop) -> int:
+    """What the command line asks for; returns the exit code."""
+    no_control([args.sweep, args.data_dir, args.device, args.mlflow or ""])
+    sweep, document = load_sweep(args.sweep, args.allow_plugin)
+    place = load_place(args.mlflow)
+    if args.dry_run:
+        return dry_run(sweep, place, args.data_dir, args.allow_plugin)
+    options = Options(
+        document.path,
+        args.data_dir,
+        args.device,
+        args.lanes,
+        args.ray,
+        args.num_cpus,
+        args.num_gpus,
+        args.engine,
+        tuple(args.warm),
+        tuple(args.enqueue),
+        tuple(args.allow_plugin),
+        args.sync,
+    )
+    if not any(record.outcome == "complete" for record in run(sweep, place, options, stop)):
+        raise TooManyFailedError("no trial was completed: see their outcomes above; a lower init_lr may help")
     return 0
 
 
 def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> int:
     """Check what can be checked without training; prints what was found."""
     from . import data, model
-    from .place import redacted
 
     dataset = data.load(sweep.data, data_dir)
     model.build(sweep.model, dataset.classes, sweep.train.seed)

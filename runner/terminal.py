@@ -38,16 +38,19 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+CONSOLE = Console()  # one, so that what is said while a display is live stands above it
+
+
 def say(text: str, markdown: bool = False) -> None:
     """Print for a person."""
-    Console().print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=not markdown)
+    CONSOLE.print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=not markdown)
 
 
 class Display:
     """The progress of a sweep. ``with`` it; tell it of epochs and of ended trials."""
 
     def __init__(self, trials: int, epochs: int, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or CONSOLE
         self.trials, self.epochs = trials, epochs
         self.best: Record | None = None
         self.done = 0

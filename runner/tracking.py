@@ -13,10 +13,10 @@ import math
 import os
 import platform
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -34,14 +34,18 @@ if TYPE_CHECKING:
 
 STATUS = {"complete": "FINISHED", "diverged": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 """How a trial ended, and the status its run shows."""
+PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IO_ERROR", "DEADLINE_EXCEEDED")
+"""MLflow's codes for what may pass by itself; a server that cannot be reached is an internal error to it."""
+NOTE = "mlflow.note.content"
+"""The tag that holds a run's description."""
 
 
 def make_client(place: Place) -> MlflowClient:
     """An explicit client: no global tracking URI, no active run, no telemetry unless asked for."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "false" if place.file.telemetry else "true")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # the sender tries again, and knows what it did
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
     import logging
 
     from mlflow import MlflowClient
@@ -54,14 +58,22 @@ def make_client(place: Place) -> MlflowClient:
 class Tracker:
     """A sweep's runs in MLflow, sent from a thread of their own: no lane ever waits for a server.
 
-    ``open`` it before anything is trained: it fails then or not at all. What could not be sent later on is sent again
-    when the sweep closes, or goes on.
+    What is to be sent is a set of jobs by name, of which the newest of a name replaces the one before. A job brings
+    MLflow to where the study is and may be done again. While a server is away its jobs wait, and training goes on;
+    what is still missing at the end is sent when the sweep is begun again, or with ``--sync``.
     """
 
     def __init__(
-        self, place: Place, sweep: Sweep, dataset: Dataset, where: Mapping[str, str], allow: Sequence[str]
+        self,
+        place: Place,
+        sweep: Sweep,
+        dataset: Dataset,
+        where: Mapping[str, str],
+        allow: Sequence[str] = (),
+        warn: Callable[[str], None] = print,
     ) -> None:
-        self.place, self.sweep, self.dataset, self.allow = place, sweep, dataset, allow
+        """``where``: tags that say what trains, ``device`` and ``engine``."""
+        self.place, self.sweep, self.dataset, self.allow, self.warn = place, sweep, dataset, allow, warn
         self.updates = updates_per_epoch(len(dataset.train), sweep.train.batch_size)
         self.facts = facts() | {
             **where,
@@ -69,48 +81,199 @@ class Tracker:
             "sweep.direction": sweep.objective.direction,
         }
         self.client = make_client(place)
-        self.experiment_id = _experiment(self.client, place)
-        self.parent = ""
+        self.experiment_id = self.parent = ""
         self.runs: dict[tuple[str, int], str] = {}
         """The run of each trial, by its stage and its number in it."""
-        self._error: Exception | None = None
-        self._settled: set[tuple[str, int]] = set()
-        self._sender = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._described, self._sent, self._settled = set[str](), set[tuple[str, int, float]](), set[tuple[str, int]]()
+        self._tried = set[tuple[str, int]]()
+        self._identity, self._file = "", Path()
+        self._news = threading.Condition()
+        self._jobs: dict[Hashable, Callable[[], None]] = {}
+        self._refused: dict[Hashable, tuple[Callable[[], None], Exception]] = {}
+        self._busy, self._closed, self._done = False, False, 0
+        self._away: Exception | None = None
+        self._bug: Exception | None = None
 
-    @staticmethod
-    def open(
-        place: Place, sweep: Sweep, dataset: Dataset, where: Mapping[str, str], allow: Sequence[str] = ()
-    ) -> Tracker:
-        """Reach MLflow and the experiment; nothing of the sweep is written yet (see ``go_on``).
-
-        Args:
-            where: tags that say what trains: ``device`` and ``engine``.
-
-        Raises:
-            SpecError: the tracking server or its database cannot be used.
-        """
-        with _reachable(place):
-            return Tracker(place, sweep, dataset, where, allow)
-
-    def go_on(self, parent: str | None, sweep_file: Path) -> None:
-        """Take up the parent run ``parent`` and its trials' runs, or make a parent where there is none.
+    def __enter__(self) -> Tracker:
+        """Reach MLflow and the experiment; nothing of the sweep is written yet.
 
         Raises:
-            SpecError: as ``open``.
+            SpecError: the tracking server or its database cannot be used. A server that does not answer is waited
+                for in the background.
         """
-        with _reachable(self.place):
-            if parent is None or not _usable(self.client, parent):
-                self.parent = self._create(self.sweep.name, {"sweep.role": "study"})
-                self._describe(sweep_file)
-                return
-            self.parent = parent
+        threading.Thread(target=self._work, name="mlflow", daemon=True).start()
+        remote = self.place.tracking_uri.startswith(("http://", "https://"))
+        self._do("experiment", self._reach)
+        self._wait(2.0 if remote else 600.0)
+        wrong = next((error for _, error in self._refused.values()), None if remote else self._away)
+        if wrong is not None:
+            raise unusable(self.place, wrong)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Send what is left; a sweep that was stopped leaves its parent run KILLED, one that broke FAILED."""
+        if kind is not None and self.parent:
+            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+            self._do("status", lambda: self.client.set_terminated(self.parent, status))
+        if self._bug is None:
+            self._wait(5.0, most=10.0)
+        with self._news:
+            self._closed = True
+            self._news.notify_all()
+
+    def go_on(self, identity: str, sweep_file: Path) -> None:
+        """Take up the parent run and the trials' runs that have this ``sweep.id``, or make what is not there."""
+        self._identity, self._file = identity, sweep_file
+        self._do("parent", self._reach)
+        self._wait(2.0)
+
+    def show(self, *records: Record) -> None:
+        """Bring MLflow to where these trials are; what it has stays as it is."""
+        for record in records:
+            if _key(record) not in self._settled:
+                self._do(_key(record), partial(self._project, record))
+
+    def settle(self, records: Sequence[Record] = ()) -> str | None:
+        """Wait until these are sent, those too whose runs somebody has deleted since; ``runs`` is complete then.
+
+        Returns: why something is missing, or None.
+        """
+        if records:
+            self._do("look", self._look)
+            self._again()
+            self.show(*records)
+        self._again()
+        if not (self._jobs or self._refused or self._busy):
+            return None
+        error = self._away or next((e for _, e in self._refused.values()), TimeoutError("it does not answer"))
+        return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
+
+    def finish(self, files: Iterable[Path], note: str, summary: Mapping[str, float]) -> str | None:
+        """End the parent run with the sweep's results; why MLflow lacks something, or None."""
+        self._do("report", partial(self._finish, list(files), note, summary))
+        return self.settle()
+
+    # ---------------------------------------------------------------------- the sender
+
+    def _do(self, name: Hashable, job: Callable[[], None]) -> None:
+        with self._news:
+            self._jobs[name] = job
+            self._news.notify_all()
+
+    def _again(self) -> None:
+        """Try what has failed once more, now, and wait."""
+        with self._news:
+            self._jobs = {name: job for name, (job, _) in self._refused.items()} | self._jobs
+            self._refused, self._away = {}, None
+            self._news.notify_all()
+        self._wait(60.0)
+
+    def _wait(self, seconds: float, most: float = math.inf) -> None:
+        """Until nothing is left to do, the server is away, nothing was done for ``seconds``, or ``most`` are over.
+
+        Raises a bug of the thread's.
+        """
+        until = time.monotonic() + most
+        with self._news:
+            while self._bug is None and self._away is None and (self._jobs or self._busy):
+                done, left = self._done, min(seconds, until - time.monotonic())
+                self._news.wait_for(lambda done=done: self._bug or self._away or self._done != done, left)  # type: ignore[misc]
+                if self._done == done:
+                    break
+        if self._bug is not None:
+            raise self._bug
+
+    def _work(self) -> None:
+        """The thread: one job after the other, a pause where the server is away."""
+        pause, away = 1.0, False
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._jobs or self._closed)
+                if self._closed:
+                    return
+                name = next(iter(self._jobs))
+                job, self._busy = self._jobs.pop(name), True
+            try:
+                if not self.parent and self._identity:
+                    self._reach()
+                job()
+            except Exception as error:
+                if not _trouble(error):
+                    with self._news:
+                        self._bug = error
+                        self._news.notify_all()
+                    return
+                with self._news:
+                    self._busy = False
+                    if not _passing(error):
+                        self._refused[name] = job, error
+                        self._done += 1
+                        self._news.notify_all()
+                        continue
+                    self._jobs.setdefault(name, job)
+                    self._away = error
+                    self._news.notify_all()
+                    if not away:
+                        self._say_away()
+                    self._news.wait_for(lambda: self._closed or self._away is None, pause)
+                    pause, away = min(2 * pause, 60.0), True
+            else:
+                if away:
+                    self.warn("MLflow answers again")
+                pause, away = 1.0, False
+                with self._news:
+                    self._busy, self._away = False, None
+                    self._done += 1
+                    self._news.notify_all()
+
+    def _say_away(self) -> None:
+        if self.place.tracking_uri.startswith("sqlite") and not self._identity:
+            return  # which ends the sweep before it begins
+        said = f"MLflow at {redacted(self.place.tracking_uri)} does not answer"
+        self.warn(f"warning: {said}; training goes on, and what it misses is sent when it is back")
+
+    # ---------------------------------------------------------------------- the parent
+
+    def _reach(self) -> None:
+        """The experiment; and, once the sweep is known, its runs."""
+        self.experiment_id = self.experiment_id or _experiment(self.client, self.place)
+        if not self._identity or self.parent:
+            return
+        parents, children = list[Any](), list[Any]()
+        for run in self._ours():
+            (parents if run.data.tags["sweep.role"] == "study" else children).append(run)
+        parent = parents[0].info.run_id if parents else self._create(self.sweep.name, {"sweep.role": "study"})
+        if parents:
             self.client.update_run(parent, status="RUNNING")
-            query = f"tags.`mlflow.parentRunId` = '{parent}'"
-            for run in _all_runs(self.client, self.experiment_id, query):
-                key = (run.data.tags.get("sweep.stage", ""), int(run.data.tags["trial.number"]))
-                self.runs[key] = run.info.run_id
-                if run.info.status != "RUNNING":
-                    self._settled.add(key)
+        if not parents or "sweep.described" not in parents[0].data.tags:
+            self._describe(parent)
+        for run in children:
+            key, run_id = (run.data.tags.get("sweep.stage", ""), int(run.data.tags["trial.number"])), run.info.run_id
+            if self.runs.setdefault(key, run_id) != run_id:  # made twice: the first answer was lost
+                self.client.delete_run(run_id)
+                continue
+            if run.data.tags["mlflow.parentRunId"] != parent:
+                self.client.set_tag(run_id, "mlflow.parentRunId", parent)
+            if run.info.status != "RUNNING":
+                self._settled.add(key)
+        self.parent = parent
+
+    def _look(self) -> None:
+        """Forget the runs that are no longer there."""
+        there = {run.info.run_id for run in self._ours()}
+        for key, run in list(self.runs.items()):
+            if run not in there:
+                self._forget(key)
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        self.runs.pop(key, None)
+        self._settled.discard(key)
+        self._sent = {sent for sent in self._sent if sent[:2] != key}
+
+    def _ours(self, query: str = "") -> list[Any]:
+        """The runs of this sweep, the oldest first."""
+        query = f"tags.`sweep.id` = '{self._identity}'{query}"
+        return _all_runs(self.client, self.experiment_id, query, ["attributes.start_time ASC"])
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         from mlflow.tracking.context.registry import resolve_tags
@@ -120,114 +283,79 @@ class Tracker:
             **self.facts,
             **tags,
             "sweep.study": self.sweep.name,
+            "sweep.id": self._identity,
             "mlflow.runName": name,
         }
         return str(self.client.create_run(self.experiment_id, tags=resolve_tags(said)).info.run_id)
 
-    def __enter__(self) -> Tracker:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Send what is left; a sweep that was stopped leaves its parent run KILLED, one that broke FAILED."""
-        if kind is not None and self.parent:
-            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
-            self._send(self.client.set_terminated, self.parent, status)
-        self._sender.shutdown(wait=True)
-
-    # ---------------------------------------------------------------------- the parent
-
-    def _describe(self, sweep_file: Path) -> None:
+    def _describe(self, run: str) -> None:
         """Write what the sweep is onto its parent run: question, settings, data, environment."""
-        self._params(self.parent, flat({**self.sweep.science(), "trials": self.sweep.search.trials}, skip=("space",)))
-        self.note(f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
-        self.client.log_artifact(self.parent, str(sweep_file))
-        self.client.log_text(self.parent, "\n".join(_environment()) + "\n", "environment.txt")
-        self._dataset(self.parent)
+        self._params(run, flat({**self.sweep.science(), "trials": self.sweep.search.trials}, skip=("space",)))
+        self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
+        self.client.log_artifact(run, str(self._file))
+        self.client.log_text(run, "\n".join(_environment()) + "\n", "environment.txt")
+        self._dataset(run)
         if self.place.file.ui.saved_view:
             self._save_view()
-
-    def note(self, markdown: str) -> None:
-        """The parent run's description."""
-        self.client.set_tag(self.parent, "mlflow.note.content", markdown)
-
-    def settle(self, records: Sequence[Record]) -> None:
-        """Wait until every ended trial is sent, once more where something was missed; ``runs`` is complete then."""
-        if self._flush():
-            self.catch_up(records, everything=True)
-            self._wait()
-
-    def finish(self, files: Iterable[Path], note: str, summary: Mapping[str, float]) -> str | None:
-        """End the parent run with the sweep's results; returns why MLflow lacks something, or None."""
-        self._send(self._finish, list(files), note, summary)
-        return self._flush()
+        self.client.set_tag(run, "sweep.described", "yes")
 
     def _finish(self, files: Sequence[Path], note: str, summary: Mapping[str, float]) -> None:
         for path in files:
             self.client.log_artifact(self.parent, str(path), "figures" if path.suffix == ".png" else "tables")
-        self.note(note)
-        self._metrics(self.parent, summary, 0, _now())
+        self.client.set_tag(self.parent, NOTE, note)
+        self._metrics(self.parent, [(summary, 0, _now())])
         self.client.set_terminated(self.parent, "FINISHED")
 
-    # ---------------------------------------------------------------------- trials, in the background
+    # ---------------------------------------------------------------------- trials
 
-    def begin(self, record: Record) -> None:
-        """A trial has begun, perhaps again."""
-        self._send(self._begin, record)
-
-    def epoch(self, record: Record) -> None:
-        """A trial has a new last epoch."""
-        self._send(self._epoch, record, record.epochs[-1])
-
-    def end(self, record: Record) -> None:
-        """A trial has ended."""
-        self._send(self._end, record)
-
-    def catch_up(self, ended: Iterable[Record], everything: bool = False) -> None:
-        """Send the ended trials whose runs have not ended, or everything; what MLflow has stays as it is."""
-        for record in ended:
-            if everything or _key(record) not in self._settled:
-                self._send(self._begin, record)
-                for entry in record.epochs:
-                    self._send(self._epoch, record, entry)
-                self._send(self._end, record)
-
-    def _flush(self) -> str | None:
-        """Wait until everything is sent; returns, and forgets, why something was not. A bug is raised here."""
-        self._wait()
-        error, self._error = self._error, None
-        if error is None:
-            return None
+    def _project(self, record: Record) -> None:
+        """Bring a trial's run to where the trial is; a run that somebody has deleted is made again."""
         from mlflow.exceptions import MlflowException
 
-        if not isinstance(error, (MlflowException, OSError, KeyError)):  # KeyError: a run that was not created before
-            raise error
-        return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
+        key = _key(record)
+        try:
+            self._bring(record)
+        except MlflowException as error:
+            run = self.runs.get(key)
+            if run is None or _passing(error) or _usable(self.client, run):
+                raise
+            self._forget(key)
+            self._bring(record)
 
-    def _wait(self) -> None:
-        self._sender.submit(lambda: None).result()
+    def _bring(self, record: Record) -> None:
+        key = _key(record)
+        if key not in self.runs:
+            self.runs[key] = (self._found(record) if key in self._tried else None) or self._begin(record)
+        run, recipe = self.runs[key], record.recipe(self.sweep)
+        if run not in self._described:
+            said = {"data": self.sweep.data, "model": self.sweep.model, "train": recipe}
+            sections = {name: section.model_dump(mode="json") for name, section in said.items()}
+            self._params(run, flat({"schedule": plain(self._schedule(record)), **sections}))
+            self._dataset(run)
+            self._described.add(run)
+        new = [entry for entry in record.epochs if (*key, entry["epoch"]) not in self._sent]
+        if new:
+            self._metrics(run, [(_measured(entry), int(entry["epoch"]), int(entry["timestamp"])) for entry in new])
+            self._sent |= {(*key, entry["epoch"]) for entry in new}
+        if record.outcome is not None:
+            self._end(run, record)
+            self._settled.add(key)
 
-    def _send(self, what: Callable[..., object], *args: Any) -> None:
-        def attempt() -> None:
-            try:
-                what(*args)
-            except Exception as error:
-                self._error = self._error or error
+    def _found(self, record: Record) -> str | None:
+        """The run that an earlier attempt has made, of which the answer was lost."""
+        query = f" and tags.`trial.number` = '{record.number}' and tags.`sweep.role` = '{_role(record)}'"
+        found = [r for r in self._ours(query) if r.data.tags["sweep.stage"] == record.stage]
+        return str(found[0].info.run_id) if found else None
 
-        self._sender.submit(attempt)
-
-    def _begin(self, record: Record) -> None:
-        known = self.runs.get(_key(record))
-        if known and _usable(self.client, known):
-            if record.outcome is None:
-                self.client.update_run(known, status="RUNNING")
-            return
+    def _begin(self, record: Record) -> str:
         schedule = self._schedule(record)
+        self._tried.add(_key(record))
         what = f"{record.stage} {record.title} " if record.arm else f"{record.stage} t{record.number:04d} ".lstrip()
-        run = self._create(
+        return self._create(
             f"{what}{record.name} lr={schedule.init_lr:.3g}",
             {
                 "mlflow.parentRunId": self.parent,
-                "sweep.role": record.stage.partition("-")[0] or "trial",
+                "sweep.role": _role(record),
                 "sweep.stage": record.stage,
                 "trial.number": str(record.number),
                 **({"trial.of": record.arm} if record.arm else {}),
@@ -237,22 +365,9 @@ class Tracker:
                 "outcome": "running",
             },
         )
-        self.runs[_key(record)] = run
-        said = {"data": self.sweep.data, "model": self.sweep.model, "train": record.recipe(self.sweep)}
-        sections = {name: section.model_dump(mode="json") for name, section in said.items()}
-        self._params(run, flat({"schedule": plain(schedule), **sections}))
-        self._dataset(run)
 
-    def _schedule(self, record: Record) -> Schedule:
-        return load(record.schedule, allow=self.allow)
-
-    def _epoch(self, record: Record, entry: Mapping[str, float]) -> None:
-        metrics = {k: v for k, v in entry.items() if k not in ("epoch", "timestamp")}
-        self._metrics(self.runs[_key(record)], metrics, int(entry["epoch"]), int(entry["timestamp"]))
-
-    def _end(self, record: Record) -> None:
-        run, epochs = self.runs[_key(record)], record.recipe(self.sweep).epochs
-        summary = {"total_seconds": record.seconds}
+    def _end(self, run: str, record: Record) -> None:
+        epochs, summary = record.recipe(self.sweep).epochs, {"total_seconds": record.seconds}
         if record.outcome != "failed":  # perhaps because of its schedule
             lrs = self._schedule(record).lrs(self.updates * epochs, epochs=epochs, history=record.history)
             summary |= {"schedule/mean_lr": math.fsum(lrs) / len(lrs), "schedule/max_lr": max(lrs)}
@@ -263,23 +378,30 @@ class Tracker:
             summary["best/val_accuracy"] = max(accuracies)
         if record.value is not None:
             summary["objective"] = record.value
-        self._metrics(run, summary, 0, int(record.epochs[-1]["timestamp"]) if record.epochs else 0)
+        self._metrics(run, [(summary, 0, int(record.epochs[-1]["timestamp"]) if record.epochs else 0)])
         self.client.log_dict(run, dict(record.schedule), "schedule.json")
         if record.cause:
             self.client.set_tag(run, "cause", record.cause[:500])
         self.client.set_tag(run, "outcome", record.outcome)
         self.client.set_terminated(run, STATUS[record.outcome or "failed"])
 
+    def _schedule(self, record: Record) -> Schedule:
+        return load(record.schedule, allow=self.allow)
+
     # ---------------------------------------------------------------------- sending
 
-    def _metrics(self, run: str, metrics: Mapping[str, float], step: int, timestamp: int) -> None:
+    def _metrics(self, run: str, points: Iterable[tuple[Mapping[str, float], int, int]]) -> None:
+        """Log metrics, each mapping with its step and its timestamp."""
         from mlflow.entities import Metric
 
         # MLflow keeps NaN, and turns infinity into the largest float, which no chart survives.
-        values = {k: math.nan if math.isinf(v) else float(v) for k, v in metrics.items()}
-        self.client.log_batch(
-            run, metrics=[Metric(k, v, timestamp, step) for k, v in values.items()], synchronous=True
-        )
+        metrics = [
+            Metric(key, math.nan if math.isinf(value) else float(value), timestamp, step)
+            for values, step, timestamp in points
+            for key, value in values.items()
+        ]
+        for i in range(0, len(metrics), 1000):  # what a server takes at once
+            self.client.log_batch(run, metrics=metrics[i : i + 1000], synchronous=True)
 
     def _params(self, run: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -325,6 +447,8 @@ class Tracker:
         ui = self.place.file.ui
         remote = self.place.tracking_uri.startswith(("http://", "https://"))
         base = redacted(self.place.tracking_uri).rstrip("/") if remote else f"http://{ui.host}:{ui.port}"
+        if not self.experiment_id:  # never reached
+            return base
         page = f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
         if ui.saved_view:
             return f"{page}&viewStateShareKey={self._view_key()}"
@@ -334,6 +458,14 @@ class Tracker:
 
 def _key(record: Record) -> tuple[str, int]:
     return record.stage, record.number
+
+
+def _role(record: Record) -> str:
+    return record.stage.partition("-")[0] or "trial"
+
+
+def _measured(entry: Mapping[str, float]) -> dict[str, float]:
+    return {k: v for k, v in entry.items() if k not in ("epoch", "timestamp")}
 
 
 def _usable(client: MlflowClient, run_id: str) -> bool:
@@ -375,23 +507,36 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
     path = Path(place.tracking_uri.removeprefix("sqlite:///"))
     if place.tracking_uri.startswith("sqlite:///") and not path.exists():
         raise SpecError(f"there is no {path} either")  # and reading makes none
-    with _reachable(place):
+    try:
         return _read_records(place, name)
+    except Exception as error:
+        if not _trouble(error):
+            raise
+        raise unusable(place, error) from None
 
 
-@contextmanager
-def _reachable(place: Place) -> Iterator[None]:
-    """Turn what MLflow and its database say when they cannot be used into a SpecError."""
+def _trouble(error: Exception) -> bool:
+    """Whether it is MLflow's, its server's or the disk's fault; else it is a bug."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        reason = redacted((str(error).strip().splitlines() or [""])[0])
-        raise SpecError(
-            f"MLflow at {redacted(place.tracking_uri)} cannot be used: {reason}; check server.mlflow_tracking_uri"
-        ) from None
+    return isinstance(error, (MlflowException, SQLAlchemyError, OSError, json.JSONDecodeError, SpecError))
+
+
+def _passing(error: Exception) -> bool:
+    """Whether it may pass by itself: nothing that MLflow refuses."""
+    code = getattr(error, "error_code", "INTERNAL_ERROR")
+    return not isinstance(error, SpecError) and code in PASSING
+
+
+def unusable(place: Place, error: Exception) -> SpecError:
+    """What MLflow and its database say when they cannot be used, in a sentence."""
+    if isinstance(error, SpecError):
+        return error
+    reason = redacted((str(error).strip().splitlines() or [""])[0])
+    return SpecError(
+        f"MLflow at {redacted(place.tracking_uri)} cannot be used: {reason}; check server.mlflow_tracking_uri"
+    )
 
 
 def _read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]:
@@ -406,11 +551,11 @@ def _read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]
     return facts, sorted((_read(client, run) for run in runs), key=lambda record: record.number)
 
 
-def _all_runs(client: MlflowClient, experiment_id: str, query: str) -> list[Any]:
+def _all_runs(client: MlflowClient, experiment_id: str, query: str, order: list[str] | None = None) -> list[Any]:
     """Every run that fits: ``search_runs`` alone stops at 1000."""
     runs, token = [], None
     while True:
-        page = client.search_runs([experiment_id], query, max_results=1000, page_token=token)
+        page = client.search_runs([experiment_id], query, max_results=1000, order_by=order, page_token=token)
         runs += list(page)
         token = page.token
         if not token:

@@ -6,14 +6,16 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import data as datasets
+from .checkpoint import State
 from .data import Dataset, Split, batches, normalised, updates_per_epoch
 from .model import build
 from .schedules import set_lr
@@ -44,6 +46,8 @@ class Epoch:
     seconds: float
     test_accuracy: float | None = None
     """After the last epoch of a config that asks for it."""
+    state: Callable[[], State] | None = field(default=None, compare=False, repr=False)
+    """Until the next epoch is asked for: what ``train`` needs to go on from here."""
 
     @property
     def lr(self) -> float:
@@ -63,11 +67,11 @@ class Epoch:
         }
 
 
-def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
-    """Train from scratch, yielding after every epoch.
+def train(config: TrialConfig, device: torch.device, state: State | None = None) -> Iterator[Epoch]:
+    """Train from scratch, yielding after every epoch; or from an epoch's ``state``, yielding what was before again.
 
     Stop iterating to stop training: nothing runs ahead of the caller. The same config on the same machine gives
-    the same numbers; on the CPU bit for bit.
+    the same numbers; on the CPU bit for bit, taken up again or not.
 
     Raises:
         DivergedError: the training or the validation loss became NaN or infinite.
@@ -79,9 +83,17 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
     optimizer = make_optimizer(recipe, list(network.parameters()), schedule.init_lr)
     size = min(recipe.batch_size, len(dataset.train))
     updates = updates_per_epoch(len(dataset.train), size)
-    total, history = updates * recipe.epochs, list[float]()
-    for number in range(recipe.epochs):
-        start = time.perf_counter()
+    total, done = updates * recipe.epochs, epochs_in(state)
+    if state is not None:
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+    yield from done
+
+    def now() -> State:
+        return {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": plain(done)}
+
+    for number in range(len(done), recipe.epochs):
+        start, history = time.perf_counter(), [epoch.val_accuracy for epoch in done]
         network.train()
         batch = batches(dataset.train, config.data.augment, recipe.seed, number, size)
         loss_sum, lrs = torch.zeros((), device=device), list[float]()
@@ -106,19 +118,29 @@ def train(config: TrialConfig, device: torch.device) -> Iterator[Epoch]:
         if config.test and number + 1 == recipe.epochs:
             with precision(config, dataset, device):
                 epoch = replace(epoch, test_accuracy=evaluate(network, dataset.test, dataset)[1])
-        yield finished(epoch, history)
+        done.append(finished(epoch))
+        yield replace(epoch, state=now)
 
 
-def finished(epoch: Epoch, history: list[float]) -> Epoch:
-    """The epoch itself, and its accuracy added to ``history``.
+def finished(epoch: Epoch) -> Epoch:
+    """The epoch itself.
 
     Raises:
         DivergedError: a loss is NaN or infinite, be it only after the last update.
     """
     if not (math.isfinite(epoch.train_loss) and math.isfinite(epoch.val_loss)):
         raise DivergedError(replace(epoch, val_accuracy=math.nan, test_accuracy=None))
-    history.append(epoch.val_accuracy)
     return epoch
+
+
+def epochs_in(state: State | None) -> list[Epoch]:
+    """The epochs that a state has behind it."""
+    return [Epoch(**{**epoch, "lrs": tuple(epoch["lrs"])}) for epoch in state["epochs"]] if state else []
+
+
+def plain(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
+    """Epochs as a state keeps them."""
+    return [{key: value for key, value in asdict(epoch).items() if key != "state"} for epoch in epochs]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Write the parts of the README that are made of files: ``python tests/readme.py``."""
+"""Write the parts of the README and of docs/ that are made of files: ``python tests/readme.py``."""
 
 import ast
 import re
@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def table() -> str:
@@ -33,6 +34,7 @@ def measured() -> dict[str, str]:
     return {
         "speed: benchmarks/results/speed-*.json": report.table(results.glob("speed-*.json")) + "\n",
         "sweeps: benchmarks/results": report.sweeps(results),
+        "evidence: benchmarks/results/replay-digits.json": report.evidence(results / "replay-digits.json"),
     }
 
 
@@ -77,5 +79,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for page in PAGES:
+        page.write_text(filled(page.read_text()))

@@ -7,14 +7,15 @@ import torch
 
 from runner.spec import load_sweep
 
-from .readme import ROOT, filled
+from .readme import PAGES, ROOT, filled
 
 README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
-def test_the_parts_that_are_made_of_files_are_current():
-    assert filled(README) == README, "run: python tests/readme.py"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_parts_that_are_made_of_files_are_current(page):
+    assert filled(page.read_text()) == page.read_text(), "run: python tests/readme.py"
 
 
 def test_ci_calls_the_second_command_as_it_stands_here():
