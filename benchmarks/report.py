@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,41 @@ def evidence(path: Path) -> str:
         f"{result['confidence']['replays']} contests and {result['audit']['replays']} screenings with a known truth:"
         f"\n\n{trust(result)}\n"
     )
+
+
+def faults(path: Path) -> str:
+    """How many of each fault there were, and how many did harm."""
+    found = json.loads(path.read_text())
+    kills, points, outages, storage = (found.get(part) for part in ("kills", "failpoints", "outages", "storage"))
+    rows = []
+    if kills:
+        said = ", ".join(f"{n} of a {who}" for who, n in kills["kills"].items())
+        rows.append(
+            [f"`kill -9` at random instants: {said}, in {kills['sweeps']} sweeps", sum(kills["kills"].values())]
+        )
+    if points:
+        rows.append([f"`kill -9` before and after every step: {points['failpoints']} failpoints", points["kills"]])
+    if outages:
+        slept = outages["longest_wait_of_training_seconds"]
+        rows.append(
+            [
+                f"outages of {len(outages['kinds'])} kinds; training never waited longer than {slept:.2f} s",
+                outages["cases"],
+            ]
+        )
+    if storage:
+        rows.append([", ".join(_families(storage["cases"])), len(storage["cases"])])
+    wrong = [len(part["wrong"]) for part in (kills, points, outages, storage) if part]
+    rows = [[*row, n] for row, n in zip(rows, wrong, strict=True)]
+    return (
+        grid(("fault", "cases", "lost, doubled, or another result"), [[str(cell) for cell in row] for row in rows])
+        + "\n"
+    )
+
+
+def _families(cases: Iterable[str]) -> list[str]:
+    """The names of cases, those that differ in a number alone counted once."""
+    return list(dict.fromkeys(re.sub(r" after \d+.*| for \d+.*", "", case) for case in cases))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from . import checkpoint
 from .document import SpecError
+from .place import redacted
 from .spec import Data, Record, TrialConfig
 from .stop import Stop
 
@@ -109,7 +110,7 @@ class Result:
         """Why the trial ended without being complete or diverged, in a sentence."""
         if self.outcome not in ("failed", "died"):
             return None
-        said = (str(self.error).strip().splitlines() or [""])[0]
+        said = redacted((str(self.error).strip().splitlines() or [""])[0])
         if _out_of_memory(self.error):
             return f"out of memory: {said}; lower train.batch_size or the number of lanes"
         if isinstance(self.error, BrokenExecutor):

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote, unquote
 
 from pydantic import Field
 
@@ -108,8 +109,18 @@ def load_place(path: Path | str | None = None) -> Place:
     )
 
 
+SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
+"""Environment variables that are secrets; the passwords in these are secrets too:"""
+ADDRESSES = ("MLFLOW_TRACKING_URI", "RUNNER_STUDY_STORAGE", "MLFLOW_BACKEND_STORE_URI")
+
+
 def redacted(uri: str) -> str:
-    """``uri``, or a text with one in it, without the password that may stand there."""
+    """``uri``, or a text with one in it, without the password that may stand there, or that the environment has."""
+    said = [os.environ.get(name, "") for name in SECRETS]
+    for name in ADDRESSES:
+        said += re.findall(r"://[^/@]*?:([^/]*)@", os.environ.get(name, ""))
+    for secret in {form for value in said if len(value) >= 4 for form in (value, unquote(value), quote(value))}:
+        uri = uri.replace(secret, "***")
     uri = re.sub(r"://([^\s:/@]*):\S*@", r"://\1:***@", uri)
     return re.sub(r"(?i)\b(password|passwd|pwd|token|secret)=[^&\s'\"]*", r"\1=***", uri)
 

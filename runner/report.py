@@ -108,7 +108,7 @@ def write(found: Found, tracker: Tracker) -> None:
     say(f"code of the best schedule: python -m runner.export {sweep.name} --code 1")
     if missed:
         say(f"MLflow lacks something ({missed}); python -m runner.sweep {found.file} --sync sends it")
-    say(_browse(found.place))
+    say(_browse(found))
     say(f"  {tracker.link()}")
 
 
@@ -195,11 +195,11 @@ def _summary(counts: Mapping[str, int], history: Study, answer: Verdict | None) 
     return found
 
 
-def _browse(place: Place) -> str:
-    if not place.tracking_uri.startswith("sqlite:///"):
+def _browse(found: Found) -> str:
+    if found.place.tracking_uri.startswith(("http://", "https://")):
         return "browse:"
-    default = place.tracking_uri == f"sqlite:///{Path.cwd().resolve() / 'mlflow.db'}"
-    return f"browse: mlflow ui{'' if default else f' --backend-store-uri {place.tracking_uri}'}   and open"
+    elsewhere = "" if found.place.folder == Path.cwd() else f" --mlflow {found.place.folder / 'mlflow.yaml'}"
+    return f"browse: python -m runner.ui {found.sweep.name}{elsewhere}   and open"
 
 
 def _relative(path: Path) -> Path:

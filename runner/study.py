@@ -498,10 +498,10 @@ def hold(name: str, storage: str) -> contextlib.ExitStack:
         return stack
     import sqlalchemy
 
-    engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool)
     try:
+        engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool)
         connection = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
-    except sqlalchemy.exc.SQLAlchemyError as error:
+    except (SQLAlchemyError, ImportError) as error:
         raise _unusable(storage, error) from None
     key = zlib.crc32(f"runner/{name}".encode())
     connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, false)"), {"me": me[:63]})

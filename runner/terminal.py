@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from .place import redacted
 from .spec import Record
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -43,6 +44,7 @@ CONSOLE = Console()  # one, so that what is said while a display is live stands 
 
 def say(text: str, markdown: bool = False) -> None:
     """Print for a person."""
+    text = redacted(text)
     CONSOLE.print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=not markdown)
 
 
@@ -111,7 +113,7 @@ class Display:
         self._live.update(self._view())
 
     def warn(self, message: str) -> None:
-        self.console.print(f"[yellow]warning[/yellow]: {escape(message)}", highlight=False, soft_wrap=True)
+        self.console.print(f"[yellow]warning[/yellow]: {escape(redacted(message))}", highlight=False, soft_wrap=True)
 
     def eta(self) -> float:
         """Seconds to the end, from the epochs measured in this process."""

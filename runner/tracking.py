@@ -6,6 +6,7 @@ value per key and step, because timestamps and steps are the record's own.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import importlib.metadata
 import json
@@ -36,6 +37,8 @@ STATUS = {"complete": "FINISHED", "diverged": "KILLED", "stopped": "KILLED", "fa
 """How a trial ended, and the status its run shows."""
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IO_ERROR", "DEADLINE_EXCEEDED")
 """MLflow's codes for what may pass by itself; a server that cannot be reached is an internal error to it."""
+PATIENCE = 60.0
+"""Seconds without progress after which a sweep that has ended no longer waits for MLflow."""
 NOTE = "mlflow.note.content"
 """The tag that holds a run's description."""
 
@@ -51,6 +54,7 @@ def make_client(place: Place) -> MlflowClient:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # it says every attempt
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=place.tracking_uri)
 
@@ -80,7 +84,7 @@ class Tracker:
             "sweep.updates_per_epoch": str(self.updates),
             "sweep.direction": sweep.objective.direction,
         }
-        self.client = make_client(place)
+        self.client: MlflowClient
         self.experiment_id = self.parent = ""
         self.runs: dict[tuple[str, int], str] = {}
         """The run of each trial, by its stage and its number in it."""
@@ -90,7 +94,7 @@ class Tracker:
         self._news = threading.Condition()
         self._jobs: dict[Hashable, Callable[[], None]] = {}
         self._refused: dict[Hashable, tuple[Callable[[], None], Exception]] = {}
-        self._busy, self._closed, self._done = False, False, 0
+        self._busy, self._closed, self._done, self._stuck_at = False, False, 0, -1
         self._away: Exception | None = None
         self._bug: Exception | None = None
 
@@ -102,7 +106,7 @@ class Tracker:
                 for in the background.
         """
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
-        remote = self.place.tracking_uri.startswith(("http://", "https://"))
+        remote = not self.place.tracking_uri.startswith("sqlite")
         self._do("experiment", self._reach)
         self._wait(2.0 if remote else 600.0)
         wrong = next((error for _, error in self._refused.values()), None if remote else self._away)
@@ -166,7 +170,7 @@ class Tracker:
             self._jobs = {name: job for name, (job, _) in self._refused.items()} | self._jobs
             self._refused, self._away = {}, None
             self._news.notify_all()
-        self._wait(60.0)
+        self._wait(PATIENCE if self._stuck_at != self._done else 0.1)
 
     def _wait(self, seconds: float, most: float = math.inf) -> None:
         """Until nothing is left to do, the server is away, nothing was done for ``seconds``, or ``most`` are over.
@@ -179,6 +183,7 @@ class Tracker:
                 done, left = self._done, min(seconds, until - time.monotonic())
                 self._news.wait_for(lambda done=done: self._bug or self._away or self._done != done, left)  # type: ignore[misc]
                 if self._done == done:
+                    self._stuck_at = done
                     break
         if self._bug is not None:
             raise self._bug
@@ -236,7 +241,9 @@ class Tracker:
 
     def _reach(self) -> None:
         """The experiment; and, once the sweep is known, its runs."""
-        self.experiment_id = self.experiment_id or _experiment(self.client, self.place)
+        if not self.experiment_id:
+            self.client = make_client(self.place)  # which asks a database at once, and again and again
+            self.experiment_id = _experiment(self.client, self.place)
         if not self._identity or self.parent:
             return
         parents, children = list[Any](), list[Any]()
@@ -432,28 +439,55 @@ class Tracker:
 
         try:
             self.client.set_experiment_tag(
-                self.experiment_id, f"mlflow.sharedViewState.{self._view_key()}", saved_view(self.sweep.name)
+                self.experiment_id,
+                f"mlflow.sharedViewState.{_view_key(self.sweep.name)}",
+                saved_view(self.sweep.name),
             )
         except MlflowException:
             return
 
-    def _view_key(self) -> str:
-        import hashlib
-
-        return hashlib.sha256(f"runner/{self.sweep.name}".encode()).hexdigest()[:32]
-
     def link(self) -> str:
-        """The address of the chart page that shows this sweep, for the UI that mlflow.yaml describes."""
-        ui = self.place.file.ui
-        remote = self.place.tracking_uri.startswith(("http://", "https://"))
-        base = redacted(self.place.tracking_uri).rstrip("/") if remote else f"http://{ui.host}:{ui.port}"
-        if not self.experiment_id:  # never reached
-            return base
-        page = f"{base}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-        if ui.saved_view:
-            return f"{page}&viewStateShareKey={self._view_key()}"
-        query = quote(f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{self.sweep.name}'")
-        return f"{page}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
+        """The address of the chart page that shows this sweep."""
+        return page(self.place, self.experiment_id, self.sweep.name)
+
+
+def page(place: Place, experiment_id: str, sweep: str, port: int | None = None) -> str:
+    """The address of the chart page that shows a sweep, in the UI that mlflow.yaml describes."""
+    ui = place.file.ui
+    remote = place.tracking_uri.startswith(("http://", "https://"))
+    base = redacted(place.tracking_uri).rstrip("/") if remote else f"http://{ui.host}:{port or ui.port}"
+    if not experiment_id:  # never reached
+        return base
+    charts = f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    if ui.saved_view:
+        return f"{charts}&viewStateShareKey={_view_key(sweep)}"
+    query = quote(f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{sweep}'")
+    return f"{charts}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
+
+
+def pages(place: Place, port: int | None = None) -> dict[str, str]:
+    """The page of every sweep that MLflow has, the newest first.
+
+    Raises:
+        SpecError: its database cannot be used.
+    """
+    try:
+        client = make_client(place)
+        found = client.get_experiment_by_name(place.experiment)
+        if found is None:
+            return {}
+        query, order = "tags.`sweep.role` = 'study'", ["attributes.start_time DESC"]
+        runs = _all_runs(client, found.experiment_id, query, order)
+        names = [run.data.tags["sweep.study"] for run in runs]
+        return {name: page(place, found.experiment_id, name, port) for name in names}
+    except Exception as error:
+        if not _trouble(error):
+            raise
+        raise unusable(place, error) from None
+
+
+def _view_key(sweep: str) -> str:
+    return hashlib.sha256(f"runner/{sweep}".encode()).hexdigest()[:32]
 
 
 def _key(record: Record) -> tuple[str, int]:
@@ -520,13 +554,19 @@ def _trouble(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return isinstance(error, (MlflowException, SQLAlchemyError, OSError, json.JSONDecodeError, SpecError))
+    known = (MlflowException, SQLAlchemyError, OSError, ImportError, json.JSONDecodeError, SpecError)
+    return isinstance(error, known)
 
 
 def _passing(error: Exception) -> bool:
-    """Whether it may pass by itself: nothing that MLflow refuses."""
-    code = getattr(error, "error_code", "INTERNAL_ERROR")
-    return not isinstance(error, SpecError) and code in PASSING
+    """Whether it may pass by itself: nothing that MLflow refuses, or that is missing here."""
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+    if isinstance(error, SQLAlchemyError):
+        return isinstance(error, OperationalError)
+    if isinstance(error, (SpecError, ImportError)):
+        return False
+    return getattr(error, "error_code", "INTERNAL_ERROR") in PASSING
 
 
 def unusable(place: Place, error: Exception) -> SpecError:

@@ -34,6 +34,7 @@ def measured() -> dict[str, str]:
     return {
         "speed: benchmarks/results/speed-*.json": report.table(results.glob("speed-*.json")) + "\n",
         "sweeps: benchmarks/results": report.sweeps(results),
+        "faults: benchmarks/results/faults.json": report.faults(results / "faults.json"),
         "evidence: benchmarks/results/replay-digits.json": report.evidence(results / "replay-digits.json"),
     }
 

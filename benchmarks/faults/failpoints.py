@@ -1,0 +1,89 @@
+"""kill -9 at every step of a trial's life: before and after each call that leaves something behind."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import optuna
+import victims
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+from runner import checkpoint, export, figures, lanes, report, space, study
+
+STORE = SqlAlchemyStore
+STEPS: dict[str, tuple[Any, str]] = {
+    "propose": (study, "propose"),
+    "suggest": (optuna.trial.Trial, "suggest_float"),
+    "sample a schedule": (space.Space, "sample"),
+    "put a trial on record": (optuna.storages.RDBStorage, "create_new_trial"),
+    "begin on a lane": (lanes.Lane, "begin"),
+    "an epoch has come": (lanes.Lane, "result"),
+    "put an epoch on record": (study.Study, "commit"),
+    "pack a checkpoint": (checkpoint, "pack"),
+    "write a checkpoint": (checkpoint, "write_atomically"),
+    "sync a checkpoint": (checkpoint.os, "fsync"),
+    "remove checkpoints": (checkpoint.Checkpoints, "drop"),
+    "tell": (study.Study, "tell"),
+    "report to Optuna": (optuna.Trial, "report"),
+    "tell Optuna": (optuna.Study, "tell"),
+    "MLflow: create a run": (STORE, "create_run"),
+    "MLflow: log a batch": (STORE, "log_batch"),
+    "MLflow: log inputs": (STORE, "log_inputs"),
+    "MLflow: set a tag": (STORE, "set_tag"),
+    "MLflow: end a run": (STORE, "update_run_info"),
+    "MLflow: write a text": (mlflow.MlflowClient, "log_text"),
+    "MLflow: write a file": (mlflow.MlflowClient, "log_artifact"),
+    "write the tables": (export, "result_files"),
+    "draw the figures": (figures, "sweep_figures"),
+    "report": (report, "write"),
+}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Each step, before and after, at several of its calls; then the same command until it ends."""
+    wrong: list[str] = []
+    killed: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as root:
+        expected = victims.undisturbed(Path(root))
+        for name, (owner, attribute) in STEPS.items():
+            for after in (False, True):
+                point = f"{'after' if after else 'before'}: {name}"
+                for hit in args.hits:
+                    folder = victims.folder_of_a_sweep(Path(root), checkpoint_seconds=0)
+                    arm = functools.partial(trap, owner, attribute, hit, after)
+                    code = victims.wait(victims.begin(folder, prepare=arm))
+                    if code == -signal.SIGKILL:
+                        killed[point] = killed.get(point, 0) + 1
+                    elif code != 0:
+                        wrong.append(f"{point}, call {hit}: ended with {code}")
+                    seen = victims.committed(folder)
+                    found = victims.finish(folder) or victims.compared(folder, expected, seen)
+                    wrong += [f"{point}, call {hit}: {text}" for text in found]
+    return {"failpoints": len(killed), "kills": sum(killed.values()), "points": killed, "wrong": wrong}
+
+
+def trap(owner: Any, attribute: str, hit: int, after: bool) -> None:
+    """In the victim: the ``hit``-th call of ``owner.attribute`` is its last."""
+    real: Callable[..., Any] = getattr(owner, attribute)
+    calls = 0
+
+    @functools.wraps(real)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == hit and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if calls == hit and after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, attribute, call)

@@ -1,0 +1,84 @@
+"""Browse sweeps in MLflow's own UI, on this machine only.
+
+    python -m runner.ui                     start it, and print the page of every sweep
+    python -m runner.ui digits              the page of this one
+    python -m runner.ui --expose lab.example.org    for others too: whoever reaches this machine reads and writes all
+
+MLflow's server has no users of its own, and by default answers to names that a hostile page can point at this
+machine. So it listens on loopback, and answers to the names below and to no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+
+from .document import SpecError, no_control
+from .place import Place, load_place, redacted
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def server(place: Place, expose: str | None = None, port: int | None = None) -> tuple[list[str], Mapping[str, str]]:
+    """The command that starts MLflow's server for a place, and what its environment has besides.
+
+    The address of the store may hold a password, so it is in the environment: everybody can read a command line.
+
+    Raises:
+        SpecError: mlflow.yaml asks for a wider host and nobody has said ``--expose``, or the place has a server.
+    """
+    ui, port = place.file.ui, port or place.file.ui.port
+    if place.tracking_uri.startswith(("http://", "https://")):
+        raise SpecError(f"{redacted(place.tracking_uri)} is a server already: open it in a browser")
+    if ui.host not in LOOPBACK and expose is None:
+        raise SpecError(
+            f"ui.host is {ui.host}, which others can reach, and MLflow asks nobody who they are; "
+            "say --expose NAME, the name they use, if that is wanted"
+        )
+    if expose is not None and not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", expose):
+        raise SpecError(f"--expose takes the one name that others use for this machine, not {expose!r}")
+    host = "0.0.0.0" if expose and ui.host in LOOPBACK else ui.host
+    names = ["localhost", "127.0.0.1", *([expose] if expose else [])]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    return command, {
+        "MLFLOW_BACKEND_STORE_URI": place.tracking_uri,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{port}" for name in names),
+        "MLFLOW_DISABLE_TELEMETRY": "false" if place.file.telemetry else "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m runner.ui", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("sweep", nargs="?", help="the name of a sweep (default: all)")
+    parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml in this folder)")
+    parser.add_argument("--port", type=int, metavar="N", help="instead of mlflow.yaml's ui.port")
+    parser.add_argument("--expose", metavar="NAME", help="let others in, by this name of the machine")
+    args = parser.parse_args(argv)
+    try:
+        no_control([args.sweep or "", args.mlflow or ""])
+        place = load_place(args.mlflow)
+        command, environment = server(place, args.expose, args.port)
+        from .tracking import pages
+
+        found = pages(place, args.port)
+        if args.sweep and args.sweep not in found:
+            raise SpecError(f"MLflow has no sweep {args.sweep!r}; it has {', '.join(sorted(found)) or 'none'}")
+    except SpecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, page in found.items():
+        if args.sweep in (None, name):
+            print(f"{name}: {page}")
+    print("starting; Ctrl-C ends it", flush=True)
+    os.chdir(place.folder)
+    return os.execve(command[0], command, os.environ | environment)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
