@@ -15,7 +15,7 @@ from . import export, figures
 from .confidence import Noise, calibration, share
 from .confirm import Confirmation, Verdict, ledger, verdict
 from .document import SpecError
-from .place import Place
+from .place import Place, StorageError
 from .space import problems
 from .spec import Record, Sweep
 from .study import Study, earlier_noise
@@ -79,14 +79,18 @@ def write(found: Found, tracker: Tracker) -> None:
     tracker.settle([record for stage in stages for record in stage.ended()])
     for stage in stages:
         stage.remember_runs(tracker.runs)
-    records, epochs, path = history.ended(), sweep.train.epochs, folder(found.place, sweep)
+    records, epochs = history.ended(), sweep.train.epochs
     answer = verdict(found.replicates.ended(), found.replicates.arms, sweep) if found.replicates else None
     rows = answer.rows if answer else []
     history.remember(confirmed=rows)
     if answer and answer.noise:
         history.remember(noise={"seed": answer.noise.seed, "paired": answer.noise.paired})
     direction, T = sweep.objective.direction, found.updates * epochs
-    paths = dict(export.result_files(path, records, direction, found.updates, epochs, history.allow, rows))
+    try:
+        path = folder(found.place, sweep)
+        paths = dict(export.result_files(path, records, direction, found.updates, epochs, history.allow, rows))
+    except SpecError as error:
+        raise StorageError(str(error)) from None
     plans = {r.number: history.schedule(r) for r in records}
     drawn = figures.sweep_figures(records, plans, T, epochs, rows, answer.strip if answer else [])
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}

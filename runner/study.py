@@ -466,7 +466,9 @@ def begun_with(name: str, storage: str, wanted: str) -> Engine | None:
         known, _ = load_study(name, storage)
     except SpecError:  # what else is wrong with the storage, ``open_study`` says
         return None
-    engine = Engine(**known.get("engine", {}))
+    if "engine" not in known:  # it ended before anything was trained
+        return None
+    engine = Engine(**known["engine"])
     if wanted == "reference" and engine.name != "reference":
         raise SpecError(
             f"the study {name!r} was begun with the engine {engine}; leave --engine out, or name the sweep anew"

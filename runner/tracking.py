@@ -54,7 +54,7 @@ def make_client(place: Place) -> MlflowClient:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # it says every attempt
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what is raised is said anyhow
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=place.tracking_uri)
 

@@ -12,6 +12,7 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mlflow import MlflowClient
@@ -85,9 +86,9 @@ def go_to(folder: Path, text: str, migrated: Path) -> None:
     os.chdir(folder)
 
 
-def table() -> str:
+def table(name: str = "tiny") -> str:
     """The table of a sweep, without what is a matter of time and place."""
-    records = load_study("tiny", load_place().storage)[1]
+    records = load_study(name, load_place().storage)[1]
     return trials_table(records).drop(columns=["seconds", "run_id"]).to_csv()
 
 
@@ -237,7 +238,7 @@ def postgres_binaries() -> Path | None:
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory):
-    """A real server of the tests' own, on loopback; its URL."""
+    """A real server of the tests' own, on loopback: its URL, and how it crashes and comes back."""
     binaries = postgres_binaries()
     if binaries is None:
         pytest.skip("no PostgreSQL binaries here (apt-get install postgresql)")
@@ -254,27 +255,76 @@ def postgres(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
-    subprocess.run([binaries / "pg_ctl", "-D", data, "-w", "-o", settings, "-l", folder / "log", "start"], **run)
-    yield f"postgresql+psycopg://me@127.0.0.1:{port}/postgres"
-    subprocess.run([binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"], **run)
+    start = [binaries / "pg_ctl", "-D", data, "-w", "-o", settings, "-l", folder / "log", "start"]
+    stop = [binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
+
+    def crash(seconds: float) -> None:
+        subprocess.run(stop, **run)
+        time.sleep(seconds)
+        subprocess.run(start, **run)
+
+    subprocess.run(start, **run)
+    yield SimpleNamespace(url=f"postgresql+psycopg://me@127.0.0.1:{port}/postgres", crash=crash)
+    subprocess.run(stop, **run)
 
 
 def test_a_study_in_postgresql_gives_the_table_of_one_in_sqlite(postgres, project, migrated, monkeypatch):
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
     expected = table()
     go_to(project / "other", TINY, migrated)
-    monkeypatch.setenv("RUNNER_STUDY_STORAGE", postgres)
+    monkeypatch.setenv("RUNNER_STUDY_STORAGE", postgres.url)
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
     assert table() == expected
     assert not Path("optuna.db").exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the driver's dead connections
+def test_a_server_that_crashes_twice_in_mid_sweep_and_comes_back_changes_nothing(
+    postgres, project, migrated, monkeypatch
+):
+    import psycopg
+
+    text = TINY.replace("question: Does it run?", "question: Does it run?\nname: long").replace(
+        "epochs: 2", "epochs: 12"
+    )
+    Path("sweeps/tiny.yaml").write_text(text)
+    command = ["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]
+    assert sweep.main(command) == 0
+    expected = table("long")
+    go_to(project / "other", text, migrated)
+    monkeypatch.setenv("RUNNER_STUDY_STORAGE", postgres.url)
+    address = postgres.url.replace("+psycopg", "")
+
+    def epochs_on_record() -> int:
+        query = (
+            "SELECT count(*) FROM trial_user_attributes JOIN trials USING (trial_id) JOIN studies USING (study_id) "
+            "WHERE study_name = 'long' AND key LIKE 'epoch:%'"
+        )
+        with psycopg.connect(address) as database:
+            try:
+                return database.execute(query).fetchone()[0]
+            except psycopg.errors.UndefinedTable:
+                return 0
+
+    def crashes() -> None:
+        for n in (3, 20):
+            while epochs_on_record() < n:
+                time.sleep(0.05)
+            postgres.crash(1.0)
+
+    killer = threading.Thread(target=crashes)
+    killer.start()
+    assert sweep.main(command) == 0
+    killer.join()
+    assert table("long") == expected
+
+
 def test_postgresql_has_one_coordinator_per_study(postgres):
-    with hold("mine", postgres):
+    with hold("mine", postgres.url):
         with pytest.raises(SpecError, match=rf"'mine' is being run by {socket.gethostname()} \(pid {os.getpid()}\)"):
-            hold("mine", postgres)
-        hold("another", postgres).close()
-    hold("mine", postgres).close()
+            hold("mine", postgres.url)
+        hold("another", postgres.url).close()
+    hold("mine", postgres.url).close()
 
 
 def test_a_database_that_does_not_answer_is_named_without_its_password(project, monkeypatch, capsys):

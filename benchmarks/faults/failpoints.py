@@ -20,6 +20,8 @@ from runner import checkpoint, export, figures, lanes, report, space, study
 
 STORE = SqlAlchemyStore
 STEPS: dict[str, tuple[Any, str]] = {
+    "create a study": (optuna, "create_study"),
+    "remember a fact": (study.Study, "remember"),
     "propose": (study, "propose"),
     "suggest": (optuna.trial.Trial, "suggest_float"),
     "sample a schedule": (space.Space, "sample"),

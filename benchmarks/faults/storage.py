@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
 import sqlite3
@@ -43,18 +42,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             for free in [0, 16, 64, 128, 256, 384, 512, 768, 1024, 1536, 2048, 3072] if disk else []:
                 folder = victims.folder_of_a_sweep(disk, checkpoint_seconds=0)
                 fill(folder / "ballast", free * 1024)
-                with elsewhere(folder, Path(root) / f"full-{free}"):
+                with elsewhere(folder, logs := Path(root) / f"full-{free}"):
                     code = victims.wait(victims.begin(folder))
                 seen = victims.committed(folder)
                 (folder / "ballast").unlink()
+                shutil.copy(logs, folder / "log")
                 case(f"disk full after {free} KiB", folder, code, seen, {0, 2, 4})
                 shutil.rmtree(folder)
             if disk:
                 folder = victims.folder_of_a_sweep(disk)
-                with elsewhere(folder, Path(root) / "read-only"):
+                with elsewhere(folder, logs := Path(root) / "read-only"):
                     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
                     code = victims.wait(victims.begin(folder))
                     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+                shutil.copy(logs, folder / "log")
                 case("the folder is read-only", folder, code, {}, {2})
                 folder = victims.folder_of_a_sweep(disk)
                 pid = victims.begin(folder)
@@ -104,9 +105,7 @@ def elsewhere(folder: Path, path: Path) -> Iterator[None]:
     path.touch()
     (folder / "log").symlink_to(path)
     yield
-    with contextlib.suppress(OSError):
-        (folder / "log").unlink()
-        shutil.copy(path, folder / "log")
+    (folder / "log").unlink()
 
 
 @contextmanager
