@@ -15,17 +15,25 @@ from typing import Any
 from .schedules import Moment, Schedule
 from .zoo import TYPES, WARMUPS
 
+LIBRARIES = ("torch", "lightning", "transformers", "timm")
 
-def code(schedule: Schedule, T: int, *, epochs: int | None = None) -> str:
+
+def code(schedule: Schedule, T: int, *, epochs: int | None = None, library: str = "torch") -> str:
     """Code that sets ``scheduler`` for an ``optimizer`` whose learning rate is ``schedule.init_lr``.
 
     Args:
         schedule: any schedule.
         T: the number of updates of the training it is for.
         epochs: the number of epochs that these updates make up; ``T`` by default.
+        library: whose training loop it is for: ``torch`` is a loop of one's own; ``lightning`` gives
+            ``configure_optimizers``; ``transformers`` a function for ``Trainer(optimizers=...)``; ``timm`` a class
+            with ``step`` and ``step_update``.
+
+    Raises:
+        ValueError: plateau with a warmup in another library than torch, or in ``transformers`` at all.
 
     Returns:
-        Python source. It expects ``optimizer`` and ends with a comment that says when to call
+        Python source. For torch it expects ``optimizer`` and ends with a comment that says when to call
         ``scheduler.step()``: after every update, or after every epoch for ``interval: epoch`` and plateau.
     """
     moment = schedule.moment(0, T, epochs)
@@ -40,7 +48,47 @@ def code(schedule: Schedule, T: int, *, epochs: int | None = None) -> str:
         step = step.replace("update", schedule.interval)
     else:
         step = f"# call scheduler.step() after every {schedule.interval}\n"
-    return f"{head}\n{spec}{native or _inlined(schedule, moment)}{step}"
+    body = native or _inlined(schedule, moment)
+    if library == "torch":
+        return f"{head}\n{spec}{body}{step}"
+    if schedule.type == "plateau" and (not native or library == "transformers"):
+        raise ValueError(f"plateau needs the validation accuracy, for which {library} has no place here")
+    return f"{head}\n{spec}{_adapted(schedule, body, moment, T, library)}"
+
+
+def _adapted(schedule: Schedule, body: str, moment: Moment, T: int, library: str) -> str:
+    """``body``, which makes ``scheduler`` for ``optimizer``, where a library looks for it."""
+    inside, plateau = textwrap.indent(body, "    "), schedule.type == "plateau"
+    by_epoch = plateau or schedule.interval == "epoch"
+    optimizer = f"torch.optim.SGD({{}}, lr={schedule.init_lr!r}, momentum=0.9)  # or yours, with this lr"
+    if library == "lightning":
+        said = '"scheduler": scheduler, "interval": ' + ('"epoch"' if by_epoch else '"step"')
+        said += ', "monitor": "val_accuracy"' * plateau
+        made = f"    optimizer = {optimizer.format('self.parameters()')}\n"
+        result = f'    return {{"optimizer": optimizer, "lr_scheduler": {{{said}}}}}\n'
+        return f"import torch\n\ndef configure_optimizers(self):  # of your LightningModule\n{made}{inside}{result}"
+    if library == "transformers":
+        if schedule.interval == "epoch":  # Trainer calls step() after every update
+            each = T // moment.total
+            inside = textwrap.indent(_inlined(schedule, moment), "    ")
+            inside = inside.replace(
+                "LambdaLR(optimizer, factor)", f"LambdaLR(optimizer, lambda t: factor(t // {each}))"
+            )
+        made = f"# optimizer = {optimizer.format('model.parameters()')}\n"
+        use = "# Trainer(model, args, ..., optimizers=(optimizer, make_scheduler(optimizer)))\n"
+        return f"def make_scheduler(optimizer):\n{inside}    return scheduler\n\n{made}{use}"
+    step, update = ("self.scheduler.step(metric)" if plateau else "self.scheduler.step()"), "pass"
+    if not by_epoch:
+        step, update = update, step
+    return (
+        "class Scheduler:  # called as timm's training loop calls its own\n"
+        f"    def __init__(self, optimizer):\n{textwrap.indent(inside, '    ')}        self.scheduler = scheduler\n\n"
+        f"    def step(self, epoch, metric=None):\n        {step}\n\n"
+        f"    def step_update(self, num_updates, metric=None):\n        {update}\n\n"
+        "    def state_dict(self):\n        return self.scheduler.state_dict()\n\n"
+        "    def load_state_dict(self, state):\n        self.scheduler.load_state_dict(state)\n\n"
+        "# lr_scheduler = Scheduler(optimizer)\n"
+    )
 
 
 # --------------------------------------------------------------------------------------

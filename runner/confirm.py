@@ -171,6 +171,7 @@ def _row(
         "type": arm.schedule["type"],
         "init_lr": arm.schedule["init_lr"],
         "seeds": len(values),
+        "values": values,
         "mean": float(np.mean(values)) if values else None,
         "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "low": low,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from .document import SpecError
+from .schedules import find_function
 from .spec import Augment, Data
 
 TORCHVISION: dict[
@@ -191,6 +192,8 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
 def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
     if config.source == "digits":
         return _digits(), None
+    if config.function is not None:
+        return _custom(config.function)
     if config.source == "folder":
         return _folder(data_dir / str(config.path), config.size or 64)
     if config.source == "parquet":
@@ -199,6 +202,34 @@ def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
     if any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
         return _parquet(folder)
     return _torchvision(config.source, data_dir)
+
+
+def _custom(name: str) -> tuple[Split, Split | None]:
+    """What a user's function gives: images and labels, or two pairs of them. Its permission was asked for when the
+    sweep file was read."""
+
+    def split(images: Any, labels: Any) -> Split:
+        x, y = torch.as_tensor(images), torch.as_tensor(labels)
+        if x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 1):
+            x = _three_channels(x[..., 0] if x.ndim == 4 else x)
+        if (
+            x.dtype != torch.uint8
+            or x.ndim != 4
+            or x.shape[3] != 3
+            or y.shape != x.shape[:1]
+            or y.is_floating_point()
+        ):
+            said = f"{x.dtype} {list(x.shape)} and {y.dtype} {list(y.shape)}"
+            raise DataError(f"{name}() gives {said}; wanted: images uint8 [N, H, W, 3], labels whole numbers [N]")
+        return Split(x.contiguous(), y.to(torch.int64))
+
+    try:
+        given: Any = find_function(name, [name.partition(".")[0]])()
+        pairs = [given] if len(given) == 2 and not isinstance(given[0], (tuple, list)) else list(given)
+        splits = [split(*pair) for pair in pairs]
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name}() does not give images and labels: {error}") from None
+    return splits[0], splits[1] if len(splits) > 1 else None
 
 
 def _digits() -> Split:

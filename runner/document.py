@@ -77,7 +77,14 @@ class Document:
 class Frozen(BaseModel):
     """A part of a file: immutable, strictly typed, and misspelt keys are named."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_enum_values=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_enum_values=True,
+        use_attribute_docstrings=True,
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 python -m runner.export                          the best schedules of sweeps/digits.yaml, as a table
 python -m runner.export cifar10 --top 5 --format csv
 python -m runner.export cifar10 --code 1         PyTorch code of the winner, to paste
+python -m runner.export cifar10 --code 1 --for lightning     as configure_optimizers; also transformers, timm
 python -m runner.export cifar10 --table epochs --format parquet --out epochs.parquet
 """
 
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .codegen import LIBRARIES
 from .document import SpecError
 from .document import read as read_yaml
 from .place import Place, load_place
@@ -184,9 +186,16 @@ def _dtype(values: Sequence[Any]) -> str:
     return "Float64" if kinds <= {int, float} else "string"
 
 
-def code(record: Record, updates: int, epochs: int, allow: Sequence[str] = ()) -> str:
-    """PyTorch code of a trial's schedule, for a training as long as the sweep's."""
-    return load(record.schedule, allow=allow).code(updates * epochs, epochs=epochs)
+def code(record: Record, updates: int, epochs: int, allow: Sequence[str] = (), library: str = "torch") -> str:
+    """Code of a trial's schedule, for a training as long as the sweep's.
+
+    Raises:
+        SpecError: that library cannot do it.
+    """
+    try:
+        return load(record.schedule, allow=allow).code(updates * epochs, epochs=epochs, library=library)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
 
 
 # --------------------------------------------------------------------------------------
@@ -305,6 +314,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", choices=[*SUFFIXES], default="markdown", help="default: markdown")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--code", type=int, metavar="K", help="print PyTorch code of the K-th best schedule")
+    parser.add_argument(
+        "--for",
+        dest="library",
+        choices=LIBRARIES,
+        default="torch",
+        help="with --code: whose training loop (default: torch)",
+    )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml)")
     parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
     args = parser.parse_args(argv)
@@ -332,7 +348,7 @@ def _export(args: argparse.Namespace) -> int:
         trial = int(best.iloc[args.code - 1]["trial"])
         record = next(r for r in records if r.number == trial)
         epochs = len(record.epochs)
-        text: str | None = code(record, facts["updates_per_epoch"], epochs, args.allow_plugin)
+        text: str | None = code(record, facts["updates_per_epoch"], epochs, args.allow_plugin, args.library)
         if args.out is not None:
             _write_text(args.out, text or "")
             text = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,18 +13,20 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from .schedules import Schedule
+from .schedules import Schedule, load
 from .spec import Record
 from .zoo import TYPES
 
 # Okabe and Ito's colours, which colour-blind people tell apart; the line style tells the rest.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+COMMON = ("cosine", "linear", "one_cycle", "wsd", "step", "constant", "exponential")
+"""The types that stand side by side most often: a colour for each."""
 
 
 def style(kind: str) -> dict[str, Any]:
     """The colour and the line of a schedule type, the same in every figure."""
-    i = [*TYPES, "custom"].index(kind)
+    i = [*COMMON, *(name for name in [*TYPES, "custom"] if name not in COMMON)].index(kind)
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i // len(COLOURS)) % len(STYLES)]}
 
 
@@ -97,27 +100,74 @@ def best_curves(records: Sequence[Record], plans: Sequence[Schedule], T: int, ep
     return figure
 
 
-def accuracy_by_type(records: Sequence[Record]) -> Figure:
-    """Final validation accuracy of every trial, by schedule, the best on top."""
-    figure = _figure(7.5, 4.2)
-    axes = figure.add_subplot()
+def accuracy_by_type(records: Sequence[Record], confirmed: Sequence[Mapping[str, Any]] = (), sign: int = 1) -> Figure:
+    """Every trial's objective by schedule, the best on top; below them the fresh seeds of its best."""
     groups: dict[str, list[Record]] = {}
     for record in records:
-        if record.outcome == "complete" and record.history:
+        if record.value is not None:
             groups.setdefault(record.name, []).append(record)
-    order = sorted(groups, key=lambda name: max(r.history[-1] for r in groups[name]))
-    for row, name in enumerate(order):
-        values = [r.history[-1] for r in groups[name]]
+    seeds = {row["name"]: row for row in confirmed if row["best_of_type"] and row["mean"] is not None}
+
+    def worth(name: str) -> float:
+        own = seeds[name]["mean"] if name in seeds else None
+        return sign * own if own is not None else max(sign * (r.value or 0.0) for r in groups[name]) - 1e9
+
+    order = sorted(groups, key=worth)
+    figure = _figure(7.5, 0.42 * len(order) + 1.2)
+    axes = figure.add_subplot()
+    for y, name in enumerate(order):
         colour = style(groups[name][0].schedule["type"])["color"]
-        axes.plot(values, [row] * len(values), "o", color=colour, alpha=0.7, markersize=6)
-        axes.plot([max(values)], [row], "|", color="black", markersize=16)
+        values = [r.value or 0.0 for r in groups[name]]
+        axes.plot(values, [y + 0.15] * len(values), "o", color=colour, alpha=0.5, markersize=5)
+        if name in seeds:
+            row = seeds[name]
+            axes.plot(row["values"], [y - 0.2] * len(row["values"]), "D", color=colour, markersize=4, mec="black")
+            axes.plot([row["mean"]], [y - 0.2], "|", color="black", markersize=14)
+    axes.set_xlim(*_upper([r.value for r in records if r.value is not None], sign))
     axes.set_yticks(range(len(order)), [f"{n} ({len(groups[n])})" for n in order])
-    axes.set_xlabel("validation accuracy (| the best of the type; one seed each)")
+    axes.set_xlabel("objective (o: a trial, one seed; diamonds: fresh seeds of its best, | their mean)", fontsize=8)
     axes.grid(axis="x", alpha=0.3)
     return figure
 
 
-def accuracy_against_lr(records: Sequence[Record], confirmed: Sequence[Mapping[str, Any]] = ()) -> Figure:
+def history(records: Sequence[Record], sign: int = 1) -> Figure:
+    """The search in the order of its trials: what each gave, and how far the best so far was behind at last."""
+    done = [(r.number, r.value, r.schedule["type"]) for r in records if r.value is not None]
+    figure = _figure(7.5, 4.2)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    best = [max((sign * v for n, v, _ in done if n <= number)) for number, _, _ in done]
+    for kind in dict.fromkeys(kind for _, _, kind in done):
+        mine = [(n, v) for n, v, k in done if k == kind]
+        above.plot(*zip(*mine, strict=True), "o", color=style(kind)["color"], markersize=4, label=kind)
+    numbers = [n for n, _, _ in done]
+    above.plot(numbers, [sign * b for b in best], color="black", linewidth=1, drawstyle="steps-post")
+    lost = [r.number for r in records if r.value is None]
+    above.plot(lost, [min(v for _, v, _ in done)] * len(lost), "x", color="0.5", markersize=5)
+    above.set_ylim(*_upper([v for _, v, _ in done], sign))
+    above.set_ylabel("objective (line: best so far)", fontsize=8)
+    above.legend(fontsize=6, ncols=4)
+    below.plot(numbers, [best[-1] - b for b in best], color="black", drawstyle="steps-post")
+    below.set_ylabel("regret", fontsize=8)
+    below.set_xlabel("trial")
+    return figure
+
+
+def importance(weights: Mapping[str, float]) -> Figure:
+    """How much of the objective each parameter explains."""
+    rows = list(weights.items())[:10][::-1]
+    figure = _figure(6, 0.32 * len(rows) + 1.0)
+    axes = figure.add_subplot()
+    axes.barh(
+        [name for name, _ in rows], [share for _, share in rows], color="0.55", edgecolor="black", linewidth=0.6
+    )
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the objective's variance that it explains (PED-ANOVA)", fontsize=8)
+    return figure
+
+
+def accuracy_against_lr(
+    records: Sequence[Record], confirmed: Sequence[Mapping[str, Any]] = (), sign: int = 1
+) -> Figure:
     """Validation accuracy against ``init_lr``, a panel for each schedule; what fresh seeds gave has its interval."""
     groups: dict[str, list[Record]] = {}
     for record in records:
@@ -145,6 +195,7 @@ def accuracy_against_lr(records: Sequence[Record], confirmed: Sequence[Mapping[s
                 )
         axes.set_xscale("log")
         axes.set_xlim(*_decade([r.schedule["init_lr"] for r in records]))
+        axes.set_ylim(*_upper([r.value for r in records if r.value is not None], sign))
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
@@ -192,6 +243,8 @@ def sweep_figures(
     epochs: int,
     confirmed: Sequence[Mapping[str, Any]] = (),
     strip: Sequence[Mapping[str, Any]] = (),
+    weights: Mapping[str, float] | None = None,
+    sign: int = 1,
 ) -> dict[str, Figure]:
     """The figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
     seen = [r for r in records if r.epochs and r.outcome != "failed"]
@@ -201,13 +254,35 @@ def sweep_figures(
         made["lr_curves_by_accuracy.png"] = curves_by_accuracy(seen, [plans[r.number] for r in seen], T, epochs)
     if done:
         made["best_curves.png"] = best_curves(done[:5], [plans[r.number] for r in done[:5]], T, epochs)
-        made["accuracy_by_type.png"] = accuracy_by_type(done)
-        made["accuracy_against_lr.png"] = accuracy_against_lr(done, confirmed)
+        made["accuracy_by_type.png"] = accuracy_by_type(done, confirmed, sign)
+        made["history.png"] = history(records, sign)
+        made["accuracy_against_lr.png"] = accuracy_against_lr(done, confirmed, sign)
     if any(row["behind"] is not None for row in confirmed):
         made["confidence_set.png"] = confidence_set(confirmed)
     if strip:
         made["robustness.png"] = robustness(strip)
+    if weights:
+        made["importance.png"] = importance(weights)
     return made
+
+
+def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Figure]:
+    """The figures of a sweep that has been run, by name; each shows itself in a notebook.
+
+    Raises:
+        SpecError: there is no such sweep.
+    """
+    from . import export
+    from .place import load_place
+
+    facts, records = export.read(name, load_place(mlflow_yaml))
+    epochs = max((len(r.epochs) for r in records), default=1)
+    plans = {r.number: load(r.schedule) for r in records if "function" not in r.schedule}
+    sign = 1 if facts["direction"] == "maximize" else -1
+    known = [r for r in records if r.number in plans]
+    T = facts["updates_per_epoch"] * epochs
+    made = sweep_figures(known, plans, T, epochs, facts.get("confirmed", []), sign=sign)
+    return {file.removesuffix(".png"): figure for file, figure in made.items()}
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -215,10 +290,27 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+class Drawn(Figure):
+    """A figure that shows itself in a notebook."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, dpi=110)
+        return buffer.getvalue()
+
+
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Drawn(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # without pyplot: no window, no state shared between threads
     return figure
+
+
+def _upper(values: Sequence[float], sign: int) -> tuple[float, float]:
+    """Limits of an axis that show what is good: failures to learn lie outside."""
+    ordered = sorted(values, key=lambda v: sign * v)
+    bar, best = ordered[len(ordered) // 4], ordered[-1]
+    room = 0.08 * abs(best - bar) or 0.01
+    return tuple(sorted((bar - sign * 4 * room, best + sign * room)))  # type: ignore[return-value]
 
 
 def _decade(values: Sequence[float]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .document import SpecError
+from .schedules import find_function
 from .spec import Model
 from .zoo import did_you_mean
 
@@ -29,6 +30,11 @@ def build(config: Model, classes: int, seed: int) -> nn.Module:
 def _network(config: Model, classes: int) -> nn.Module:
     from torchvision.models import ResNet, get_model, list_models
 
+    if config.function is not None:
+        made = find_function(config.function, [config.function.partition(".")[0]])(classes)  # permitted when read
+        if not isinstance(made, nn.Module):
+            raise SpecError(f"{config.function}({classes}) gives a {type(made).__name__}, not a torch.nn.Module")
+        return made
     names = list_models(module=__import__("torchvision").models)
     if config.name not in names:
         raise SpecError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,11 @@ from .place import Place, StorageError
 from .space import problems
 from .spec import Record, Sweep
 from .study import Study, earlier_noise
-from .terminal import say
+from .terminal import event, say
 from .tracking import Tracker, escape
 
+SHOWN = ("lr_curves_by_accuracy.png", "confidence_set.png", "accuracy_by_type.png", "accuracy_against_lr.png")
+"""The figures in the parent run's description."""
 ONE_SEED = "One seed each: differences of tenths of a point are within what another seed changes."
 
 
@@ -92,7 +95,8 @@ def write(found: Found, tracker: Tracker) -> None:
     except SpecError as error:
         raise StorageError(str(error)) from None
     plans = {r.number: history.schedule(r) for r in records}
-    drawn = figures.sweep_figures(records, plans, T, epochs, rows, answer.strip if answer else [])
+    strip, sign = answer.strip if answer else [], sweep.objective.sign
+    drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, history.importance(), sign)
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
 
     table, sentences = export.best_table(records, direction, 10, rows), [*_sentences(found, records, answer)]
@@ -100,9 +104,16 @@ def write(found: Found, tracker: Tracker) -> None:
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
     note = [f"**{escape(sweep.question)}**", *map(escape, sentences)]
     note += [export.confirmed_markdown(rows, escape)] * bool(rows) + [f"{said}.", export.markdown(table, escape)]
-    note.append(f"Reproduce: python -m runner.sweep {escape(found.file.name)}")
+    shown = [name for name in SHOWN if name in drawn and tracker.parent]
+    note += [f"![{name.removesuffix('.png')}]({tracker.picture(name)})" for name in shown]
+    command = f"python -m runner.sweep {found.file}" if _plain(found.file) else "python -m runner.sweep, and its file"
+    note.append(f"Reproduce, continue, or add trials (search.trials): `{command}`. Its file is among the artifacts.")
     missed = tracker.finish(paths.values(), "\n\n".join(note), _summary(counts, history, answer))
 
+    files = {name: str(file) for name, file in paths.items()}
+    event(
+        "answer", sweep=sweep.name, sentences=sentences, confirmed=rows, outcomes=counts, mlflow=missed, files=files
+    )
     say(f"\n{sweep.question}\n", markdown=True)
     say("\n".join(f"- {sentence}" for sentence in sentences), markdown=True)
     if rows:
@@ -113,7 +124,8 @@ def write(found: Found, tracker: Tracker) -> None:
     if missed:
         say(f"MLflow lacks something ({missed}); python -m runner.sweep {found.file} --sync sends it")
     say(_browse(found))
-    say(f"  {tracker.link()}")
+    for what, link in tracker.links().items():
+        say(f"  {what}: {link}")
 
 
 def _sentences(found: Found, records: Sequence[Record], answer: Verdict | None) -> list[str]:
@@ -204,6 +216,11 @@ def _browse(found: Found) -> str:
         return "browse:"
     elsewhere = "" if found.place.folder == Path.cwd() else f" --mlflow {found.place.folder / 'mlflow.yaml'}"
     return f"browse: python -m runner.ui {found.sweep.name}{elsewhere}   and open"
+
+
+def _plain(path: Path) -> bool:
+    """Whether a path is no markup."""
+    return re.fullmatch(r"[\w./-]+", str(path)) is not None
 
 
 def _relative(path: Path) -> Path:

@@ -24,10 +24,12 @@ import copy
 import importlib
 import importlib.metadata
 import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .zoo import TYPES, WARMUPS, Function, Length, Param, ScheduleError, choice, did_you_mean, length
@@ -211,11 +213,11 @@ class Schedule:
         table = TYPES[self.type].params
         return shared | {name: table[name].write(value) for name, value in self.params.items()}
 
-    def code(self, T: int, *, epochs: int | None = None) -> str:
-        """Stand-alone PyTorch code for a training of ``T`` updates: see ``codegen.code``."""
+    def code(self, T: int, *, epochs: int | None = None, library: str = "torch") -> str:
+        """Stand-alone code for a training of ``T`` updates in PyTorch or a library of its: see ``codegen.code``."""
         from . import codegen
 
-        return codegen.code(self, T, epochs=epochs)
+        return codegen.code(self, T, epochs=epochs, library=library)
 
     def problems(self, T: int, *, epochs: int | None = None) -> list[str]:
         """What this schedule cannot do in ``T`` updates, in words; an empty list where it does what it says."""
@@ -259,17 +261,20 @@ class Moment:
     epochs: int
 
 
-def load(mapping: Mapping[str, Any], *, allow: Sequence[str] = ()) -> Schedule:
+def load(mapping: Mapping[str, Any] | Path, *, allow: Sequence[str] = ()) -> Schedule:
     """Build a schedule from its JSON form; whatever is not named has its default.
 
     Args:
-        mapping: ``type`` and any of ``init_lr``, ``warmup`` (a length, or a mapping of a length with ``form`` and
-            ``start``), ``clock``, ``interval``, ``floor``, and the parameters of the type.
+        mapping: the path of a file such as ``best_schedule.json``, or what stands in it: ``type`` and any of
+            ``init_lr``, ``warmup`` (a length, or a mapping of a length with ``form`` and ``start``), ``clock``,
+            ``interval``, ``floor``, and the parameters of the type.
         allow: dotted prefixes (``"my_package."``) under which a custom function may be named by its path.
 
     Raises:
         ScheduleError: an unknown type or key, or a value that cannot be; it names the key.
     """
+    if isinstance(mapping, Path):
+        mapping = json.loads(mapping.read_text(encoding="utf-8"))
     if not isinstance(mapping, Mapping):
         raise ScheduleError([], f"a schedule must be a mapping with a type, not {mapping!r}")
     given = dict(mapping)
@@ -355,7 +360,7 @@ def _load_custom(given: dict[str, Any], allow: Sequence[str]) -> tuple[Params, F
         raise ScheduleError(["function"], "must be the name of an installed entry point, or a dotted path")
     if not isinstance(params, Mapping) or not all(isinstance(k, str) and k.isidentifier() for k in params):
         raise ScheduleError(["params"], f"must be a mapping of Python names to values, not {params!r}")
-    function = _find_function(name, allow)
+    function = find_function(name, allow)
     try:
         inspect.signature(function).bind(0, 1, **params)
     except TypeError as error:
@@ -363,8 +368,12 @@ def _load_custom(given: dict[str, Any], allow: Sequence[str]) -> tuple[Params, F
     return Params(function=name, params=Params(copy.deepcopy(dict(params)))), function
 
 
-def _find_function(name: str, allow: Sequence[str]) -> Function:
-    """The function of an installed entry point, or of a dotted path under an allowed prefix; never another."""
+def find_function(name: str, allow: Sequence[str]) -> Function:
+    """The function of an installed entry point, or of a dotted path under an allowed prefix; never another.
+
+    Raises:
+        ScheduleError: it is neither, or cannot be imported.
+    """
     for entry in importlib.metadata.entry_points(group=PLUGINS):
         if entry.name == name:
             return entry.load()  # type: ignore[no-any-return]

@@ -15,10 +15,12 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from . import space as spaces
 from .document import Document, Frozen, SpecError, read
-from .schedules import Schedule
+from .schedules import Schedule, find_function
 from .zoo import ScheduleError
 
-SOURCES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "folder", "parquet"]
+SOURCES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "folder", "parquet", "custom"]
+Function = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.:]*$", max_length=200)]
+"""The name of a user's own function: a dotted path that ``--allow-plugin`` permits."""
 
 
 class Augment(Frozen):
@@ -34,6 +36,9 @@ class Data(Frozen):
     source: SOURCES
     path: Annotated[str, Field(min_length=1)] | None = None
     """folder, parquet: where, relative to --data-dir."""
+    function: Function | None = None
+    """custom: a function without arguments that gives images (uint8, ``[N, H, W, 3]``) and labels, or two such pairs,
+    for training and test."""
     size: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Resize to this many pixels square; needed for a folder, whose images differ."""
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
@@ -50,19 +55,29 @@ class Data(Frozen):
         if (self.source in ("folder", "parquet")) != (self.path is not None):
             wants = "needs a path" if self.path is None else "has no path of its own"
             raise ValueError(f"source {self.source} {wants}; folder and parquet have one")
+        if (self.source == "custom") != (self.function is not None):
+            raise ValueError("source custom has a function, such as my_package.images, and no other source has")
         if self.source == "folder" and self.size is None:
             raise ValueError("source folder needs a size, such as 64: its images differ")
         return self
 
 
 class Model(Frozen):
-    """A torchvision classification model."""
+    """A torchvision classification model, or one's own."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=60)] = "resnet18"
+    function: Function | None = None
+    """With ``name: custom``: ``function(classes)`` gives a ``torch.nn.Module``; stem and width are its own matter."""
     stem: Literal["small", "imagenet"] = "small"
     """small: 3x3 stride 1 and no max-pool, for images of up to about 64 pixels (ResNets only)."""
     width: Annotated[int, Field(ge=1, le=1024)] = 64
     """Channels of the first stage; 64 is the published network (ResNets only)."""
+
+    @model_validator(mode="after")
+    def _is_theirs_or_ones_own(self) -> Model:
+        if (self.name == "custom") != (self.function is not None):
+            raise ValueError("name custom has a function, such as my_package.network, and no other name has")
+        return self
 
 
 class Train(Frozen):
@@ -288,6 +303,12 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
     document = read(path)
     document.data.setdefault("name", document.path.stem)
     sweep = document.parse(Sweep)
+    for section in ("data", "model"):
+        if function := getattr(sweep, section).function:
+            try:
+                find_function(function, allow)
+            except ScheduleError as error:
+                raise document.error((section, "function"), error.message) from None
     try:
         space = sweep.schedules
         space.check(allow)

@@ -29,6 +29,7 @@ from .schedules import load
 from .space import problems
 from .spec import Record, Sweep, TrialConfig, load_sweep
 from .stop import Stop, Stopped
+from .terminal import speak
 from .zoo import ScheduleError
 
 if TYPE_CHECKING:
@@ -284,6 +285,11 @@ def arguments() -> argparse.ArgumentParser:
         help="try this schedule first, as best_schedule.json has it (repeatable)",
     )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml in this folder)")
+    shown = parser.add_mutually_exclusive_group()
+    for output, said in (("quiet", "no progress, the result alone"), ("json", "a line of JSON for each event")):
+        shown.add_argument(
+            f"--{output}", dest="output", action="store_const", const=output, default="text", help=said
+        )
     parser.add_argument("--sync", action="store_true", help="train nothing; send what MLflow lacks, and report")
     parser.add_argument("--dry-run", action="store_true", help="check the files, print the warnings, and stop")
     parser.add_argument(
@@ -324,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(args: argparse.Namespace, stop: Stop) -> int:
     """What the command line asks for; returns the exit code."""
+    speak(args.output)
     no_control([args.sweep, args.data_dir, args.device, args.mlflow or ""])
     sweep, document = load_sweep(args.sweep, args.allow_plugin)
     place = load_place(args.mlflow)

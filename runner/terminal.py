@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -39,7 +42,33 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-CONSOLE = Console()  # one, so that what is said while a display is live stands above it
+CONSOLE = Console()
+"""One, so that what is said while a display is live stands above it."""
+OUTPUTS = ("text", "quiet", "json")
+_output = "text"
+
+
+def speak(output: str) -> None:
+    """How to speak from here on: ``quiet`` leaves out the progress, ``json`` is a line of JSON for each event."""
+    global _output
+    _output = output
+    CONSOLE.stderr = output == "json"  # the words, then: the events have stdout for themselves
+
+
+def event(kind: str, **said: Any) -> None:
+    """A line of JSON, where that is asked for; numbers that are not finite are null."""
+    if _output == "json":
+        print(redacted(json.dumps({"event": kind, **_finite(said)})), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def say(text: str, markdown: bool = False) -> None:
@@ -63,7 +92,7 @@ class Display:
         self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal:
+        if self.console.is_terminal and _output == "text":
             self._live.start()
         return self
 
@@ -81,6 +110,7 @@ class Display:
 
     def epoch(self, record: Record) -> None:
         """The newest committed epoch of a running trial."""
+        event("epoch", stage=record.stage, trial=record.number, name=record.name, **record.epochs[-1])
         self._epochs_seen += 1
         entry = record.epochs[-1]
         rates = [e["lr"] for e in record.epochs]
@@ -99,9 +129,26 @@ class Display:
         if better:
             self.best = record
         self._bar.update(self._task, completed=self.done)
+        event(
+            "ended",
+            stage=record.stage,
+            trial=record.number,
+            name=record.name,
+            outcome=record.outcome,
+            objective=record.value,
+            schedule=dict(record.schedule),
+            best=better,
+            done=self.done,
+            of=self.trials,
+            seconds_left=self.eta(),
+        )
+        if _output != "text":
+            return
         said = f"{record.value:.4g}" if record.value is not None else record.outcome
         rates = sparkline([e["lr"] for e in record.epochs], self.epochs)
         left = f"  {duration(self.eta())} left" if self.done < self.trials else ""
+        if self.console.width < 80:  # narrow: without the curve
+            rates = ""
         self.console.print(
             f"[{self.done}/{self.trials}] {record.title:<9} {record.name:<16} "
             f"init_lr {record.schedule['init_lr']:<8.3g} {rates} {said}{' best so far' if better else ''}"
@@ -113,6 +160,7 @@ class Display:
         self._live.update(self._view())
 
     def warn(self, message: str) -> None:
+        event("warning", message=message)
         self.console.print(f"[yellow]warning[/yellow]: {escape(redacted(message))}", highlight=False, soft_wrap=True)
 
     def eta(self) -> float:

@@ -39,6 +39,8 @@ PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"
 """MLflow's codes for what may pass by itself; a server that cannot be reached is an internal error to it."""
 PATIENCE = 60.0
 """Seconds without progress after which a sweep that has ended no longer waits for MLflow."""
+ML = "workflowType=machine_learning"
+"""What a link says so that MLflow's UI shows runs, not traces."""
 NOTE = "mlflow.note.content"
 """The tag that holds a run's description."""
 
@@ -377,7 +379,8 @@ class Tracker:
         epochs, summary = record.recipe(self.sweep).epochs, {"total_seconds": record.seconds}
         if record.outcome != "failed":  # perhaps because of its schedule
             lrs = self._schedule(record).lrs(self.updates * epochs, epochs=epochs, history=record.history)
-            summary |= {"schedule/mean_lr": math.fsum(lrs) / len(lrs), "schedule/max_lr": max(lrs)}
+            mean, peak = math.fsum(lrs) / len(lrs), max(lrs)
+            summary |= {"schedule/mean_lr": mean, "schedule/max_lr": peak, "schedule/final_over_peak": lrs[-1] / peak}
             rows = "".join(f"{t},{t // self.updates},{lr!r}\n" for t, lr in enumerate(lrs))
             self.client.log_text(run, f"update,epoch,lr\n{rows}", "lr_per_update.csv")
         accuracies = [a for a in record.history if math.isfinite(a)]
@@ -438,29 +441,38 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            self.client.set_experiment_tag(
-                self.experiment_id,
-                f"mlflow.sharedViewState.{_view_key(self.sweep.name)}",
-                saved_view(self.sweep.name),
-            )
+            for grouped in (False, True):
+                key = f"mlflow.sharedViewState.{_view_key(self.sweep.name, grouped)}"
+                self.client.set_experiment_tag(self.experiment_id, key, saved_view(self.sweep.name, grouped))
         except MlflowException:
             return
 
-    def link(self) -> str:
-        """The address of the chart page that shows this sweep."""
-        return page(self.place, self.experiment_id, self.sweep.name)
+    def links(self) -> dict[str, str]:
+        """The addresses of the pages that show this sweep, by what they show."""
+        charts, types = (page(self.place, self.experiment_id, self.sweep.name, grouped=g) for g in (False, True))
+        if not self.experiment_id:
+            return {"MLflow": charts}
+        report = f"{charts.partition('#')[0]}#/experiments/{self.experiment_id}/runs/{self.parent}?{ML}"
+        return {"curves": charts} | ({"types": types} if self.place.file.ui.saved_view else {}) | {"report": report}
+
+    def picture(self, name: str) -> str:
+        """The address, in the UI, of a figure on the parent run."""
+        return f"get-artifact?path=figures%2F{quote(name)}&run_uuid={self.parent}"
 
 
-def page(place: Place, experiment_id: str, sweep: str, port: int | None = None) -> str:
-    """The address of the chart page that shows a sweep, in the UI that mlflow.yaml describes."""
+def page(place: Place, experiment_id: str, sweep: str, port: int | None = None, grouped: bool = False) -> str:
+    """The address of the chart page that shows a sweep, in the UI that mlflow.yaml describes.
+
+    ``grouped``: each schedule's mean and range over its trials.
+    """
     ui = place.file.ui
     remote = place.tracking_uri.startswith(("http://", "https://"))
     base = redacted(place.tracking_uri).rstrip("/") if remote else f"http://{ui.host}:{port or ui.port}"
     if not experiment_id:  # never reached
         return base
-    charts = f"{base}/#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
+    charts = f"{base}/#/experiments/{experiment_id}/runs?{ML}&compareRunsMode=CHART"
     if ui.saved_view:
-        return f"{charts}&viewStateShareKey={_view_key(sweep)}"
+        return f"{charts}&viewStateShareKey={_view_key(sweep, grouped)}"
     query = quote(f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{sweep}'")
     return f"{charts}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
 
@@ -486,8 +498,8 @@ def pages(place: Place, port: int | None = None) -> dict[str, str]:
         raise unusable(place, error) from None
 
 
-def _view_key(sweep: str) -> str:
-    return hashlib.sha256(f"runner/{sweep}".encode()).hexdigest()[:32]
+def _view_key(sweep: str, grouped: bool = False) -> str:
+    return hashlib.sha256(f"runner/{sweep}{'/types' * grouped}".encode()).hexdigest()[:32]
 
 
 def _key(record: Record) -> tuple[str, int]:
@@ -678,8 +690,8 @@ def _now() -> int:
 # The saved view of MLflow's chart page.
 
 
-def saved_view(name: str) -> str:
-    """The value of the experiment tag that presets the chart page for one sweep.
+def saved_view(name: str, grouped: bool = False) -> str:
+    """The value of the experiment tag that presets the chart page for one sweep; ``grouped`` by its schedules.
 
     MLflow draws no learning-rate curve by default and hides nested runs. Since 3.15 a view of its chart page is an
     experiment tag; the format is its own and undocumented, read in 3.17.
@@ -694,7 +706,7 @@ def saved_view(name: str) -> str:
             "PARALLEL",
             answer,
             selectedParams=["schedule.type", "schedule.init_lr", "schedule.warmup"],
-            selectedMetrics=["objective"],
+            selectedMetrics=["schedule/mean_lr", "schedule/final_over_peak", "objective"],
             showAllRuns=True,
             displayName="What leads to which accuracy",
         ),
@@ -711,6 +723,8 @@ def saved_view(name: str) -> str:
         {"uuid": curves, "name": "Curves", "columns": 3},
         {"uuid": answer, "name": "Which schedule is best", "columns": 3},
     ]
+    key = {"mode": "tag", "groupByData": "schedule.name"}
+    group = {"aggregateFunction": "average", "groupByKeys": [key]} if grouped else None
     state = {
         "searchFilter": f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'",
         "orderByKey": objective,
@@ -741,7 +755,7 @@ def saved_view(name: str) -> str:
         "viewMaximized": False,
         "runListHidden": False,
         "isAccordionReordered": True,
-        "groupBy": None,
+        "groupBy": group,
         "groupsExpanded": {},
         "autoRefreshEnabled": True,
         "useGroupedValuesInCharts": True,
@@ -749,7 +763,8 @@ def saved_view(name: str) -> str:
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "chartsSearchFilter": "",
     }
-    return json.dumps({"name": f"{name}: schedules", "createdAt": _now(), "state": json.dumps(state)})
+    title = f"{name}: {'types' if grouped else 'schedules'}"
+    return json.dumps({"name": title, "createdAt": _now(), "state": json.dumps(state)})
 
 
 def _chart(kind: str, section: str, **settings: Any) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Write the parts of the README and of docs/ that are made of files: ``python tests/readme.py``."""
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
 
 import pandas as pd
+
+from runner.spec import Augment, Confirm, Data, Model, Objective, Search, Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,6 +42,92 @@ def measured() -> dict[str, str]:
     }
 
 
+def reference(*models: type) -> str:
+    """The keys of a file's sections, from the models that read it."""
+    parts = []
+    for model in models:
+        schema = model.model_json_schema()
+        name, rows = model.__name__.lower(), ["| key | what | default | |", "| --- | --- | --- | --- |"]
+        for key, said in schema["properties"].items():
+            field = model.model_fields[key]
+            default = (
+                "needed" if field.is_required() else "" if key in ("augment",) else f"`{json.dumps(field.default)}`"
+            )
+            meaning = " ".join((field.description or "").split())
+            rows.append(f"| `{key}` | {kind(said)} | {default} | {meaning} |")
+        doc = " ".join((model.__doc__ or "").split())
+        parts.append(f"## {name}\n\n{doc}\n\n" + "\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def kind(said: dict) -> str:
+    """A JSON schema's type in words."""
+    if "anyOf" in said:
+        return " or ".join(dict.fromkeys(kind(s) for s in said["anyOf"] if s.get("type") != "null"))
+    if "enum" in said:
+        return ", ".join(f"`{value}`" for value in said["enum"])
+    if "$ref" in said or "allOf" in said:
+        return "a mapping"
+    words = {
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true, false",
+        "string": "text",
+        "array": "list",
+    }
+    text = words.get(said.get("type"), "a mapping")
+    limits = [
+        (sign, said[name])
+        for sign, name in (("≥", "minimum"), (">", "exclusiveMinimum"), ("≤", "maximum"), ("<", "exclusiveMaximum"))
+        if name in said
+    ]
+    return text + "".join(f" {sign} {limit:g}" for sign, limit in limits)
+
+
+def gallery() -> str:
+    """Every type of the zoo: its formula and source, and its parameters."""
+    from runner.zoo import TYPES
+
+    parts = []
+    for name, found in TYPES.items():
+        doc = " ".join((found.function.__doc__ or "").split()).replace("|", "\\|")
+        params = ", ".join(f"`{key}` ({parameter(p)})" for key, p in found.params.items())
+        parts.append(f"### {name}\n\n{doc}\n\n{f'Parameters: {params}.' if params else 'No parameters of its own.'}")
+    return "\n\n".join(parts) + "\n"
+
+
+def parameter(p) -> str:
+    """What a parameter may be, and its default."""
+
+    def said(value) -> str:
+        if isinstance(value, tuple):
+            return ", ".join(map(said, value))
+        if hasattr(value, "unit"):
+            return f"{value.value:.3g}{'' if value.unit == 'fraction' else ' ' + value.unit}"
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+    what = " or ".join(map(str, p.choices)) or p.kind
+    missing = p.default is None or type(p.default).__name__ == "object"
+    return what if missing else f"{what}; {said(p.default)}"
+
+
+def draw() -> None:
+    """The picture of the gallery: every type with what it has by default."""
+    from runner import figures
+    from runner.schedules import load
+    from runner.zoo import TYPES
+
+    given = {"multistep": {"milestones": [0.4, 0.7]}, "piecewise": {"at": [0, 0.3, 1], "factors": [1, 0.4, 0]}}
+    curves = {}
+    for name in TYPES:
+        try:
+            curves[name] = [load({"type": name, "init_lr": 1.0, "warmup": 0.05, **given.get(name, {})})]
+        except Exception as error:
+            raise RuntimeError(f"{name} needs an example: {error}") from error
+    figure = figures.schedules(curves, 1000, 100)
+    figure.savefig(ROOT / "docs/pictures/schedules.png", dpi=80)
+
+
 def loop() -> str:
     """The source of ``search``, the main loop, without its docstring."""
     source = (ROOT / "runner/sweep.py").read_text()
@@ -65,6 +154,8 @@ def filled(text: str) -> str:
         "confirmed: docs/digits/best_schedules.csv": confirmed(),
         "file: sweeps/digits.yaml": f"```yaml\n{(ROOT / 'sweeps/digits.yaml').read_text()}```\n",
         "loop: runner/sweep.py": f"```python\n{loop()}\n```\n",
+        "reference: runner/spec.py": reference(Data, Augment, Model, Train, Search, Confirm, Objective),
+        "gallery: runner/zoo.py": gallery(),
         **measured(),
     }
     for name, content in parts.items():
@@ -80,5 +171,6 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
+    draw()
     for page in PAGES:
         page.write_text(filled(page.read_text()))

@@ -1,15 +1,23 @@
 """The README says what is so: its made parts are current, its code runs, CI calls its command."""
 
+import importlib
+import json
 import re
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
 
+from runner import sweep
+from runner.export import best_schedules
 from runner.spec import load_sweep
 
 from .readme import PAGES, ROOT, filled
 
 README = (ROOT / "README.md").read_text()
+YAML = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+CHEAP = "confirm: {top: 0, types: false}\n"
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 
 
@@ -33,13 +41,85 @@ def test_the_code_on_schedules_runs(project, capsys):
     assert [g["lr"] for g in scope["optimizer"].param_groups] == [pytest.approx(0.02)]
 
 
-def test_the_own_schedule_that_is_shown_works(project, monkeypatch):
-    function = next(block for block in PYTHON if "def sawtooth" in block)
-    (project / "my_package.py").write_text(function)
+def test_the_own_model_data_and_schedule_that_are_shown_train(project, monkeypatch, capsys):
+    package = next(block for block in PYTHON if "def sawtooth" in block)
+    assert len([line for line in package.splitlines() if line.strip()]) < 20
+    (project / "my_package.py").write_text(package)
     monkeypatch.syspath_prepend(project)
-    yaml = next(block for block in re.findall(r"```yaml\n(.*?)```", README, flags=re.S) if "my_package" in block)
-    text = (project / "sweeps/tiny.yaml").read_text()
-    text = text[: text.index("  schedules:")] + "".join(f"  {line}\n" for line in yaml.splitlines())
-    (project / "sweeps/tiny.yaml").write_text(text + "search: {trials: 1}\n")
-    sweep, _ = load_sweep("sweeps/tiny.yaml", allow=["my_package."])
-    assert [leaf.name for leaf in sweep.schedules.leaves("saw")][-1] == "saw.params.teeth"
+    yaml = next(block for block in YAML if "my_package.network" in block)
+    (project / "sweeps/mine.yaml").write_text(yaml.replace("trials: 12", "trials: 4") + CHEAP)
+    command = ["sweeps/mine.yaml", "--device", "cpu", "--lanes", "1"]
+    assert sweep.main(command) == 2
+    assert "line 2: data.function: 'my_package.images' is no installed entry point" in capsys.readouterr().err
+    assert sweep.main([*command, "--allow-plugin", "my_package."]) == 0
+    table = best_schedules("mine")
+    assert len(table) == 4
+    assert table["val_accuracy"].max() > 0.5
+
+
+COMMANDS = [
+    shlex.split(line, comments=True)[2:]
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S)
+    for line in block.splitlines()
+    if line.startswith("python -m runner")
+]
+
+
+@pytest.fixture
+def as_shown(project, monkeypatch, capsys):
+    """The sweeps that the README names, tiny; digits and cifar10 have been run."""
+    tiny = (project / "sweeps/tiny.yaml").read_text().replace("trials: 3", "trials: 2")
+    for name in ("digits", "cifar10", "mine"):
+        (project / f"sweeps/{name}.yaml").write_text(tiny)
+    (project / "my_package.py").write_text("")
+    monkeypatch.syspath_prepend(project)
+    for name in ("digits", "cifar10"):
+        assert sweep.main([f"sweeps/{name}.yaml", "--device", "cpu", "--lanes", "0"]) == 0
+    capsys.readouterr()
+    return project
+
+
+def test_every_command_that_is_shown_runs(as_shown, capsys):
+    assert len(COMMANDS) > 12
+    for module, *arguments in COMMANDS:
+        main = importlib.import_module(f"{module}.__main__" if module == "runner" else module)
+        given = [a.replace("$(cat results/cifar10/best_schedule.json)", the_best()) for a in arguments]
+        if module == "runner.ui":  # would stay: tests/test_ui.py and tests/test_secrets.py start it
+            continue
+        if module == "runner.sweep":
+            if "--ray" in given:  # tests/test_lanes.py does that on a cluster
+                assert main.arguments().parse_args(given)
+                continue
+            given = [a for a in given if a not in ("FILE",)] + ["--device", "cpu", "--lanes", "0"]
+        assert (main.main(given) if module != "runner" else main.main()) == 0, (module, given, capsys.readouterr())
+
+
+def the_best() -> str:
+    return Path("results/cifar10/best_schedule.json").read_text()
+
+
+def test_every_yaml_block_that_is_shown_loads(project, monkeypatch):
+    (project / "my_package.py").write_text(next(block for block in PYTHON if "def sawtooth" in block))
+    monkeypatch.syspath_prepend(project)
+    tiny = (project / "sweeps/tiny.yaml").read_text()
+    for block in YAML:
+        text = block
+        if "space:" not in block:  # a section
+            section = block.partition(":")[0].strip().splitlines()[-1]
+            text = "".join(f"{line}\n" for line in tiny.splitlines() if not line.startswith(f"{section}:")) + block
+            text = text.replace("epochs: 2", "epochs: 6")
+        (project / "sweeps/shown.yaml").write_text(text)
+        load_sweep("sweeps/shown.yaml", ["my_package."])
+
+
+def test_the_notebook_runs(as_shown, capsys):
+    cells = json.loads((ROOT / "docs/notebook.ipynb").read_text())["cells"]
+    scope: dict = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            source = "".join(cell["source"])
+            source = re.sub(r'\[\["name".*?\]\]', "", source)  # a tiny sweep confirms nothing
+            exec("" if 'drawn["confidence_set"]' in source else source, scope)
+    assert scope["drawn"]["lr_curves_by_accuracy"]._repr_png_().startswith(b"\x89PNG")
+    assert "init_lr" in capsys.readouterr().out

@@ -1,0 +1,153 @@
+"""The exported code in the libraries that people train with: the same learning rates as here."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner.codegen import LIBRARIES, code
+from runner.schedules import load
+
+EPOCHS, UPDATES = 6, 5
+SCHEDULES = [
+    {"type": "cosine", "init_lr": 0.1, "warmup": {"epochs": 1}},
+    {"type": "rex", "init_lr": 0.1, "warmup": 0.2},
+    {"type": "wsd", "init_lr": 0.1, "cooldown": 0.4},
+    {"type": "one_cycle", "init_lr": 0.1, "pct_start": 0.3},
+    {"type": "step", "init_lr": 0.1, "step_size": {"epochs": 2}, "interval": "epoch"},
+    {"type": "exponential", "init_lr": 0.1, "interval": "epoch", "warmup": {"epochs": 2}},
+]
+
+
+def network() -> torch.nn.Module:
+    return torch.nn.Linear(1, 1)
+
+
+def rates(schedule) -> list[float]:
+    return [schedule.lr(t, EPOCHS * UPDATES, epochs=EPOCHS) for t in range(EPOCHS * UPDATES)]
+
+
+def made(schedule, library: str) -> dict:
+    scope: dict = {}
+    exec(code(schedule, EPOCHS * UPDATES, epochs=EPOCHS, library=library), scope)
+    return scope
+
+
+def sgd(model, schedule) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=schedule.init_lr)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step", "ignore:The epoch parameter in")
+@pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: f"{s['type']}")
+@pytest.mark.parametrize("library", LIBRARIES[1:])
+def test_the_code_for_a_library_gives_the_same_rates_in_a_loop_that_calls_it_as_the_library_does(said, library):
+    schedule, model, seen = load(said), network(), []
+    scope = made(schedule, library)
+    if library == "lightning":
+        found = scope["configure_optimizers"](model)
+        optimizer, scheduler, interval = (
+            found["optimizer"],
+            *(found["lr_scheduler"][k] for k in ("scheduler", "interval")),
+        )
+        ticks = scheduler.step
+    else:
+        optimizer = sgd(model, schedule)
+        scheduler = scope["make_scheduler" if library == "transformers" else "Scheduler"](optimizer)
+    for epoch in range(EPOCHS):
+        for update in range(UPDATES):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if library == "transformers" or (library == "lightning" and interval == "step"):
+                scheduler.step()
+            elif library == "timm":
+                scheduler.step_update(num_updates=epoch * UPDATES + update + 1, metric=0.5)
+        if library == "timm":
+            scheduler.step(epoch + 1, 0.5)
+        elif library == "lightning" and interval == "epoch":
+            ticks()
+    assert seen == pytest.approx(rates(schedule), rel=1e-6, abs=1e-12)
+
+
+def test_plateau_watches_the_metric_where_a_library_has_one_and_is_refused_elsewhere():
+    plateau = load({"type": "plateau", "init_lr": 0.1, "patience": 0, "gamma": 0.5})
+    scope = made(plateau, "lightning")
+    assert scope["configure_optimizers"](network())["lr_scheduler"]["monitor"] == "val_accuracy"
+    optimizer = sgd(network(), plateau)
+    scheduler = made(plateau, "timm")["Scheduler"](optimizer)
+    for epoch, accuracy in enumerate([0.5, 0.5, 0.5]):
+        scheduler.step(epoch + 1, accuracy)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**2)
+    with pytest.raises(ValueError, match="transformers has no place"):
+        code(plateau, 30, epochs=6, library="transformers")
+
+
+def test_the_json_of_the_best_loads_with_one_call(tmp_path):
+    schedule = load(SCHEDULES[0])
+    path: Path = tmp_path / "best_schedule.json"
+    path.write_text(json.dumps(schedule.to_json()))
+    assert load(path) == schedule
+
+
+# --- the libraries themselves, where they are installed --------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: s["type"])
+def test_in_lightning_itself(said, tmp_path):
+    lightning = pytest.importorskip("lightning", reason="optional: pip install lightning")
+    schedule, seen = load(said), []
+
+    class Module(lightning.LightningModule):
+        configure_optimizers = made(schedule, "lightning")["configure_optimizers"]
+
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def training_step(self, batch, _):
+            seen.append(self.optimizers().param_groups[0]["lr"])
+            return self.net(batch[0]).mean()
+
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(UPDATES, 1)), batch_size=1)
+    lightning.Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    ).fit(Module(), data)  # fmt: skip
+    assert seen == pytest.approx(rates(schedule), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: s["type"])
+def test_in_transformers_itself(said, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="optional: pip install transformers accelerate")
+    pytest.importorskip("accelerate", reason="optional: pip install accelerate")
+    schedule, seen = load(said), []
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x, labels=None):
+            seen.append(optimizer.param_groups[0]["lr"])
+            return {"loss": self.net(x).mean()}
+
+    model = Net()
+    optimizer = sgd(model, schedule)
+    data = [{"x": torch.ones(1), "labels": torch.ones(1)} for _ in range(UPDATES)]
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=EPOCHS, per_device_train_batch_size=1, report_to=[],
+        save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
+    )  # fmt: skip
+    scheduler = made(schedule, "transformers")["make_scheduler"](optimizer)
+    transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, scheduler)).train()
+    assert seen == pytest.approx(rates(schedule), rel=1e-6, abs=1e-12)
+
+
+def test_timms_own_schedulers_have_the_methods_that_ours_has():
+    timm = pytest.importorskip("timm.scheduler", reason="optional: pip install timm")
+    ours = made(load(SCHEDULES[0]), "timm")["Scheduler"]
+    for method in ("step", "step_update", "state_dict", "load_state_dict"):
+        assert callable(getattr(timm.CosineLRScheduler, method))
+        assert callable(getattr(ours, method))

@@ -1,0 +1,119 @@
+"""MLflow's UI in a real browser: the printed links answer the question."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from runner import sweep
+
+from .conftest import TINY
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser: pip install selenium")
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("no Chromium here (apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in (
+        "headless", "no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run",
+        "window-size=1600,4000", f"user-data-dir={tmp_path / 'chromium'}",
+    ):  # fmt: skip
+        options.add_argument(f"--{argument}")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def ui(project, capsys):
+    """A tiny sweep in MLflow's own UI; the links that it printed."""
+    text = TINY.replace("confirm: {top: 0, types: false}", "confirm: {top: 2, types: false, seeds: 3}")
+    Path("sweeps/tiny.yaml").write_text(text)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    Path("mlflow.yaml").write_text(f"ui: {{port: {port}}}\n")
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
+    links = dict(re.findall(r"^  (\w+): (http\S+)$", capsys.readouterr().out, flags=re.M))
+    with Path("ui.log").open("w") as log:
+        server = subprocess.Popen([sys.executable, "-m", "runner.ui"], stdout=log, stderr=log, start_new_session=True)
+    until = time.monotonic() + 90
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        except OSError:
+            assert server.poll() is None, Path("ui.log").read_text()
+            assert time.monotonic() < until, Path("ui.log").read_text()
+            time.sleep(0.2)
+    yield links
+    os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def see(browser, link: str, *words: str, seconds: float = 60) -> str:
+    """Open a page and wait until all words stand on it; its text."""
+    browser.get("about:blank")
+    browser.get(link)
+    until = time.monotonic() + seconds
+    while True:
+        text = browser.find_element("tag name", "body").text
+        if all(word in text for word in words):
+            return text
+        if time.monotonic() > until:
+            browser.save_screenshot("failed.png")
+            raise AssertionError(f"{[w for w in words if w not in text]} are not on the page:\n{text}")
+        time.sleep(0.3)
+
+
+def test_the_printed_links_show_the_curves_the_types_and_the_report(ui, browser):
+    assert list(ui) == ["curves", "types", "report"]
+    text = see(browser, ui["curves"], "t0000 cosine", "t0001 wsd", "t0002 step", "val/accuracy", "train/loss", "lr")
+    assert "3 matching runs" in text  # the trials: no parent, and no replicate among them
+    see(browser, ui["types"], "Group: cosine", "Group: wsd", "Group: step")
+    see(browser, ui["report"], "Does it run?", "Show more", "study/confirmed")
+    next(b for b in browser.find_elements("tag name", "button") if b.text == "Show more").click()
+    until = time.monotonic() + 30
+    script = (
+        "return [...document.querySelectorAll('img')].filter(i => i.src.includes('figures')).map(i => i.naturalWidth)"
+    )
+    while not (widths := browser.execute_script(script)) or not all(widths):
+        assert time.monotonic() < until, widths
+        time.sleep(0.3)
+    assert len(widths) == 4
+    assert "Reproduce, continue, or add trials" in browser.find_element("tag name", "body").text
+
+
+def test_a_trial_shows_its_curves_and_two_of_them_compare(ui, browser):
+    base, experiment = ui["curves"].partition("#")[0], re.search(r"experiments/(\d+)", ui["curves"])[1]
+    from mlflow import MlflowClient
+
+    from runner.place import load_place
+
+    client = MlflowClient(tracking_uri=load_place().tracking_uri)
+    trials = client.search_runs([experiment], "tags.`sweep.role` = 'trial'")
+    first = f"{base}#/experiments/{experiment}/runs/{trials[0].info.run_id}"
+    see(browser, f"{first}?workflowType=machine_learning", "schedule.type", "objective", "Parent run")
+    see(browser, f"{first}/model-metrics?workflowType=machine_learning", "lr", "val/accuracy")
+    ids = quote(json.dumps([t.info.run_id for t in trials]))
+    see(
+        browser,
+        f"{base}#/compare-runs?runs={ids}&experiments={quote(json.dumps([experiment]))}",
+        "Parallel Coordinates",
+        "schedule.init_lr",
+        "schedule/final_over_peak",
+    )
