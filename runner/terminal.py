@@ -114,9 +114,10 @@ class Display:
         self._epochs_seen += 1
         entry = record.epochs[-1]
         rates = [e["lr"] for e in record.epochs]
+        curve, words = ("", "acc") if self._narrow else (f" {sparkline(rates)}", "val accuracy")
         self._lines[record.number] = (
             f"{record.title} {record.name}  epoch {len(record.epochs)}/{self.epochs}  "
-            f"lr {entry['lr']:.3g} {sparkline(rates)}  val accuracy {entry['val/accuracy']:.2%}"
+            f"lr {entry['lr']:.3g}{curve}  {words} {entry['val/accuracy']:.2%}"
         )
         self._live.update(self._view())
 
@@ -146,18 +147,19 @@ class Display:
             return
         said = f"{record.value:.4g}" if record.value is not None else record.outcome
         rates = sparkline([e["lr"] for e in record.epochs], self.epochs)
-        left = f"  {duration(self.eta())} left" if self.done < self.trials else ""
-        if self.console.width < 80:  # narrow: without the curve
-            rates = ""
-        self.console.print(
-            f"[{self.done}/{self.trials}] {record.title:<9} {record.name:<16} "
-            f"init_lr {record.schedule['init_lr']:<8.3g} {rates} {said}{' best so far' if better else ''}"
-            f" ({duration(record.seconds)}){left}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        took, left = duration(record.seconds), f"{duration(self.eta())} left" if self.done < self.trials else ""
+        head, lr = f"[{self.done}/{self.trials}] {record.title}", f"{record.schedule['init_lr']:.3g}"
+        if self._narrow:
+            line = f"{head} {record.name} {lr}: {said}{' best' * better}  {left}"
+        else:
+            said = f"{said}{' best so far' * better} ({took})"
+            line = f"{head:<15} {record.name:<16} init_lr {lr:<8} {rates} {said}  {left}"
+        self.console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
         self._live.update(self._view())
+
+    @property
+    def _narrow(self) -> bool:
+        return self.console.width < 80
 
     def warn(self, message: str) -> None:
         event("warning", message=message)

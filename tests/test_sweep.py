@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -83,7 +84,7 @@ def test_the_parent_says_what_was_asked_where_and_with_what(swept):
     names = {a.path for a in client().list_artifacts(run_id)}
     assert {"tiny.yaml", "environment.txt", "figures", "tables"} <= names
     figures = {a.path for a in client().list_artifacts(run_id, "figures")}
-    drawn = ("lr_curves_by_accuracy", "best_curves", "accuracy_by_type", "accuracy_against_lr")
+    drawn = ("lr_curves_by_accuracy", "best_curves", "accuracy_by_type", "accuracy_against_lr", "history")
     assert figures == {f"figures/{name}.png" for name in drawn}
     assert client().get_run(run_id).inputs.dataset_inputs[0].dataset.name == "digits"
 
@@ -280,6 +281,44 @@ def test_a_tracking_server_that_is_not_there_stops_nothing_and_is_made_up_for_la
     assert [r.info.status for r in runs()] == ["FINISHED"] * 4
     for trial in client().search_runs(["1"], "tags.`sweep.role` = 'trial'"):
         assert [m.step for m in client().get_metric_history(trial.info.run_id, "lr")] == [0, 1]
+
+
+def test_a_run_that_somebody_deletes_in_mid_sweep_is_made_again(project, monkeypatch):
+    """One that has ended, and the one that is under way."""
+    real, deleted = engine.train, []
+
+    def train(config, device, state=None):
+        for epoch in real(config, device, state):
+            yield epoch
+            if epoch.number == 0 and len(there := children()) == 2 and not deleted:
+                deleted.extend(run.info.run_id for run in there)
+                for run_id in deleted:
+                    client().delete_run(run_id)
+
+    monkeypatch.setattr(engine, "train", train)
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    there = children()
+    assert len(deleted) == 2
+    assert sorted(r.data.tags["trial.number"] for r in there) == ["0", "1", "2"]
+    assert not {r.info.run_id for r in there} & set(deleted)
+    for run in there:
+        assert run.info.status == "FINISHED"
+        assert [m.step for m in client().get_metric_history(run.info.run_id, "lr")] == [0, 1]
+
+
+def test_for_machines_every_event_is_a_line_of_json_and_quiet_leaves_the_progress_out(project, capsys):
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--json"]) == 0
+    out, err = capsys.readouterr()
+    events = [json.loads(line) for line in out.splitlines()]
+    assert Counter(e["event"] for e in events) == {"epoch": 6, "ended": 3, "answer": 1}
+    assert events[-1]["outcomes"]["complete"] == 3
+    assert Path(events[-1]["files"]["best_schedule.json"]).exists()
+    assert "python -m runner.ui tiny" in err  # the words, for whoever looks
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--quiet"]) == 0
+    assert "rank" in capsys.readouterr().out
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 4"))
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--quiet"]) == 0
+    assert "[4/4]" not in capsys.readouterr().out
 
 
 def test_ctrl_c_says_how_to_continue(project, capsys, monkeypatch):
