@@ -34,8 +34,8 @@ class Stop:
     The second ends the process at once. Signals that are ignored when it begins, as under nohup, stay ignored.
     """
 
-    def __init__(self, grace: float = GRACE) -> None:
-        self._grace, self._until = grace, math.inf
+    def __init__(self, grace: float | None = None) -> None:
+        self._grace, self._until = GRACE if grace is None else grace, math.inf
         self._name: str | None = None
         self._listening = False
         self._before: dict[int, Any] = {}
@@ -81,6 +81,15 @@ class Stop:
         again = "Ctrl-C" if name == "SIGINT" else name
         said = f"stopping: running epochs have {self._grace:.0f} s to end; {again} again ends them at once"
         os.write(2, f"\n{said}\n".encode())
+
+
+def leave(code: int) -> None:
+    """End this process with ``code``; after a stop without waiting for the threads of epochs that were abandoned."""
+    if code in EXIT.values():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 def at_once(code: int) -> None:

@@ -28,7 +28,7 @@ from .place import Place, StorageError, load_place, redacted
 from .schedules import load
 from .space import problems
 from .spec import Record, Sweep, TrialConfig, load_sweep
-from .stop import Stop, Stopped
+from .stop import Stop, Stopped, leave
 from .terminal import speak
 from .zoo import ScheduleError
 
@@ -90,7 +90,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     )
     from .terminal import Display, say
 
-    stop, device = stop or Stop(), train.pick_device(options.device)
+    stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
     model.build(sweep.model, dataset.classes, sweep.train.seed)  # refuses what cannot be built
     updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
@@ -373,4 +373,4 @@ def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> 
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())
