@@ -140,13 +140,12 @@ def main() -> None:
     done = set()
     if rows.exists():
         done = {(r["config"], r["seed"], r["epochs"]) for r in map(json.loads, rows.read_text().splitlines())}
-    todo = {json.dumps(key): config for key, config in plan(sweep, example, args.seeds, updates)}
-    left = {
-        k: c for k, c in todo.items() if tuple(json.loads(k)[n] for n in ("config", "seed", "epochs")) not in done
-    }
+    todo = plan(sweep, example, args.seeds, updates)
+    keys = {(key["config"], key["seed"], key["epochs"]): (key, config) for key, config in todo}
+    left = {at: config for at, (_, config) in keys.items() if at not in done}
     with rows.open("a") as file:
-        for key, found in trained(left, example, device):
-            file.write(json.dumps(json.loads(key) | {"accuracies": found}) + "\n")
+        for at, found in trained(left, example, device):
+            file.write(json.dumps(keys[at][0] | {"accuracies": found}) + "\n")
             file.flush()
     table = pd.read_json(rows, lines=True).sort_values(["config", "seed", "epochs"], ignore_index=True)
     table.to_parquet(args.out_dir / f"pool-{args.source}.parquet", index=False)

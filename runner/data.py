@@ -210,8 +210,10 @@ def _custom(name: str) -> tuple[Split, Split | None]:
 
     def split(images: Any, labels: Any) -> Split:
         x, y = torch.as_tensor(images), torch.as_tensor(labels)
-        if x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 1):
-            x = _three_channels(x[..., 0] if x.ndim == 4 else x)
+        if x.ndim == 4 and x.shape[3] == 1:
+            x = x[..., 0]
+        if x.ndim == 3:
+            x = _three_channels(x)
         if (
             x.dtype != torch.uint8
             or x.ndim != 4

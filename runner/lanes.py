@@ -28,7 +28,7 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait as wait_for
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from . import checkpoint
 from .document import SpecError
@@ -212,7 +212,8 @@ class Lanes:
     ) -> None:
         self._note = note
         self._make, self._places = make, places or (lambda: len(devices))
-        self.stop, self.checkpoints = Stop(), cast("Checkpoints | None", None)
+        self.stop = Stop()
+        self.checkpoints: Checkpoints | None = None
         self.all = [Lane(device, make(), self) for device in devices]
 
     def heed(self, stop: Stop, checkpoints: Checkpoints) -> None:

@@ -81,10 +81,15 @@ class Place:
     storage: str
 
     @property
+    def served(self) -> bool:
+        """Whether a tracking server keeps the runs; else this process writes to their database itself."""
+        return self.tracking_uri.startswith(("http://", "https://"))
+
+    @property
     def artifacts(self) -> str | None:
         """Where a new experiment keeps its artifacts; None lets a server decide."""
         location = self.file.tracking.experiment.create_experiment_kwargs.artifact_location
-        if location is None or self.tracking_uri.startswith(("http://", "https://")):
+        if location is None or self.served:
             return None if location is None or "://" not in location else location
         return location if "://" in location else (self.folder / location).resolve().as_uri()
 

@@ -95,11 +95,11 @@ def write(found: Found, tracker: Tracker) -> None:
     except SpecError as error:
         raise StorageError(str(error)) from None
     plans = {r.number: history.schedule(r) for r in records}
-    strip, sign = answer.strip if answer else [], sweep.objective.sign
-    drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, history.importance(), sign)
+    strip, weights, sign = answer.strip if answer else [], history.importance(), sweep.objective.sign
+    drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, weights, sign)
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
 
-    table, sentences = export.best_table(records, direction, 10, rows), [*_sentences(found, records, answer)]
+    table, sentences = export.best_table(records, direction, 10, rows), _sentences(found, records, answer, weights)
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
     note = [f"**{escape(sweep.question)}**", *map(escape, sentences)]
@@ -128,13 +128,14 @@ def write(found: Found, tracker: Tracker) -> None:
         say(f"  {what}: {link}")
 
 
-def _sentences(found: Found, records: Sequence[Record], answer: Verdict | None) -> list[str]:
+def _sentences(
+    found: Found, records: Sequence[Record], answer: Verdict | None, weights: Mapping[str, float]
+) -> list[str]:
     sweep = found.sweep
     said = answer.sentences if answer else [ONE_SEED]
     said = [*said, *(calibrated(rung.ended(), records, sweep) for rung in found.rungs)]
     if sweep.search.pruner != "none":
         said.append(audited(records, sweep))
-    weights = found.history.importance()
     if weights:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:6])
         thin = len(records) < 10 * len(weights)
@@ -212,7 +213,7 @@ def _summary(counts: Mapping[str, int], history: Study, answer: Verdict | None) 
 
 
 def _browse(found: Found) -> str:
-    if found.place.tracking_uri.startswith(("http://", "https://")):
+    if found.place.served:
         return "browse:"
     elsewhere = "" if found.place.folder == Path.cwd() else f" --mlflow {found.place.folder / 'mlflow.yaml'}"
     return f"browse: python -m runner.ui {found.sweep.name}{elsewhere}   and open"

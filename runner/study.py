@@ -19,6 +19,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
@@ -59,11 +60,10 @@ class Study:
     def __init__(self, sweep: Sweep, study: optuna.Study, allow: Sequence[str] = (), stage: str = "") -> None:
         self.sweep, self.allow, self.stage, self._study = sweep, allow, stage, study
         self.target = sweep.search.trials
-        self._url = str(study._storage._backend.url) if hasattr(study._storage, "_backend") else ""
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
         self._frozen = list(study.get_trials(deepcopy=False))
-        self._records = {r.number: r for r in _records(study)}
+        self._records = {r.number: r for r in _records(study, self._frozen)}
         self._queue: dict[str, Any] = self.facts.get("queue", {})
         self._doubted = False
 
@@ -82,7 +82,7 @@ class Study:
 
     def remember(self, **facts: Any) -> None:
         for key, value in facts.items():
-            self._persist(lambda key=key, value=value: self._study.set_user_attr(key, value))  # type: ignore[misc]
+            self._persist(partial(self._study.set_user_attr, key, value))
 
     def _persist(self, write: Callable[[], T]) -> T:
         """What ``write`` gives, which may be called again: a server that is away may come back.
@@ -97,7 +97,8 @@ class Study:
             except (SQLAlchemyError, optuna.exceptions.StorageInternalError, AssertionError, KeyError) as error:
                 said, passing = _trouble(error)
                 if not passing or time.monotonic() > until:
-                    raise StorageError(f"the study's storage {redacted(self._url)} {said}") from None
+                    url = redacted(_database(self._study).url)
+                    raise StorageError(f"the study's storage {url} {said}") from None
                 time.sleep(pause := min(2 * pause, 2.0))
 
     def remember_runs(self, runs: Mapping[tuple[str, int], str]) -> None:
@@ -333,10 +334,10 @@ def objective(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> float
     return max(values) if wanted.direction == "maximize" else min(values)
 
 
-def _records(study: optuna.Study) -> list[Record]:
+def _records(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[Record]:
     facts = study.user_attrs
     stage = study.study_name.partition("@")[2]
-    return [replace(_record(t, stage), run_id=facts.get(f"run:{t.number}")) for t in study.get_trials(deepcopy=False)]
+    return [replace(_record(t, stage), run_id=facts.get(f"run:{t.number}")) for t in trials]
 
 
 def _record(trial: FrozenTrial, stage: str) -> Record:
@@ -601,17 +602,21 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
     try:
         if "science" not in study.user_attrs:
             raise SpecError(f"the study {name!r} in this storage is another program's")
-        return dict(study.user_attrs), _records(study)
+        return dict(study.user_attrs), _records(study, study.get_trials(deepcopy=False))
     finally:
         _disconnect(study)
 
 
 def _disconnect(study: optuna.Study) -> None:
-    storage = study._storage
-    storage.remove_session()
-    inner = getattr(storage, "_backend", storage)  # Optuna puts a cache around a database
-    if isinstance(inner, optuna.storages.RDBStorage):
-        inner.engine.dispose()
+    study._storage.remove_session()
+    _database(study).engine.dispose()
+
+
+def _database(study: optuna.Study) -> optuna.storages.RDBStorage:
+    """The storage itself: Optuna puts a cache around a database."""
+    storage: Any = study._storage
+    database: optuna.storages.RDBStorage = getattr(storage, "_backend", storage)
+    return database
 
 
 def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:

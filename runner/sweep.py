@@ -110,7 +110,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         ExitStack() as stack,
     ):
         folder = report.folder(place, sweep) / "checkpoints"
-        checkpoints = checkpoint.Checkpoints(folder, place.file.study.checkpoint_seconds, lambda text: say(text))
+        checkpoints = checkpoint.Checkpoints(folder, place.file.study.checkpoint_seconds, say)
         places.heed(stop, checkpoints)
 
         def opened(stage: str = "") -> Study:

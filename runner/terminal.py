@@ -44,7 +44,6 @@ def duration(seconds: float) -> str:
 
 CONSOLE = Console()
 """One, so that what is said while a display is live stands above it."""
-OUTPUTS = ("text", "quiet", "json")
 _output = "text"
 
 

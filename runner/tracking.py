@@ -93,6 +93,7 @@ class Tracker:
         self._described, self._sent, self._settled = set[str](), set[tuple[str, int, float]](), set[tuple[str, int]]()
         self._tried = set[tuple[str, int]]()
         self._identity, self._file = "", Path()
+        self._local = place.tracking_uri.startswith("sqlite")
         self._news = threading.Condition()
         self._jobs: dict[Hashable, Callable[[], None]] = {}
         self._refused: dict[Hashable, tuple[Callable[[], None], Exception]] = {}
@@ -108,10 +109,9 @@ class Tracker:
                 for in the background.
         """
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
-        remote = not self.place.tracking_uri.startswith("sqlite")
         self._do("experiment", self._reach)
-        self._wait(2.0 if remote else 600.0)
-        wrong = next((error for _, error in self._refused.values()), None if remote else self._away)
+        self._wait(600.0 if self._local else 2.0)
+        wrong = next((error for _, error in self._refused.values()), self._away if self._local else None)
         if wrong is not None:
             raise unusable(self.place, wrong)
         return self
@@ -183,12 +183,15 @@ class Tracker:
         with self._news:
             while self._bug is None and self._away is None and (self._jobs or self._busy):
                 done, left = self._done, min(seconds, until - time.monotonic())
-                self._news.wait_for(lambda done=done: self._bug or self._away or self._done != done, left)  # type: ignore[misc]
+                self._news.wait_for(partial(self._moved, done), left)
                 if self._done == done:
                     self._stuck_at = done
                     break
         if self._bug is not None:
             raise self._bug
+
+    def _moved(self, done: int) -> bool:
+        return self._bug is not None or self._away is not None or self._done != done
 
     def _work(self) -> None:
         """The thread: one job after the other, a pause where the server is away."""
@@ -234,7 +237,7 @@ class Tracker:
                     self._news.notify_all()
 
     def _say_away(self) -> None:
-        if self.place.tracking_uri.startswith("sqlite") and not self._identity:
+        if self._local and not self._identity:
             return  # which ends the sweep before it begins
         said = f"MLflow at {redacted(self.place.tracking_uri)} does not answer"
         self.warn(f"warning: {said}; training goes on, and what it misses is sent when it is back")
@@ -410,8 +413,7 @@ class Tracker:
             for values, step, timestamp in points
             for key, value in values.items()
         ]
-        for i in range(0, len(metrics), 1000):  # what a server takes at once
-            self.client.log_batch(run, metrics=metrics[i : i + 1000], synchronous=True)
+        self.client.log_batch(run, metrics=metrics, synchronous=True)
 
     def _params(self, run: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
@@ -466,8 +468,7 @@ def page(place: Place, experiment_id: str, sweep: str, port: int | None = None, 
     ``grouped``: each schedule's mean and range over its trials.
     """
     ui = place.file.ui
-    remote = place.tracking_uri.startswith(("http://", "https://"))
-    base = redacted(place.tracking_uri).rstrip("/") if remote else f"http://{ui.host}:{port or ui.port}"
+    base = redacted(place.tracking_uri).rstrip("/") if place.served else f"http://{ui.host}:{port or ui.port}"
     if not experiment_id:  # never reached
         return base
     charts = f"{base}/#/experiments/{experiment_id}/runs?{ML}&compareRunsMode=CHART"

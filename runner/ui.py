@@ -31,7 +31,7 @@ def server(place: Place, expose: str | None = None, port: int | None = None) -> 
         SpecError: mlflow.yaml asks for a wider host and nobody has said ``--expose``, or the place has a server.
     """
     ui, port = place.file.ui, port or place.file.ui.port
-    if place.tracking_uri.startswith(("http://", "https://")):
+    if place.served:
         raise SpecError(f"{redacted(place.tracking_uri)} is a server already: open it in a browser")
     if ui.host not in LOOPBACK and expose is None:
         raise SpecError(

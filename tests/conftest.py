@@ -2,7 +2,13 @@
 
 import os
 import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
 import textwrap
+import time
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,6 +31,44 @@ space:
 search: {trials: 3}
 confirm: {top: 0, types: false}
 """
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def served(command: list[str], port: int, log: Path):
+    """A server in a process of its own that writes to ``log``: it takes connections inside, and is killed after."""
+    with log.open("w") as file:
+        server = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+    try:
+        until = time.monotonic() + 90
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.2)
+        yield
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def epochs_on_record(key: str = "epoch:%") -> int:
+    """How many epochs the study in this folder has; without Optuna, which would write its tables into a database that
+    is being made."""
+    try:
+        with closing(sqlite3.connect("file:optuna.db?mode=ro", uri=True)) as database:
+            query = "SELECT count(*) FROM trial_user_attributes WHERE key LIKE ?"
+            return int(database.execute(query, [key]).fetchone()[0])
+    except sqlite3.Error:
+        return 0
 
 
 @pytest.fixture(scope="session")

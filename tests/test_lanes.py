@@ -5,12 +5,10 @@ import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +23,7 @@ from runner.place import load_place
 from runner.spec import load_sweep
 from runner.study import hold, load_study, open_study
 
-from .conftest import TINY
+from .conftest import TINY, epochs_on_record, free_port
 
 OWN = """\
 import os
@@ -251,9 +249,7 @@ def postgres(tmp_path_factory):
         user = {"user": "postgres"}
     data, run = folder / "data", {"check": True, "capture_output": True, "cwd": folder, **user}
     subprocess.run([binaries / "initdb", "-D", data, "-U", "me", "--auth=trust", "--no-sync"], **run)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     settings = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
     start = [binaries / "pg_ctl", "-D", data, "-w", "-o", settings, "-l", folder / "log", "start"]
     stop = [binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop"]
@@ -371,16 +367,8 @@ def test_a_ray_cluster_gives_the_same_table_even_when_a_node_is_killed_in_mid_tr
     expected = table()
     go_to(project / "other", text, migrated)
 
-    def under_way() -> bool:  # without Optuna, which would write its tables into a database that is being made
-        try:
-            with closing(sqlite3.connect("file:optuna.db?mode=ro", uri=True)) as database:
-                query = "SELECT count(*) FROM trial_user_attributes WHERE key = 'epoch:5'"
-                return bool(database.execute(query).fetchone()[0])
-        except sqlite3.Error:
-            return False
-
     def kill_a_node() -> None:
-        while not under_way():
+        while not epochs_on_record("epoch:5"):
             time.sleep(0.1)
         cluster.remove_node(cluster.workers[0], allow_graceful=False)
 

@@ -2,11 +2,9 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from runner.export import best_schedules
 from runner.place import load_place
 from runner.study import load_study
 
-from .conftest import TINY
+from .conftest import TINY, epochs_on_record
 
 COMMAND = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]
 LONG = TINY.replace("epochs: 2", "epochs: 100").replace("trials: 3", "trials: 1")
@@ -32,16 +30,6 @@ def begun() -> subprocess.Popen:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     return process
-
-
-def epochs_on_record() -> int:
-    """Without Optuna, which would write its tables into a database that is being made."""
-    try:
-        with closing(sqlite3.connect("file:optuna.db?mode=ro", uri=True)) as database:
-            query = "SELECT count(*) FROM trial_user_attributes WHERE key LIKE 'epoch:%'"
-            return int(database.execute(query).fetchone()[0])
-    except sqlite3.Error:
-        return 0
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75)])

@@ -1,12 +1,8 @@
 """MLflow's UI in a real browser: the printed links answer the question."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +12,7 @@ import pytest
 
 from runner import sweep
 
-from .conftest import TINY
+from .conftest import TINY, free_port, served
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -43,26 +39,12 @@ def ui(project, capsys):
     """A tiny sweep in MLflow's own UI; the links that it printed."""
     text = TINY.replace("confirm: {top: 0, types: false}", "confirm: {top: 2, types: false, seeds: 3}")
     Path("sweeps/tiny.yaml").write_text(text)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     Path("mlflow.yaml").write_text(f"ui: {{port: {port}}}\n")
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
     links = dict(re.findall(r"^  (\w+): (http\S+)$", capsys.readouterr().out, flags=re.M))
-    with Path("ui.log").open("w") as log:
-        server = subprocess.Popen([sys.executable, "-m", "runner.ui"], stdout=log, stderr=log, start_new_session=True)
-    until = time.monotonic() + 90
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        except OSError:
-            assert server.poll() is None, Path("ui.log").read_text()
-            assert time.monotonic() < until, Path("ui.log").read_text()
-            time.sleep(0.2)
-    yield links
-    os.killpg(server.pid, signal.SIGKILL)
-    server.wait()
+    with served([sys.executable, "-m", "runner.ui"], port, Path("ui.log")):
+        yield links
 
 
 def see(browser, link: str, *words: str, seconds: float = 60) -> str:

@@ -14,7 +14,6 @@ import signal
 import socket
 import socketserver
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,6 +26,7 @@ from typing import Any
 import pandas as pd
 import victims
 
+from runner import ui
 from runner.export import epochs_table
 from runner.place import load_place
 from runner.study import load_study
@@ -108,15 +108,11 @@ def mlflow_server(folder: Path) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = os.environ | {
-        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder}/server.db",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }
+    (folder / "server.yaml").write_text("server: {mlflow_tracking_uri: 'sqlite:///server.db'}\n")
+    command, environment = ui.server(load_place(folder / "server.yaml"), port=port)
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            command, cwd=folder, env=os.environ | environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
         until = time.monotonic() + 120
@@ -181,11 +177,8 @@ def suffer(folder: Path, kind: str, port: int, chance: random.Random, expected: 
     found += [] if code == 0 else [f"--sync ended with {code}: {(folder / 'log').read_text()[-1500:]}"]
     proxy.shutdown()
     proxy.server_close()
-    mine = victims.tables(folder)
-    found += [f"another table of {name}" for name, text in expected.items() if mine.get(name) != text]
-    epochs = victims.committed(folder)
-    trials = len({key[:2] for key in epochs})
-    return found + victims.in_mlflow(folder.parent / "server.db", trials, len(epochs), experiment)
+    found += victims.other_tables(folder, expected)
+    return found + victims.in_mlflow(folder.parent / "server.db", victims.committed(folder), experiment)
 
 
 def longest_wait(folder: Path) -> float:

@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 shutil.copy(logs, folder / "log")
                 case("the folder is read-only", folder, code, {}, {2})
                 folder = victims.folder_of_a_sweep(disk)
-                pid = victims.begin(folder)
-                while not victims.committed(folder):
-                    time.sleep(0.02)
+                pid = victims.begun(folder)
                 results = folder / "results"
                 subprocess.run(["mount", "--bind", results, results], check=True)
                 subprocess.run(["mount", "-o", "remount,ro,bind", results], check=True)
@@ -69,9 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 case("the results become read-only", folder, code, victims.committed(folder), {4})
         for seconds in (5, 75):
             folder = victims.folder_of_a_sweep(Path(root))
-            pid = victims.begin(folder)
-            while not victims.committed(folder):
-                time.sleep(0.02)
+            pid = victims.begun(folder)
             with closing(sqlite3.connect(folder / "optuna.db", timeout=60, isolation_level=None)) as database:
                 database.execute("BEGIN IMMEDIATE")
                 seen = victims.committed(folder)
@@ -85,9 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             code = victims.wait(pid) if code is None else code
             case(f"locked for {seconds} s", folder, code, seen, {0} if seconds < 60 else {4})
         folder = victims.folder_of_a_sweep(Path(root))
-        pid = victims.begin(folder)
-        while not victims.committed(folder):
-            time.sleep(0.02)
+        pid = victims.begun(folder)
         url = f"sqlite:///{folder}/optuna.db"
         optuna.delete_study(study_name="tiny", storage=url)
         code = victims.wait(pid)

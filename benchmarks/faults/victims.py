@@ -5,6 +5,7 @@ A victim is forked from this process, which has imported everything and opened n
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -22,15 +23,18 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import matplotlib.figure  # noqa: F401
 import optuna
-import torch  # noqa: F401
-import torchvision  # noqa: F401
 
-from runner import confirm, engine, export, figures, lanes, report, study, sweep, tracking, train  # noqa: F401
+from runner import sweep, tracking
 from runner.export import epochs_table, trials_table
 from runner.place import load_place
 from runner.study import load_study
+
+for _name in (  # what a sweep imports on its way, so that every fork has it already
+    "matplotlib.figure", "mlflow.store.tracking.sqlalchemy_store", "torch", "torchvision",
+    *(f"runner.{name}" for name in ("confirm", "engine", "export", "figures", "lanes", "report", "study", "train")),
+):  # fmt: skip
+    importlib.import_module(_name)
 
 SWEEP = """\
 question: Does it survive?
@@ -115,6 +119,14 @@ def begin(
     return fork(folder, command)
 
 
+def begun(folder: Path) -> int:
+    """Run the command in ``folder``; its pid, when the first epoch is on record."""
+    pid = begin(folder)
+    while not committed(folder):
+        time.sleep(0.02)
+    return pid
+
+
 def wait(pid: int, seconds: float = 300.0) -> int | None:
     """A process's exit code, negative where a signal ended it; None, and it is killed, when it takes too long."""
     until = time.monotonic() + seconds
@@ -179,9 +191,15 @@ def tables(folder: Path) -> dict[str, str]:
     return found
 
 
-def in_mlflow(database: Path, trials: int, epochs: int, experiment: str = "lr-schedules") -> list[str]:
+def other_tables(folder: Path, undisturbed: dict[str, str]) -> list[str]:
+    """Which tables are not those of a sweep that nothing happened to."""
+    mine = tables(folder)
+    return [f"another table of {name}" for name, text in undisturbed.items() if mine.get(name) != text]
+
+
+def in_mlflow(database: Path, on_record: dict[tuple[Any, ...], str], experiment: str = "lr-schedules") -> list[str]:
     """What is wrong in MLflow: one run each for the parent and every trial, all ended, every number once."""
-    wrong = []
+    wrong, trials, epochs = list[str](), len({key[:2] for key in on_record}), len(on_record)
     ours = (
         "JOIN runs r USING (run_uuid) JOIN experiments e USING (experiment_id) "
         f"WHERE r.lifecycle_stage = 'active' AND e.name = '{experiment}'"
@@ -224,10 +242,8 @@ def compared(folder: Path, undisturbed: dict[str, str], seen: dict[tuple[Any, ..
     lost = [key for key, value in seen.items() if now.get(key) != value]
     if lost:
         wrong.append(f"lost or written again: {lost[:5]}")
-    mine = tables(folder)
-    wrong += [f"another table of {name}" for name, text in undisturbed.items() if mine.get(name) != text]
-    trials = len({key[:2] for key in now})
-    wrong += in_mlflow(folder / "mlflow.db", trials, len(now))
+    wrong += other_tables(folder, undisturbed)
+    wrong += in_mlflow(folder / "mlflow.db", now)
     if (folder / "results/tiny/checkpoints").exists():
         wrong.append("checkpoints are left")
     return wrong
