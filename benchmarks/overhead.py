@@ -30,7 +30,7 @@ from runner.train import Epoch
 SWEEP = """\
 question: What does the coordinator cost?
 data: {{source: digits}}
-model: {{width: 4}}
+model: {{width: 8}}
 train: {{epochs: {epochs}}}
 space:
   init_lr: {{log_uniform: [0.003, 0.3]}}

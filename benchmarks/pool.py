@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out-dir", type=Path, default=RESULTS)
     args = parser.parse_args()
-    sweep, _ = load_sweep(SWEEPS / "digits.yaml")  # its space, for every source
+    sweep, _ = load_sweep(Path(__file__).with_name("pool.yaml"))  # for every source
     example, updates, device = setting(args.source, args.width, args.epochs, args.data_dir)
     rows = args.out_dir / f"pool-{args.source}.jsonl"
     done = set()

@@ -33,8 +33,6 @@ from runner.space import Leaf
 from runner.spec import Sweep, load_sweep
 from runner.study import propose
 
-SWEEPS = Path(__file__).parents[1] / "sweeps"
-
 
 @dataclass(frozen=True)
 class Pool:
@@ -71,7 +69,7 @@ def read(path: Path) -> Pool:
         elif len(curve) == row.epochs:
             third[row.config, row.seed] = curve[-1]
     width = json.loads(path.with_suffix(".json").read_text())["width"]
-    return Pool(load_sweep(SWEEPS / "digits.yaml")[0], params, full, third, width)
+    return Pool(load_sweep(Path(__file__).with_name("pool.yaml"))[0], params, full, third, width)
 
 
 # --------------------------------------------------------------------------------------

@@ -46,14 +46,15 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def sweeps(folder: Path) -> str:
     """A whole sweep of ours and of what one would write by hand, and what a second lane brings."""
     peers, lanes = (json.loads((folder / f"{name}.json").read_text()) for name in ("peers", "lanes"))
-    head = ("a whole sweep", "seconds (median, range)", "times ours", "times ours with the plain loop")
+    what = f"a small sweep, {peers['trials']} trials of {peers['epochs']} epochs"
+    head = (what, "seconds (median, range)", "times ours", "times ours with the plain loop")
     rows = []
     for found in peers["contenders"].values():
         times = found["seconds"]
         ratios = [f"{found[r]['median']:.1f}" if r in found else "1" for r in ("ratio_to_ours", "ratio_to_reference")]
         rows.append([found["how"], f"{times['median']:.0f} ({times['min']:.0f} to {times['max']:.0f})", *ratios])
     one, wide = (f"{lanes[f'ratio_to_1_lane_{n}']:.2f}" for n in ("1_thread", "2_threads"))
-    setting = f"{peers['trials']} trials of {peers['epochs']} epochs, {peers['cpu']}, {peers['cores']} cores"
+    setting = f"{peers['cpu']}, {peers['cores']} cores"
     return (
         f"{grid(head, rows)}\n\n({setting}.) Two lanes of the plain loop train {one} times as many images as one "
         f"with one thread, {wide} times as many as one with two.\n"

@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-COMMANDS = ("sweep", "preview", "export", "ui")
+COMMANDS = ("preview", "sweep", "export", "ui")
 
 
 def main() -> int:
@@ -11,7 +11,13 @@ def main() -> int:
     for name in COMMANDS:
         said = ast.get_docstring(ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))) or ""
         print(f"  python -m runner.{name:<9} {said.partition(chr(10))[0]}")
-    print("\neach with --help; begin with: python -m runner.sweep")
+    print(
+        "\nBegin with python -m runner.sweep (sweeps/digits.yaml, some minutes on a CPU); then, of any sweep:\n\n"
+        "  python -m runner.export digits --top 5     what was found, how sure, and what next\n"
+        "  python -m runner.export digits --code 1    the first one as PyTorch code\n"
+        "  python -m runner.ui digits                 curves, types and report in MLflow's pages\n\n"
+        "Each has --help with more examples."
+    )
     return 0
 
 

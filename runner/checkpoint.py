@@ -40,6 +40,7 @@ def identity(config: TrialConfig) -> str:
         config.schedule.to_json(),
         str(config.engine),
         config.test,
+        config.images,
         torch.__version__,
     ]
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

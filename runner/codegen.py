@@ -39,6 +39,7 @@ def code(schedule: Schedule, T: int, *, epochs: int | None = None, library: str 
     moment = schedule.moment(0, T, epochs)
     native = _native(schedule, moment)
     head = f"# {schedule.type}, init_lr {schedule.init_lr:g}, {moment.total} {schedule.interval}s"
+    head += f" ({epochs} epochs of {T // epochs})" * (schedule.interval == "update") if epochs else ""
     head += f", of them {moment.w} warmup" if moment.w else ""
     spec = f"# {json.dumps(schedule.to_json())}\n"
     if schedule.type == "plateau" and native:

@@ -113,10 +113,16 @@ class Noise:
 
 
 def noise(scores: Sequence[Sequence[float]]) -> Noise | None:
-    """The seed noise in ``scores`` by arm; None where two arms do not have two seeds in common."""
+    """The seed noise in ``scores`` by arm; None where two arms do not have two seeds in common.
+
+    An arm that learns with some seeds only (nine times the median's variance) says nothing of the others.
+    """
     several = [list(s) for s in scores if len(s) >= 2]
     if len(several) < 2:
         return None
+    variances = [float(np.var(s, ddof=1)) for s in several]
+    calm = [v <= 9 * float(np.median(variances)) for v in variances]
+    several = [s for s, kept in zip(several, calm, strict=True) if kept]
     n = min(map(len, several))
     seed = math.sqrt(float(np.mean([np.var(s, ddof=1) for s in several])))
     return Noise(seed, math.sqrt(2 * _residual_variance(np.array([s[:n] for s in several]))))

@@ -24,7 +24,7 @@ from .confidence import (
     smallest_difference,
 )
 from .schedules import Schedule
-from .spec import Record, Sweep, TrialConfig
+from .spec import Record, Sweep, TrialConfig, best_first
 from .study import Study, created, opened
 
 STAGE = "confirm"
@@ -33,8 +33,7 @@ STRIP = ("init_lr x0.5", "init_lr x2", "epochs x0.5", "epochs x2")
 
 def arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
     """The trials to confirm, best first: the ``top`` of all, and the best of every schedule."""
-    done = [r for r in records if r.outcome == "complete" and r.value is not None]
-    ranked = sorted(done, key=lambda r: -sweep.objective.sign * (r.value or 0.0))
+    ranked = best_first(records, sweep.objective.sign)
     chosen = ranked[: sweep.confirm.top]
     best = {r.number for r in best_of_each(ranked)} if sweep.confirm.types else set()
     return [r for r in ranked if r in chosen or r.number in best]
@@ -148,7 +147,7 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     rows = [_row(arm, records, done, result, sign) | {"best_of_type": arm.number in typed} for arm in order]
     measured = noise(list(done.values()))
     names = {arm.number: f"{arm.name} (trial {arm.number})" for arm in arms}
-    said = [_answer(result, names, done)]
+    said = [_answer(result, names, done, "highest" if sign > 0 else "lowest")]
     if measured is not None:
         said.append(ledger(measured, max(map(len, done.values())), sweep.objective.metric == "val/accuracy"))
     lost = [names[arm.number] for arm in arms if arm.number not in done]
@@ -187,7 +186,7 @@ def _row(
     }
 
 
-def _answer(result: Contest[int], names: Mapping[int, str], done: Mapping[int, Sequence[float]]) -> str:
+def _answer(result: Contest[int], names: Mapping[int, str], done: Mapping[int, Sequence[float]], good: str) -> str:
     seeds = max(map(len, done.values()), default=0)
     if not result.alive:
         return "Nothing could be confirmed."
@@ -200,14 +199,25 @@ def _answer(result: Contest[int], names: Mapping[int, str], done: Mapping[int, S
         others = f"the {rest} others are" if rest > 1 else "the other is"
         return f"{names[result.alive[0]]} is the best: {others} behind by more than seeds explain."
     said = ", ".join(names[n] for n in result.alive)
-    return f"These {len(result.alive)} cannot be told apart with {seeds} seeds each: {said}. Take any of them."
+    return (
+        f"These {len(result.alive)} cannot be told apart with {seeds} seeds each: {said}. No winner is shown; where "
+        f"one must be picked, {names[result.alive[0]]} has the {good} mean."
+    )
+
+
+def amount(value: float, points: bool) -> str:
+    """A difference of the objective in words: of an accuracy in points."""
+    if not points:
+        return f"{value:.2g}"
+    shown = f"{100 * value:.2g}"
+    return f"{shown} point{'s' * (shown != '1')}"
 
 
 def ledger(measured: Noise, seeds: int, points: bool = True) -> str:
     """What seeds do, what so many of them can show, and how many would show more, in a sentence."""
 
     def said(value: float) -> str:
-        return f"{100 * value:.2g} points" if points else f"{value:.2g}"
+        return amount(value, points)
 
     if measured.paired < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
@@ -216,7 +226,7 @@ def ledger(measured: Noise, seeds: int, points: bool = True) -> str:
     return (
         f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds each show a "
         f"difference of {said(smallest_difference(measured.paired, max(2, seeds)))} between two schedules with 80 % "
-        f"power; smaller ones need more seeds each: {needs}."
+        f"power; smaller ones stay hidden, and need more seeds each: {needs}."
     )
 
 

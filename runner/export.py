@@ -3,6 +3,7 @@
 python -m runner.export                          the best schedules of sweeps/digits.yaml, as a table
 python -m runner.export cifar10 --top 5 --format csv
 python -m runner.export cifar10 --code 1         PyTorch code of the winner, to paste
+python -m runner.export cifar10 --code 1 --epochs 90 --updates 500     for a longer training, of 500 batches per epoch
 python -m runner.export cifar10 --code 1 --for lightning     as configure_optimizers; also transformers, timm
 python -m runner.export cifar10 --table epochs --format parquet --out epochs.parquet
 """
@@ -25,8 +26,9 @@ from .document import SpecError
 from .document import read as read_yaml
 from .place import Place, load_place
 from .schedules import load, summary
-from .space import NAME
-from .spec import Record
+from .space import NAME, OWN_WARMUP
+from .spec import Record, best_first
+from .stop import leave
 from .zoo import TYPES
 
 if TYPE_CHECKING:
@@ -97,8 +99,7 @@ def best_table(
     import pandas as pd
 
     order = [row["trial"] for row in confirmed]
-    done = [r for r in records if r.outcome == "complete" and r.value is not None]
-    done.sort(key=lambda r: -(r.value or 0.0) if direction == "maximize" else (r.value or 0.0))
+    done = best_first(records, 1 if direction == "maximize" else -1)
     done.sort(key=lambda r: order.index(r.number) if r.number in order else len(order))
     table = trials_table(done[:top]).drop(columns=["outcome", "cause"])
     table.insert(0, "rank", range(1, len(table) + 1))
@@ -187,7 +188,7 @@ def _dtype(values: Sequence[Any]) -> str:
 
 
 def code(record: Record, updates: int, epochs: int, allow: Sequence[str] = (), library: str = "torch") -> str:
-    """Code of a trial's schedule, for a training as long as the sweep's.
+    """Code of a trial's schedule, for a training of so many epochs of so many updates.
 
     Raises:
         SpecError: that library cannot do it.
@@ -257,41 +258,45 @@ def _cell(value: Any) -> Any:
 def markdown(table: pd.DataFrame, text: Callable[[str], str] = str) -> str:
     """A table for people: four digits, and what a type alone has in one column; epochs as they are.
 
-    ``text`` is put around every cell that is text, to escape it for where it is shown.
+    What fresh seeds gave stands before what one seed did. ``text`` is put around every cell that is text, to escape
+    it for where it is shown.
     """
     if "schedule" not in table.columns:
         return _grid(list(table.columns), table.itertuples(index=False), text)
-    lead = [n for n in ("rank", "trial", "name", "outcome", "objective", "init_lr", "warmup") if n in table.columns]
-    rows = []
-    for row in table.to_dict(orient="records"):
-        rows.append([*(row[n] for n in lead), summary(json.loads(row["schedule"])), row["seconds"]])
-    titles = {"name": "schedule", "objective": "validation"}
-    return _grid([*(titles.get(n, n) for n in lead), "with", "seconds"], rows, text)
+    rows = for_people(table)
+    return _grid(list(rows[0]) if rows else [], [list(row.values()) for row in rows], text)
 
 
-def confirmed_markdown(rows: Iterable[Mapping[str, Any]], text: Callable[[str], str] = str) -> str:
-    """What fresh seeds gave, for people: a row for each schedule that was confirmed."""
-    titles = ("schedule", "trial", "init_lr", "mean", "95 %", "seeds", "test", "may be best")
-    cells = []
-    for row in rows:
-        if not _missing(row["mean"]):
-            wide = "" if _missing(row["low"]) else f"{row['low']:.4g} to {row['high']:.4g}"
-            sure = "yes" if row["in_set"] else f"{row['behind']:.2g} behind"
-            mean = float(row["mean"])
-            cells.append(
-                [row["name"], row["trial"], row["init_lr"], mean, wide, row["seeds"], row["test_accuracy"], sure]
-            )
-    return _grid(titles, cells, text)
+def for_people(table: pd.DataFrame) -> list[dict[str, str]]:
+    """The rows of a table of trials as people read them, by column."""
+    return [{name: _cell_text(v) for name, v in _shown(row).items()} for row in table.to_dict(orient="records")]
+
+
+def _shown(row: Mapping[Any, Any]) -> dict[str, Any]:
+    schedule = json.loads(row["schedule"])
+    shown = {name: row[name] for name in ("rank", "trial") if name in row} | {"schedule": row["name"]}
+    if "outcome" in row:
+        shown["outcome"] = row["outcome"]
+    if "mean" in row:
+        again = not _missing(row["mean"])
+        wide = "" if _missing(row["low"]) else f" ± {row['mean'] - row['low']:.2g}"
+        shown["mean ± 95 %"] = f"{row['mean']:.4g}{wide}" if again else ""
+        shown["may be best"] = ("yes" if row["in_set"] else f"{row['behind']:.2g} behind") if again else ""
+        shown |= {"seeds": int(row["seeds"]) if again else "", "test": row["test_accuracy"]}
+    shown |= {"one seed": row["objective"], "init_lr": row["init_lr"], "warmup": row["warmup"]}
+    if schedule["type"] in OWN_WARMUP and row["warmup"] in (0, "0"):
+        shown["warmup"] = "own"
+    return shown | {"with": summary(schedule)}
 
 
 def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]], text: Callable[[str], str]) -> str:
-    def cell(value: Any) -> str:
-        if _missing(value):
-            return ""
-        return f"{value:.4g}" if isinstance(value, float) else text(str(value).replace("|", "/"))
-
     lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(map(cell, row)) + " |" for row in rows]) + "\n"
+    cells = [[text(_cell_text(value).replace("|", "/")) for value in row] for row in rows]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"
+
+
+def _cell_text(value: Any) -> str:
+    return "" if _missing(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _missing(value: Any) -> bool:
@@ -321,6 +326,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="torch",
         help="with --code: whose training loop (default: torch)",
     )
+    for what, said in (("epochs", "the sweep's"), ("updates", "the sweep's, which are batches per epoch")):
+        parser.add_argument(
+            f"--{what}", type=int, metavar="N", help=f"with --code: for a training of N {what} (default: {said})"
+        )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml)")
     parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
     args = parser.parse_args(argv)
@@ -332,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    for name in ("top", "code"):
+    for name in ("top", "code", "epochs", "updates"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise SpecError(f"--{name} counts from 1, not {getattr(args, name)}")
     name = args.sweep
@@ -347,8 +356,8 @@ def _export(args: argparse.Namespace) -> int:
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
         trial = int(best.iloc[args.code - 1]["trial"])
         record = next(r for r in records if r.number == trial)
-        epochs = len(record.epochs)
-        text: str | None = code(record, facts["updates_per_epoch"], epochs, args.allow_plugin, args.library)
+        updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
+        text: str | None = code(record, updates, epochs, args.allow_plugin, args.library)
         if args.out is not None:
             _write_text(args.out, text or "")
             text = None
@@ -359,6 +368,11 @@ def _export(args: argparse.Namespace) -> int:
             "epochs": lambda: epochs_table(records),
         }
         text = write(tables[args.table]().head(args.top or len(records) * 10**6), args.format, args.out)
+        if text is not None and (args.table, args.format) == (
+            "best",
+            "markdown",
+        ):  # for a person, who asks what it means
+            text += "".join(f"\n{line}\n" for line in facts.get("answer", ()))
     if text is not None:
         sys.stdout.write(text)
     return 0
@@ -393,4 +407,4 @@ def result_files(
 assert set(SHARED).isdisjoint(name for kind in TYPES.values() for name in kind.params)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main)

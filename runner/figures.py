@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from .schedules import Schedule, load
-from .spec import Record
+from .spec import Record, best_first
 from .zoo import TYPES
 
+ENOUGH = 10
+"""Trials for each parameter below which importance is a hint."""
 # Okabe and Ito's colours, which colour-blind people tell apart; the line style tells the rest.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+MARKERS = "os^DvPX*hd"
 COMMON = ("cosine", "linear", "one_cycle", "wsd", "step", "constant", "exponential")
 """The types that stand side by side most often: a colour for each."""
 
@@ -86,8 +89,8 @@ def best_curves(records: Sequence[Record], plans: Sequence[Schedule], T: int, ep
     """Learning rate above validation accuracy for the given trials."""
     figure = _figure(7.5, 5.2)
     above, below = figure.subplots(2, 1, sharex=True)
-    for record, plan, marker in zip(records, plans, "os^Dv" * len(records), strict=False):
-        label = f"{record.name} (trial {record.number}, {record.history[-1]:.2%})"
+    for record, plan, marker in zip(records, plans, MARKERS * len(records), strict=False):
+        label = f"{record.name} (trial {record.number}, one seed {record.history[-1]:.2%})"
         look = style(plan.type)
         x, y = curve(plan, T, epochs, record.history)
         look |= {"marker": marker, "markersize": 4, "linewidth": 1.2}
@@ -100,9 +103,17 @@ def best_curves(records: Sequence[Record], plans: Sequence[Schedule], T: int, ep
     return figure
 
 
-def accuracy_by_type(records: Sequence[Record], confirmed: Sequence[Mapping[str, Any]] = (), sign: int = 1) -> Figure:
-    """Every trial's objective by schedule, the best on top; below them the fresh seeds of its best."""
-    groups: dict[str, list[Record]] = {}
+def accuracy_by_type(
+    records: Sequence[Record],
+    confirmed: Sequence[Mapping[str, Any]] = (),
+    sign: int = 1,
+    names: Sequence[str] = (),
+) -> Figure:
+    """Every trial's objective by schedule, the best on top; below them the fresh seeds of its best.
+
+    ``names``: schedules that have a row even where no trial of theirs came to its end.
+    """
+    groups: dict[str, list[Record]] = {name: [] for name in names}
     for record in records:
         if record.value is not None:
             groups.setdefault(record.name, []).append(record)
@@ -110,24 +121,60 @@ def accuracy_by_type(records: Sequence[Record], confirmed: Sequence[Mapping[str,
 
     def worth(name: str) -> float:
         own = seeds[name]["mean"] if name in seeds else None
-        return sign * own if own is not None else max(sign * (r.value or 0.0) for r in groups[name]) - 1e9
+        values = [sign * (r.value or 0.0) for r in groups[name]]
+        return sign * own if own is not None else max(values, default=-1e9) - 1e9
 
     order = sorted(groups, key=worth)
     figure = _figure(7.5, 0.42 * len(order) + 1.2)
     axes = figure.add_subplot()
+    low, high = _in_view([r.value for r in records if r.value is not None], seeds.values(), sign)
     for y, name in enumerate(order):
-        colour = style(groups[name][0].schedule["type"])["color"]
-        values = [r.value or 0.0 for r in groups[name]]
-        axes.plot(values, [y + 0.15] * len(values), "o", color=colour, alpha=0.5, markersize=5)
+        colour = style(groups[name][0].schedule["type"])["color"] if groups[name] else "0.5"
+        _dots(
+            axes, [r.value or 0.0 for r in groups[name]], y + 0.15, (low, high), marker="o", alpha=0.5, color=colour
+        )
         if name in seeds:
-            row = seeds[name]
-            axes.plot(row["values"], [y - 0.2] * len(row["values"]), "D", color=colour, markersize=4, mec="black")
-            axes.plot([row["mean"]], [y - 0.2], "|", color="black", markersize=14)
-    axes.set_xlim(*_upper([r.value for r in records if r.value is not None], sign))
+            look = {"marker": "D", "color": colour, "mec": "black"}
+            _dots(axes, seeds[name]["values"], y - 0.2, (low, high), mean=seeds[name]["mean"], **look)
+    room = 0.02 * (high - low)
+    axes.set_xlim(low - room, high + room)
+    axes.set_ylim(-0.7, len(order) - 0.3)
     axes.set_yticks(range(len(order)), [f"{n} ({len(groups[n])})" for n in order])
-    axes.set_xlabel("objective (o: a trial, one seed; diamonds: fresh seeds of its best, | their mean)", fontsize=8)
+    said = "o: a trial, one seed; diamonds: fresh seeds of its best, | their mean; arrow: farther out"
+    axes.set_xlabel(f"objective ({said})", fontsize=7)
     axes.grid(axis="x", alpha=0.3)
     return figure
+
+
+def _in_view(values: Sequence[float], confirmed: Iterable[Mapping[str, Any]], sign: int) -> tuple[float, float]:
+    """Limits that tell those apart that may be the best: their seeds; else the better trials."""
+    near = [v for row in confirmed if row["in_set"] for v in row["values"]]
+    if not near:
+        return _upper(values, sign)
+    low, high = min(near), max(near)
+    worse, better = 3 * max(high - low, 0.005 * abs(high)), 0.1 * (high - low)
+    return (low - worse, high + better) if sign > 0 else (low - better, high + worse)
+
+
+def _dots(
+    axes: Any, values: Sequence[float], y: float, limits: tuple[float, float], mean: float | None = None, **look: Any
+) -> None:
+    """Values in a row, their mean as a bar; an arrow at the edge for those farther out, and how far they are."""
+    low, high = limits
+    inside = [v for v in values if low <= v <= high]
+    axes.plot(inside, [y] * len(inside), linestyle="", markersize=4.5, **look)
+    if mean is not None and low <= mean <= high:
+        axes.plot([mean], [y], "|", color="black", markersize=14)
+    for edge, mark, side, out in (
+        (low, "<", 6, [v for v in values if v < low]),
+        (high, ">", -6, [v for v in values if v > high]),
+    ):
+        if out:
+            axes.plot([edge], [y], mark, color=look["color"], markersize=5, clip_on=False)
+            said = f"mean {mean:.3g}" if mean is not None else ", ".join(f"{v:.3g}" for v in sorted(out)[:3])
+            said += ", ..." * (mean is None and len(out) > 3)
+            at = {"va": "center", "ha": "left" if side > 0 else "right", "fontsize": 6}
+            axes.annotate(said, (edge, y), (side, 0), textcoords="offset points", **at)
 
 
 def history(records: Sequence[Record], sign: int = 1) -> Figure:
@@ -136,24 +183,27 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
     figure = _figure(7.5, 4.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     best = [max((sign * v for n, v, _ in done if n <= number)) for number, _, _ in done]
-    for kind in dict.fromkeys(kind for _, _, kind in done):
+    for kind, marker in zip(dict.fromkeys(kind for _, _, kind in done), MARKERS * len(done), strict=False):
         mine = [(n, v) for n, v, k in done if k == kind]
-        above.plot(*zip(*mine, strict=True), "o", color=style(kind)["color"], markersize=4, label=kind)
+        look = {"color": style(kind)["color"], "marker": marker, "linestyle": "", "markersize": 5}
+        above.plot(*zip(*mine, strict=True), label=kind, **look)
     numbers = [n for n, _, _ in done]
     above.plot(numbers, [sign * b for b in best], color="black", linewidth=1, drawstyle="steps-post")
     lost = [r.number for r in records if r.value is None]
     above.plot(lost, [min(v for _, v, _ in done)] * len(lost), "x", color="0.5", markersize=5)
-    above.set_ylim(*_upper([v for _, v, _ in done], sign))
-    above.set_ylabel("objective (line: best so far)", fontsize=8)
+    low, high = _upper([v for _, v, _ in done], sign)
+    above.set_ylim(low, high)
+    below.set_ylim(-0.02 * (high - low), 0.6 * (high - low))
+    above.set_ylabel("objective, one seed (line: best so far)", fontsize=8)
     above.legend(fontsize=6, ncols=4)
     below.plot(numbers, [best[-1] - b for b in best], color="black", drawstyle="steps-post")
-    below.set_ylabel("regret", fontsize=8)
+    below.set_ylabel("regret, one seed", fontsize=8)
     below.set_xlabel("trial")
     return figure
 
 
-def importance(weights: Mapping[str, float]) -> Figure:
-    """How much of the objective each parameter explains."""
+def importance(weights: Mapping[str, float], trials: int) -> Figure:
+    """How much of the objective each parameter explains, by so many trials; where these are few, it says so."""
     rows = list(weights.items())[:10][::-1]
     figure = _figure(6, 0.32 * len(rows) + 1.0)
     axes = figure.add_subplot()
@@ -161,6 +211,8 @@ def importance(weights: Mapping[str, float]) -> Figure:
         [name for name, _ in rows], [share for _, share in rows], color="0.55", edgecolor="black", linewidth=0.6
     )
     axes.set_xlim(0, 1)
+    if trials < ENOUGH * len(weights):
+        axes.set_title(f"{trials} trials are few for {len(weights)} parameters: a hint, no more", fontsize=8)
     axes.set_xlabel("share of the objective's variance that it explains (PED-ANOVA)", fontsize=8)
     return figure
 
@@ -208,15 +260,24 @@ def accuracy_against_lr(
 def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
     """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best."""
     rows = [r for r in confirmed if r["behind"] is not None][::-1]
+    far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0)
     figure = _figure(7.5, 0.32 * len(rows) + 1.2)
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
         colour = style(row["type"])["color"]
+        if -row["behind"] < far:  # so that it does not press the others together
+            axes.plot([far], [y], "<", color=colour, markerfacecolor="white")
+            said = f"  {row['behind']:.2g} behind ({row['behind_low']:.2g} to {row['behind_high']:.2g})"
+            axes.annotate(said, (far, y), va="center", fontsize=7)
+            continue
         axes.plot([-row["behind_high"], -row["behind_low"]], [y, y], color=colour, linewidth=1.6)
         axes.plot([-row["behind"]], [y], "o", color=colour, markerfacecolor=colour if row["in_set"] else "white")
     axes.axvline(0, color="0.5", linewidth=0.8)
+    axes.set_xlim(left=max(far, -1.1 * max(r["behind_high"] for r in rows)) * 1.03)
     axes.set_yticks(range(len(rows)), [f"{r['name']} (trial {r['trial']}, {r['seeds']} seeds)" for r in rows])
-    axes.set_xlabel("difference to the best (filled: may be the best; 95 % for all together)", fontsize=8)
+    axes.set_xlabel(
+        "how far behind the best mean, with 95 % intervals for all together (filled: may be the best)", fontsize=8
+    )
     axes.grid(axis="x", alpha=0.3)
     return figure
 
@@ -245,16 +306,19 @@ def sweep_figures(
     strip: Sequence[Mapping[str, Any]] = (),
     weights: Mapping[str, float] | None = None,
     sign: int = 1,
+    names: Sequence[str] = (),
 ) -> dict[str, Figure]:
     """The figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
     seen = [r for r in records if r.epochs and r.outcome != "failed"]
-    done = sorted((r for r in seen if r.outcome == "complete"), key=lambda r: -r.history[-1])
+    done = best_first(seen, sign)
+    order = [row["trial"] for row in confirmed]
+    done.sort(key=lambda r: order.index(r.number) if r.number in order else len(order))  # as the table has them
     made = {}
     if seen:
         made["lr_curves_by_accuracy.png"] = curves_by_accuracy(seen, [plans[r.number] for r in seen], T, epochs)
     if done:
         made["best_curves.png"] = best_curves(done[:5], [plans[r.number] for r in done[:5]], T, epochs)
-        made["accuracy_by_type.png"] = accuracy_by_type(done, confirmed, sign)
+        made["accuracy_by_type.png"] = accuracy_by_type(done, confirmed, sign, names)
         made["history.png"] = history(records, sign)
         made["accuracy_against_lr.png"] = accuracy_against_lr(done, confirmed, sign)
     if any(row["behind"] is not None for row in confirmed):
@@ -262,7 +326,7 @@ def sweep_figures(
     if strip:
         made["robustness.png"] = robustness(strip)
     if weights:
-        made["importance.png"] = importance(weights)
+        made["importance.png"] = importance(weights, len(done))
     return made
 
 

@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import re
-import signal
 import socket
 import threading
 import time
@@ -34,7 +33,7 @@ from . import checkpoint
 from .document import SpecError
 from .place import redacted
 from .spec import Data, Record, TrialConfig
-from .stop import Stop
+from .stop import Stop, held, ignore
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoints
@@ -73,12 +72,11 @@ def save() -> bytes | None:
 
 
 def _own_one_core(shared: Shared | None) -> None:
-    """What a worker process does first: one thread, no Ctrl-C of its own, and an end when its parent ends."""
+    """What a worker process does first: one thread, no signals of its own, and an end when its parent ends."""
+    ignore()
     import torch
 
     _adopt(shared)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -160,7 +158,8 @@ class Lane:
             kept.set_result(None)
 
         try:
-            self.executor.submit(save).add_done_callback(keep)
+            with held():
+                self.executor.submit(save).add_done_callback(keep)
         except BrokenExecutor:  # the next epoch says so
             kept.set_result(None)
         return kept
@@ -188,7 +187,8 @@ class Lane:
 
     def _submit(self, function: Callable[..., Epoch], *args: Any) -> None:
         try:
-            self.future = self.executor.submit(function, *args)
+            with held():  # which may begin a process
+                self.future = self.executor.submit(function, *args)
         except BrokenExecutor as error:  # it died while it had nothing to do
             self.future = Future()
             self.future.set_exception(error)

@@ -116,6 +116,8 @@ def load_place(path: Path | str | None = None) -> Place:
 
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 """Environment variables that are secrets; the passwords in these are secrets too:"""
+SAID = r"(?i)([\w-]*(?:password|passwd|pwd|token|secret|api_?key))=('[^']*'|\"[^\"]*\"|[^&\s'\"]+)"
+"""A secret by its name, as in a query or in PostgreSQL's key=value."""
 ADDRESSES = ("MLFLOW_TRACKING_URI", "RUNNER_STUDY_STORAGE", "MLFLOW_BACKEND_STORE_URI")
 
 
@@ -124,10 +126,13 @@ def redacted(uri: str) -> str:
     said = [os.environ.get(name, "") for name in SECRETS]
     for name in ADDRESSES:
         said += re.findall(r"://[^/@]*?:([^/]*)@", os.environ.get(name, ""))
+        said += re.findall(r"https?://([^/@:]+)@", os.environ.get(name, ""))  # a token in the user's place
+        said += [value.strip("'\"") for _, value in re.findall(SAID, os.environ.get(name, ""))]
     for secret in {form for value in said if len(value) >= 4 for form in (value, unquote(value), quote(value))}:
         uri = uri.replace(secret, "***")
     uri = re.sub(r"://([^\s:/@]*):\S*@", r"://\1:***@", uri)
-    return re.sub(r"(?i)\b(password|passwd|pwd|token|secret)=[^&\s'\"]*", r"\1=***", uri)
+    uri = re.sub(r"(https?://)[^\s:/@]+@", r"\1***@", uri)
+    return re.sub(SAID, r"\1=***", uri)
 
 
 def _uri(variable: str, default: str, folder: Path, document: Document | None, key: str) -> str:
@@ -159,6 +164,8 @@ def _refuse_secrets(document: Document) -> None:
             for i, inner in enumerate(value):
                 walk(inner, (*key, i))
         elif isinstance(value, str) and redacted(value) != value:
-            raise document.error(key, "holds a password; put the whole address into the environment variable instead")
+            raise document.error(
+                key, "holds a password or a token; put the whole address into the environment variable instead"
+            )
 
     walk(document.data, ())

@@ -21,6 +21,7 @@ from .place import load_place
 from .schedules import Schedule, load
 from .space import SHARED, Space, problems
 from .spec import Sweep, TrialConfig, load_sweep
+from .stop import leave
 from .terminal import duration, sparkline
 from .zoo import ScheduleError
 
@@ -160,4 +161,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main)

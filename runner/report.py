@@ -7,25 +7,32 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import export, figures
-from .confidence import Noise, calibration, share
-from .confirm import Confirmation, Verdict, ledger, verdict
+from .confidence import Noise, calibration, seeds_needed, share
+from .confirm import Confirmation, Verdict, amount, ledger, verdict
 from .document import SpecError
 from .place import Place, StorageError
 from .space import problems
-from .spec import Record, Sweep
+from .spec import Record, Sweep, best_first
 from .study import Study, earlier_noise
-from .terminal import event, say
+from .terminal import event, say, show
 from .tracking import Tracker, escape
 
 SHOWN = ("lr_curves_by_accuracy.png", "confidence_set.png", "accuracy_by_type.png", "accuracy_against_lr.png")
 """The figures in the parent run's description."""
-ONE_SEED = "One seed each: differences of tenths of a point are within what another seed changes."
+FEW = 5
+"""Trials of a schedule below which its best init_lr is hardly known."""
+MANY = 100
+"""Seeds for each schedule that nobody will spend."""
+ONE_SEED = (
+    "One seed each: differences of tenths of a point are within what another seed changes. With confirm: {top: 3} in "
+    "the sweep file, the same command trains the best again with fresh seeds."
+)
 
 
 def folder(place: Place, sweep: Sweep) -> Path:
@@ -96,36 +103,106 @@ def write(found: Found, tracker: Tracker) -> None:
         raise StorageError(str(error)) from None
     plans = {r.number: history.schedule(r) for r in records}
     strip, weights, sign = answer.strip if answer else [], history.importance(), sweep.objective.sign
-    drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, weights, sign)
+    names = list(sweep.schedules.schedules)
+    drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, weights, sign, names)
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
 
     table, sentences = export.best_table(records, direction, 10, rows), _sentences(found, records, answer, weights)
+    steps = next_steps(records, rows, sweep, answer.noise if answer else None)
+    history.remember(answer=[*sentences, *steps])
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
-    said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n)
-    note = [f"**{escape(sweep.question)}**", *map(escape, sentences)]
-    note += [export.confirmed_markdown(rows, escape)] * bool(rows) + [f"{said}.", export.markdown(table, escape)]
-    shown = [name for name in SHOWN if name in drawn and tracker.parent]
-    note += [f"![{name.removesuffix('.png')}]({tracker.picture(name)})" for name in shown]
-    command = f"python -m runner.sweep {found.file}" if _plain(found.file) else "python -m runner.sweep, and its file"
-    note.append(f"Reproduce, continue, or add trials (search.trials): `{command}`. Its file is among the artifacts.")
-    missed = tracker.finish(paths.values(), "\n\n".join(note), _summary(counts, history, answer))
+    said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
+
+    def page(picture: Callable[[str], str]) -> str:
+        """The report in markdown, with figures as ``picture`` finds them."""
+        parts = [f"**{escape(sweep.question)}**", *map(escape, sentences), export.markdown(table, escape), said]
+        parts += [f"![{name.removesuffix('.png')}]({picture(name)})" for name in SHOWN if name in drawn]
+        command = f"`python -m runner.sweep {found.file}`" if _plain(found.file) else "the command that ran it"
+        return "\n\n".join([*parts, *map(escape, steps), f"Reproduce, continue, or add trials: {command}."]) + "\n"
+
+    paths["report.md"] = path / "report.md"
+    paths["report.md"].write_text(page(str), encoding="utf-8")
+    note = page(tracker.picture) if tracker.parent else ""
+    missed = tracker.finish(paths.values(), note, _summary(counts, history, answer))
 
     files = {name: str(file) for name, file in paths.items()}
     event(
-        "answer", sweep=sweep.name, sentences=sentences, confirmed=rows, outcomes=counts, mlflow=missed, files=files
+        "answer",
+        sweep=sweep.name,
+        sentences=sentences,
+        next=steps,
+        confirmed=rows,
+        outcomes=counts,
+        mlflow=missed,
+        files=files,
     )
     say(f"\n{sweep.question}\n", markdown=True)
     say("\n".join(f"- {sentence}" for sentence in sentences), markdown=True)
-    if rows:
-        say(f"With fresh seeds:\n\n{export.confirmed_markdown(rows)}", markdown=True)
-    say(f"{said} of {sweep.name}, with one seed each.\n\n{export.markdown(table)}", markdown=True)
-    say(f"tables, figures and code: {_relative(path)}/")
-    say(f"code of the best schedule: python -m runner.export {sweep.name} --code 1")
+    show(export.for_people(table))
+    say("\n".join(f"- {step}" for step in [said, *steps]), markdown=True)
+    say(f"report, tables, figures and code: {_relative(path)}/")
+    say(f"the first one's code: python -m runner.export {sweep.name} --code 1")
     if missed:
         say(f"MLflow lacks something ({missed}); python -m runner.sweep {found.file} --sync sends it")
     say(_browse(found))
     for what, link in tracker.links().items():
         say(f"  {what}: {link}")
+
+
+def next_steps(
+    records: Sequence[Record], rows: Sequence[Mapping[str, Any]], sweep: Sweep, measured: Noise | None
+) -> list[str]:
+    """What would make the answer better, each with how to do it; most urgent first."""
+    said, points = [], sweep.objective.metric == "val/accuracy"
+    tried = Counter(r.name for r in records)
+    ended = Counter(r.name for r in best_first(records, 1))
+    names = list(sweep.schedules.schedules)
+    if lost := [name for name in names if tried[name] and not ended[name]]:
+        said.append(f"Tried without coming to an end: {', '.join(lost)}. A lower init_lr may let {_them(lost)}.")
+    if missing := [name for name in names if not tried[name]]:
+        said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
+    if few := [name for name in names if 0 < ended[name] < FEW]:
+        alike = len(few) == len(names) and len(set(ended.values())) == 1
+        listed = f"{ended[few[0]]} of each schedule" if alike else ", ".join(f"{name} {ended[name]}" for name in few)
+        said.append(f"Few trials: {listed}. Another init_lr may be better there.")
+    if missing or few:
+        fair = "" if sweep.search.balance == "equal" else "; balance: equal, in a new sweep, gives each as many"
+        said[-1] += f" A larger search.trials continues this sweep{fair}."
+    alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
+    if len(alive) > 1 and measured is not None and measured.paired > 0:
+        first, second = alive[:2]
+        apart = abs(first["mean"] - second["mean"])
+        names_ = f"{first['name']} and {second['name']}"
+        unit = amount(apart, points)
+        needed = seeds_needed(apart, measured.paired) if apart > measured.paired / 50 else math.inf
+        if needed > MANY:
+            said.append(f"{names_} differ by {unit} as measured; to show that takes more than {MANY} seeds each.")
+        else:
+            said.append(
+                f"If {names_} differ by the {unit} that was measured, about {needed} seeds each show it: raise "
+                "confirm.seeds, and the same command goes on with them."
+            )
+    best = next((r for r in records if rows and r.number == rows[0]["trial"]), None)
+    if best is not None and (end := edge(best, sweep)):
+        said.append(f"init_lr of {best.name} (trial {best.number}) is at the {end} end of its range: widen it there.")
+    return said
+
+
+def _them(names: Sequence[str]) -> str:
+    return "them" if len(names) > 1 else "it"
+
+
+def edge(record: Record, sweep: Sweep) -> str | None:
+    """``lower`` or ``upper`` where a trial's init_lr is in the outer twentieth of its range, else None."""
+    for leaf in sweep.schedules.leaves(record.name):
+        if leaf.name == "init_lr" and leaf.kind in ("uniform", "log_uniform"):
+            scale = math.log if leaf.kind == "log_uniform" else float
+            low, high, at = (scale(v) for v in (*leaf.values, record.params["init_lr"]))
+            if at - low < (high - low) / 20:
+                return "lower"
+            if high - at < (high - low) / 20:
+                return "upper"
+    return None
 
 
 def _sentences(
@@ -138,7 +215,7 @@ def _sentences(
         said.append(audited(records, sweep))
     if weights:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:6])
-        thin = len(records) < 10 * len(weights)
+        thin = len(records) < figures.ENOUGH * len(weights)
         biased = " The sampler looked where it was good, which flatters what it exploited." * (
             sweep.search.sampler in ("tpe", "gp", "cmaes")
         )

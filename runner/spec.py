@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -70,7 +70,7 @@ class Model(Frozen):
     """With ``name: custom``: ``function(classes)`` gives a ``torch.nn.Module``; stem and width are its own matter."""
     stem: Literal["small", "imagenet"] = "small"
     """small: 3x3 stride 1 and no max-pool, for images of up to about 64 pixels (ResNets only)."""
-    width: Annotated[int, Field(ge=1, le=1024)] = 64
+    width: Annotated[int, Field(ge=8, le=1024)] = 64  # with fewer, oneDNN's AVX2 kernels (torch 2.14) corrupt memory
     """Channels of the first stage; 64 is the published network (ResNets only)."""
 
     @model_validator(mode="after")
@@ -235,6 +235,8 @@ class TrialConfig:
     schedule: Schedule
     data_dir: str = "data"
     engine: Engine = Engine()
+    images: str = ""
+    """The SHA-256 of the data as they were read: what a checkpoint belongs to."""
     test: bool = False
     """Whether the last epoch is measured on the test split too: for confirmed winners only."""
 
@@ -288,6 +290,12 @@ class Record:
     @property
     def seconds(self) -> float:
         return math.fsum(e["seconds"] for e in self.epochs)
+
+
+def best_first(records: Iterable[Record], sign: int) -> list[Record]:
+    """The complete trials by objective, ``sign`` 1 where higher is better; equals in the order they were tried."""
+    done = [r for r in records if r.outcome == "complete" and r.value is not None]
+    return sorted(done, key=lambda r: -sign * (r.value or 0.0))
 
 
 def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import multiprocessing
 import os
@@ -10,12 +11,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 GRACE = 30.0
 """Seconds that running epochs have to end after the first signal."""
+ONE_EVENT = 0.5
+"""Seconds in which a second signal is the first again: wrappers hand Ctrl-C on, closing terminals hang up twice."""
 EXIT = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
 """Exit codes by signal; 75 asks a batch system to queue the job again (Slurm's --signal=USR1)."""
 
@@ -37,6 +40,7 @@ class Stop:
     def __init__(self, grace: float | None = None) -> None:
         self._grace, self._until = GRACE if grace is None else grace, math.inf
         self._name: str | None = None
+        self._since = 0.0
         self._listening = False
         self._before: dict[int, Any] = {}
 
@@ -50,9 +54,8 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for name in EXIT:
-                number = getattr(signal, name, None)  # Windows has not all of them
-                if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            for number in _numbers():
+                if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._came)
         return self
 
@@ -74,28 +77,99 @@ class Stop:
     def _came(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._name is not None:
-            at_once(EXIT[name])
-        self._name, self._until = name, time.monotonic() + self._grace
+            if time.monotonic() - self._since > ONE_EVENT:
+                at_once(EXIT[name])
+            return
+        self._name, self._since = name, time.monotonic()
+        self._until = self._since + self._grace
         if not self._listening:
             raise Stopped(name)
         again = "Ctrl-C" if name == "SIGINT" else name
         said = f"stopping: running epochs have {self._grace:.0f} s to end; {again} again ends them at once"
-        os.write(2, f"\n{said}\n".encode())
+        with contextlib.suppress(OSError):  # the terminal is gone
+            os.write(2, f"\n{said}\n".encode())
 
 
-def leave(code: int) -> None:
-    """End this process with ``code``; after a stop without waiting for the threads of epochs that were abandoned."""
-    if code in EXIT.values():
-        sys.stdout.flush()
-        sys.stderr.flush()
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Inside, the signals wait; a process that is begun there has them wait until it says otherwise."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _numbers())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore() -> None:
+    """In a worker: what is sent to all processes of a sweep is for the coordinator to decide."""
+    for number in _numbers():
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
+
+
+def _numbers() -> list[signal.Signals]:
+    return [getattr(signal, name) for name in EXIT if hasattr(signal, name)]  # Windows has not all of them
+
+
+class Lasting(io.TextIOBase):
+    """A stream that goes on, into nothing, when its reader has gone: a closed terminal, a pipe to a dead process."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with self._whoever_reads():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._whoever_reads():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._stream.encoding
+
+    @contextlib.contextmanager
+    def _whoever_reads(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
+def leave(main: Callable[[], int]) -> NoReturn:
+    """Run a command and end this process with its code, whoever is left to read what it says.
+
+    Where it did not succeed, without waiting for the threads of epochs that nobody wants any more.
+    """
+    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
         os._exit(code)
-    raise SystemExit(code)
+    raise SystemExit(0)
 
 
 def at_once(code: int) -> None:
     """End this process and its workers now; what is on record stays."""
     for process in multiprocessing.active_children():
         process.kill()
-    if sys.stderr.isatty():
-        os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor
+    with contextlib.suppress(OSError):
+        if sys.stderr.isatty():
+            os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor
     os._exit(code)

@@ -17,6 +17,7 @@ import sqlite3
 import time
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,7 +32,7 @@ from .document import SpecError
 from .place import StorageError, redacted
 from .schedules import Schedule, load
 from .space import Space
-from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig
+from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first
 
 if TYPE_CHECKING:
     from .train import Epoch
@@ -103,10 +104,11 @@ class Study:
 
     def remember_runs(self, runs: Mapping[tuple[str, int], str]) -> None:
         """Put on record under which run MLflow has each trial of this stage."""
-        for (stage, number), run_id in runs.items():
-            if stage == self.stage and self._records[number].run_id != run_id:
+        for (stage, number), run_id in list(runs.items()):  # the sender may add to them
+            record = self._records.get(number) if stage == self.stage else None
+            if record is not None and record.run_id != run_id:
                 self.remember(**{f"run:{number}": run_id})
-                self._records[number] = replace(self._records[number], run_id=run_id)
+                self._records[number] = replace(record, run_id=run_id)
 
     def close(self) -> None:
         """Let go of the storage."""
@@ -177,16 +179,16 @@ class Study:
 
     def survivors(self) -> list[Mapping[str, Any]]:
         """The parameters of the best share of a rung, best first."""
-        done = [r for r in self.ended() if r.outcome == "complete" and r.value is not None]
-        done.sort(key=lambda r: -self.sweep.objective.sign * (r.value or 0.0))
+        done = best_first(self.records(), self.sweep.objective.sign)
         return [r.params for r in done[: max(1, round(self.sweep.search.keep * self.target))]]
 
     def importance(self) -> dict[str, float]:
         """How much of the objective each parameter explains (PED-ANOVA), the most first; empty where that is unknown.
 
-        A parameter that only some types have counts within its type.
+        A parameter that only some types have counts within its type; one with fewer than ten trials is left out.
         """
-        if sum(r.outcome == "complete" for r in self.records()) < 4:
+        counts = Counter(name for r in best_first(self.records(), 1) for name in r.params)
+        if max(counts.values(), default=0) < 10:
             return {}
         try:
             with warnings.catch_warnings():
@@ -194,7 +196,7 @@ class Study:
                 found = optuna.importance.get_param_importances(self._study)
         except (RuntimeError, ValueError):  # all values alike
             return {}
-        return {name: share for name, share in found.items() if math.isfinite(share)}
+        return {name: share for name, share in found.items() if math.isfinite(share) and counts[name] >= 10}
 
     def _first_unknown(self, number: int) -> int:
         """The first trial whose result trial ``number`` must not know, so that the number of lanes cannot matter."""
@@ -264,8 +266,7 @@ class Study:
 
     def best(self) -> Record | None:
         """The best complete trial so far; of equals, the first."""
-        done = [r for r in self.records() if r.outcome == "complete" and r.value is not None]
-        return max(done, key=lambda r: self.sweep.objective.sign * (r.value or 0.0), default=None)
+        return next(iter(best_first(self.records(), self.sweep.objective.sign)), None)
 
     def tell(self, number: int, outcome: str, cause: str | None = None) -> Record:
         """End a trial. The objective is read from its committed epochs."""
@@ -457,16 +458,24 @@ def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
     return study
 
 
-def begun_with(name: str, storage: str, wanted: str) -> Engine | None:
+def begun_with(name: str, storage: str, wanted: str, images: str, must: bool = False) -> Engine | None:
     """The engine that a study was begun with, for all of its trials; None where there is no study yet.
 
     Raises:
-        SpecError: the reference is ``wanted``, and it was the fast one.
+        SpecError: the reference is ``wanted``, and it was the fast one; it was begun with other images; or it
+            ``must`` be there and is not.
     """
     try:
         known, _ = load_study(name, storage)
     except SpecError:  # what else is wrong with the storage, ``open_study`` says
+        if must:
+            raise
         return None
+    if known.get("images", images) != images:
+        raise SpecError(
+            f"the study {name!r} was begun with other images: what is in the data folder has changed since; bring it "
+            f"back, or give this sweep another name (name: {name}-2)"
+        )
     if "engine" not in known:  # it ended before anything was trained
         return None
     engine = Engine(**known["engine"])

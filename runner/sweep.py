@@ -94,10 +94,10 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     dataset = data.load(sweep.data, options.data_dir)
     model.build(sweep.model, dataset.classes, sweep.train.seed)  # refuses what cannot be built
     updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
-    example = TrialConfig(sweep.data, sweep.model, sweep.train, load({"type": "constant"}), options.data_dir)
-    chosen = study.begun_with(sweep.name, place.storage, options.engine) or engine.choose(
-        example, device, sweep.search.trials, options.engine
-    )
+    flat = load({"type": "constant"})
+    example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
+    known = study.begun_with(sweep.name, place.storage, options.engine, dataset.digest, must=options.sync)
+    chosen = known or engine.choose(example, device, sweep.search.trials, options.engine)
     example = replace(example, engine=chosen)
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     where = {"device": str(device), "engine": str(chosen)}
@@ -128,7 +128,9 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             return True
 
         history = opened()
-        history.remember(engine=asdict(chosen), id=history.facts.get("id", uuid.uuid4().hex))
+        if history.facts.get("engine", asdict(chosen)) != asdict(chosen):  # begun in the meantime
+            raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
+        history.remember(engine=asdict(chosen), images=dataset.digest, id=history.facts.get("id", uuid.uuid4().hex))
         tracker.go_on(history.facts["id"], options.file)
         say(f"{places} on {device}; engine: {chosen}")
         for caveat in report.caveats(sweep, place, updates, options.allow):
@@ -140,6 +142,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
                 return history.records()
         arms, replicates = confirm.arms(history.ended(), sweep), None
         if arms:
+            best = ", ".join(f"{r.value:.4g} {r.name} ({r.title})" for r in confirm.best_of_each(arms)[:3])
+            say(f"the search's best, one seed each: {best}")
             say(f"{len(arms)} of them are trained again, with up to {sweep.confirm.seeds} fresh seeds each")
             replicates = confirm.Confirmation(sweep, place.storage, arms, updates, options.allow)
             if not carry_out(stack.enter_context(closing(replicates))):
@@ -167,7 +171,7 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
     for text in options.enqueue:
         try:
             wishes.append(sweep.schedules.params(load(json.loads(text), allow=options.allow), options.allow))
-        except (ValueError, ScheduleError) as error:
+        except (ValueError, ScheduleError, RecursionError) as error:
             raise SpecError(f"--enqueue {text}: {error}") from None
     for name in options.warm:
         facts, records = export.read(name, place)
@@ -311,21 +315,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (StorageError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
-            raise
-        said = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else error
-        print(f"error: {said}\ncontinue with: {again}", file=sys.stderr)
-        return 4
     except TooManyFailedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 5
     except KeyboardInterrupt as stopped:
         print(f"\nstopped; continue with: {again}", file=sys.stderr)
         return stopped.code if isinstance(stopped, Stopped) else 130
-    except Exception as error:  # a bug: its traceback helps, the secrets in it do not
+    except Exception as error:
+        if said := no_fault_of_ours(error):
+            print(f"error: {said}\ncontinue with: {again}", file=sys.stderr)
+            return 4
+        # a bug: its traceback helps, the secrets in it do not
         print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
         return 1
+
+
+def no_fault_of_ours(error: Exception) -> str | None:
+    """What is wrong with the storage or the disk, in a sentence; None where it is a bug."""
+    if isinstance(error, StorageError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
+        return (
+            f"{error.strerror}{f': {error.filename}' * (error.filename is not None)}; make room, or make it writable"
+        )
+    return None
 
 
 def command(args: argparse.Namespace, stop: Stop) -> int:
@@ -350,7 +363,8 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
         tuple(args.allow_plugin),
         args.sync,
     )
-    if not any(record.outcome == "complete" for record in run(sweep, place, options, stop)):
+    records = run(sweep, place, options, stop)
+    if not options.sync and not any(record.outcome == "complete" for record in records):
         raise TooManyFailedError("no trial was completed: see their outcomes above; a lower init_lr may help")
     return 0
 
@@ -373,4 +387,4 @@ def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> 
 
 
 if __name__ == "__main__":
-    leave(main())
+    leave(main)

@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 from .place import redacted
@@ -74,6 +76,25 @@ def say(text: str, markdown: bool = False) -> None:
     """Print for a person."""
     text = redacted(text)
     CONSOLE.print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=not markdown)
+
+
+LEAST = ("test", "warmup", "with", "trial", "seeds", "one seed")
+"""The columns that a narrow terminal does without, in this order."""
+
+
+def show(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table for a person: every number whole, however narrow the terminal is."""
+    names = list(rows[0]) if rows else []
+    for least in LEAST:
+        if sum(2 + max(len(name), *(len(row[name]) for row in rows)) for name in names) <= CONSOLE.width:
+            break
+        names = [name for name in names if name != least]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(row[name]) for name in names))
+    CONSOLE.print(table)
 
 
 class Display:

@@ -100,6 +100,7 @@ class Tracker:
         self._busy, self._closed, self._done, self._stuck_at = False, False, 0, -1
         self._away: Exception | None = None
         self._bug: Exception | None = None
+        self._finished = False
 
     def __enter__(self) -> Tracker:
         """Reach MLflow and the experiment; nothing of the sweep is written yet.
@@ -111,21 +112,27 @@ class Tracker:
         threading.Thread(target=self._work, name="mlflow", daemon=True).start()
         self._do("experiment", self._reach)
         self._wait(600.0 if self._local else 2.0)
+        if self._bug is not None:
+            raise self._bug
         wrong = next((error for _, error in self._refused.values()), self._away if self._local else None)
         if wrong is not None:
             raise unusable(self.place, wrong)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Send what is left; a sweep that was stopped leaves its parent run KILLED, one that broke FAILED."""
-        if kind is not None and self.parent:
-            status = "KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED"
+        """Send what is left; a sweep that was stopped leaves its parent run KILLED, one that broke FAILED.
+
+        Raises a bug of the sender's, where nothing else went wrong.
+        """
+        if self.parent and not (kind is None and self._finished):
+            status = "KILLED" if kind is None or issubclass(kind, KeyboardInterrupt) else "FAILED"
             self._do("status", lambda: self.client.set_terminated(self.parent, status))
-        if self._bug is None:
-            self._wait(5.0, most=10.0)
+        self._wait(5.0, most=10.0)
         with self._news:
             self._closed = True
             self._news.notify_all()
+        if self._bug is not None and kind is None:
+            raise self._bug
 
     def go_on(self, identity: str, sweep_file: Path) -> None:
         """Take up the parent run and the trials' runs that have this ``sweep.id``, or make what is not there."""
@@ -151,11 +158,16 @@ class Tracker:
         self._again()
         if not (self._jobs or self._refused or self._busy):
             return None
-        error = self._away or next((e for _, e in self._refused.values()), TimeoutError("it does not answer"))
+        error = (
+            self._bug
+            or self._away
+            or next((e for _, e in self._refused.values()), TimeoutError("it does not answer"))
+        )
         return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
 
     def finish(self, files: Iterable[Path], note: str, summary: Mapping[str, float]) -> str | None:
         """End the parent run with the sweep's results; why MLflow lacks something, or None."""
+        self._finished = True
         self._do("report", partial(self._finish, list(files), note, summary))
         return self.settle()
 
@@ -175,10 +187,7 @@ class Tracker:
         self._wait(PATIENCE if self._stuck_at != self._done else 0.1)
 
     def _wait(self, seconds: float, most: float = math.inf) -> None:
-        """Until nothing is left to do, the server is away, nothing was done for ``seconds``, or ``most`` are over.
-
-        Raises a bug of the thread's.
-        """
+        """Until nothing is left to do, the server is away, nothing was done for ``seconds``, or ``most`` are over."""
         until = time.monotonic() + most
         with self._news:
             while self._bug is None and self._away is None and (self._jobs or self._busy):
@@ -187,8 +196,6 @@ class Tracker:
                 if self._done == done:
                     self._stuck_at = done
                     break
-        if self._bug is not None:
-            raise self._bug
 
     def _moved(self, done: int) -> bool:
         return self._bug is not None or self._away is not None or self._done != done
@@ -253,18 +260,21 @@ class Tracker:
             return
         parents, children = list[Any](), list[Any]()
         for run in self._ours():
-            (parents if run.data.tags["sweep.role"] == "study" else children).append(run)
+            if run.data.tags.get("sweep.role") == "study":
+                parents.append(run)
+            elif (key := _trial(run)) is not None:
+                children.append((key, run))
         parent = parents[0].info.run_id if parents else self._create(self.sweep.name, {"sweep.role": "study"})
         if parents:
             self.client.update_run(parent, status="RUNNING")
         if not parents or "sweep.described" not in parents[0].data.tags:
             self._describe(parent)
-        for run in children:
-            key, run_id = (run.data.tags.get("sweep.stage", ""), int(run.data.tags["trial.number"])), run.info.run_id
+        for key, run in children:
+            run_id = run.info.run_id
             if self.runs.setdefault(key, run_id) != run_id:  # made twice: the first answer was lost
                 self.client.delete_run(run_id)
                 continue
-            if run.data.tags["mlflow.parentRunId"] != parent:
+            if run.data.tags.get("mlflow.parentRunId") != parent:
                 self.client.set_tag(run_id, "mlflow.parentRunId", parent)
             if run.info.status != "RUNNING":
                 self._settled.add(key)
@@ -282,9 +292,9 @@ class Tracker:
         self._settled.discard(key)
         self._sent = {sent for sent in self._sent if sent[:2] != key}
 
-    def _ours(self, query: str = "") -> list[Any]:
+    def _ours(self) -> list[Any]:
         """The runs of this sweep, the oldest first."""
-        query = f"tags.`sweep.id` = '{self._identity}'{query}"
+        query = f"tags.`sweep.id` = '{self._identity}'"
         return _all_runs(self.client, self.experiment_id, query, ["attributes.start_time ASC"])
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
@@ -355,8 +365,7 @@ class Tracker:
 
     def _found(self, record: Record) -> str | None:
         """The run that an earlier attempt has made, of which the answer was lost."""
-        query = f" and tags.`trial.number` = '{record.number}' and tags.`sweep.role` = '{_role(record)}'"
-        found = [r for r in self._ours(query) if r.data.tags["sweep.stage"] == record.stage]
+        found = [run for run in self._ours() if _trial(run) == _key(record)]
         return str(found[0].info.run_id) if found else None
 
     def _begin(self, record: Record) -> str:
@@ -491,7 +500,7 @@ def pages(place: Place, port: int | None = None) -> dict[str, str]:
             return {}
         query, order = "tags.`sweep.role` = 'study'", ["attributes.start_time DESC"]
         runs = _all_runs(client, found.experiment_id, query, order)
-        names = [run.data.tags["sweep.study"] for run in runs]
+        names = [run.data.tags.get("sweep.study", "") for run in runs]
         return {name: page(place, found.experiment_id, name, port) for name in names}
     except Exception as error:
         if not _trouble(error):
@@ -505,6 +514,13 @@ def _view_key(sweep: str, grouped: bool = False) -> str:
 
 def _key(record: Record) -> tuple[str, int]:
     return record.stage, record.number
+
+
+def _trial(run: Any) -> tuple[str, int] | None:
+    """The key of the trial that a run is of, by its tags; None where somebody has edited them."""
+    tags = run.data.tags
+    number = tags.get("trial.number", "")
+    return (tags.get("sweep.stage", ""), int(number)) if number.isdecimal() and "sweep.role" in tags else None
 
 
 def _role(record: Record) -> str:
@@ -556,6 +572,10 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
         raise SpecError(f"there is no {path} either")  # and reading makes none
     try:
         return _read_records(place, name)
+    except (KeyError, ValueError) as error:
+        raise SpecError(
+            f"MLflow's runs of {name!r} no longer say what they are ({error}): their tags were edited"
+        ) from None
     except Exception as error:
         if not _trouble(error):
             raise
@@ -564,10 +584,11 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
 
 def _trouble(error: Exception) -> bool:
     """Whether it is MLflow's, its server's or the disk's fault; else it is a bug."""
+    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    known = (MlflowException, SQLAlchemyError, OSError, ImportError, json.JSONDecodeError, SpecError)
+    known = (MlflowException, SQLAlchemyError, OSError, ImportError, json.JSONDecodeError, ParseError, SpecError)
     return isinstance(error, known)
 
 

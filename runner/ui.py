@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 
 from .document import SpecError, no_control
 from .place import Place, load_place, redacted
+from .stop import leave
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -81,4 +82,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main)

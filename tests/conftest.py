@@ -12,14 +12,21 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: a second thread only waits for the first
 
+for profile, examples in (("brief", 150), ("thorough", 1500)):  # --hypothesis-profile thorough
+    settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+settings.load_profile("brief")
+
 TINY = """\
 question: Does it run?
 data: {source: digits, limit: 160, val: 0.25, augment: {pad: 1}}
-model: {width: 4}
+model: {width: 8}
 train: {epochs: 2, batch_size: 32}
 space:
   init_lr: {log_uniform: [0.003, 0.3]}
@@ -83,15 +90,43 @@ def migrated(tmp_path_factory) -> Path:
     return folder / "mlflow.db"
 
 
-@pytest.fixture
-def project(tmp_path, monkeypatch, migrated) -> Path:
-    """A project's folder, and the current one: sweeps/tiny.yaml, no mlflow.yaml, an empty MLflow database."""
+def at_home(folder: Path, monkeypatch, migrated: Path) -> None:
+    """Make ``folder`` a project's, and be there: sweeps/tiny.yaml, no mlflow.yaml, an empty MLflow database."""
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "RUNNER_STUDY_STORAGE"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(migrated, tmp_path / "mlflow.db")
-    (tmp_path / "sweeps").mkdir()
-    (tmp_path / "sweeps" / "tiny.yaml").write_text(TINY)
+    monkeypatch.chdir(folder)
+    shutil.copy(migrated, folder / "mlflow.db")
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "tiny.yaml").write_text(TINY)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, migrated) -> Path:
+    """A project's folder, and the current one."""
+    at_home(tmp_path, monkeypatch, migrated)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def swept_once(tmp_path_factory, migrated) -> Path:
+    """A folder in which the tiny sweep has been run."""
+    from runner import sweep
+
+    folder = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        at_home(folder, patch, migrated)
+        assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
+    return folder
+
+
+@pytest.fixture
+def swept(swept_once, tmp_path, monkeypatch, migrated) -> Path:
+    """A project's folder, and the current one, as it was left by the tiny sweep; artifacts lie where that was run."""
+    at_home(tmp_path, monkeypatch, migrated)
+    for item in swept_once.iterdir():
+        if item.is_file():
+            shutil.copy(item, tmp_path)
+    shutil.copytree(swept_once / "results", tmp_path / "results")
     return tmp_path
 
 

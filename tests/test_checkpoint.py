@@ -22,7 +22,7 @@ PLATEAU = load({"type": "plateau", "init_lr": 0.05, "patience": 1, "gamma": 0.5}
 
 def config(name: str = "fast", schedule=COSINE, **train) -> TrialConfig:
     recipe = Train(**{"epochs": 4, "batch_size": 32} | train)
-    return TrialConfig(DATA, Model(width=4), recipe, schedule, engine=Engine(name, "fp32"), test=True)
+    return TrialConfig(DATA, Model(width=8), recipe, schedule, engine=Engine(name, "fp32"), test=True)
 
 
 def result(epochs) -> list:
@@ -105,7 +105,7 @@ def test_a_file_that_was_cut_off_or_is_empty_or_is_another_trials_is_noticed(con
         config(schedule=PLATEAU),
         config(schedule=load({"type": "cosine", "init_lr": 0.06, "warmup": 0.2})),
         replace(config(), data=DATA.model_copy(update={"limit": 200})),
-        replace(config(), model=Model(width=8)),
+        replace(config(), model=Model(width=16)),
     ]
     for other in others:
         with pytest.raises(DamagedError, match="of another trial"):

@@ -3,17 +3,20 @@
 import json
 import math
 from contextlib import closing
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
-from runner import sweep
+from runner import export, figures, sweep, terminal
+from runner.confidence import Noise, seeds_needed
 from runner.confirm import STRIP, Confirmation, arms, changed, fresh, scores, verdict
 from runner.document import SpecError
-from runner.export import best_schedules
+from runner.export import best_schedules, best_table, for_people, markdown
 from runner.place import load_place
-from runner.report import audited, calibrated
+from runner.report import audited, calibrated, edge, next_steps
 from runner.schedules import load
 from runner.spec import Record, load_sweep
 from runner.study import earlier_noise, load_study, open_study
@@ -181,6 +184,14 @@ def test_a_sweep_confirms_its_best_and_says_how_sure_it_is(project, capsys):
     found = json.loads(Path("results/tiny/best_schedule.json").read_text())
     assert found == json.loads(table["schedule"][0])
     assert Path("results/tiny/confidence_set.png").exists()
+    page = Path("results/tiny/report.md").read_text()
+    assert "![confidence_set](confidence_set.png)" in page
+    assert "Few trials:" in page
+    assert export.main(["tiny", "--top", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "mean ± 95 %" in printed
+    assert "Another seed moves a result by" in printed
+    assert "Few trials:" in printed
     client = MlflowClient(tracking_uri=load_place().tracking_uri)
     experiment = client.get_experiment_by_name("lr-schedules").experiment_id
     runs = client.search_runs([experiment], "tags.`sweep.role` = 'confirm'")
@@ -368,3 +379,108 @@ def test_importance_names_what_mattered(sweep_file, tmp_path):
             study.commit(record.number, 0, {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0})
             study.tell(record.number, "complete")
         assert next(iter(study.importance())) == "init_lr"
+
+
+# --- what next -------------------------------------------------------------------------------------------------
+
+
+def row(trial: int, mean: float, in_set: bool = True, name: str = "cosine", **more):
+    values = [mean - 0.01, mean, mean + 0.01]
+    return {
+        "trial": trial, "name": name, "type": name, "init_lr": 0.01, "seeds": 3, "values": values, "mean": mean,
+        "deviation": 0.01, "low": mean - 0.02, "high": mean + 0.02, "behind": 0.9 - mean, "behind_low": 0.0,
+        "behind_high": 0.95 - mean, "in_set": in_set, "test_accuracy": mean, "best_of_type": True,
+    } | more  # fmt: skip
+
+
+def trial_of(name: str, number: int, value: float | None, init_lr: float = 0.05, outcome="complete") -> Record:
+    schedule = load({"type": name, "init_lr": init_lr}).to_json()
+    epochs = ({"epoch": 0, "lr": init_lr, "val/accuracy": value or 0.1, "seconds": 1.0, "timestamp": 1},)
+    return Record(number, name, schedule, {"init_lr": init_lr}, outcome, value, epochs)
+
+
+def test_the_report_names_the_schedules_of_which_little_is_known(tiny):
+    many = [trial_of("cosine", n, 0.9) for n in range(5)]
+    said = next_steps([*many, trial_of("step", 5, 0.8)], [], tiny(), None)
+    assert said[0] == "Never tried: wsd. The answer says nothing about it."
+    assert len(said) == 2
+    assert said[1].startswith(
+        "Few trials: step 1. Another init_lr may be better there. A larger search.trials continues"
+    )
+    assert "balance: equal" in said[1]
+    said = next_steps([*many, trial_of("step", 5, None, outcome="diverged")], [], tiny(), None)
+    assert said[0] == "Tried without coming to an end: step. A lower init_lr may let it."
+    assert said[1].startswith("Never tried: wsd. The answer says nothing about it. A larger search.trials")
+    enough = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
+    assert next_steps(enough, [], tiny(), None) == []
+
+
+def test_the_report_says_how_many_seeds_would_tell_the_first_two_apart(tiny):
+    many = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
+    measured = Noise(0.01, 0.012)
+    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.89, name="step")], tiny(), measured)
+    assert (
+        f"If cosine and step differ by the 1 point that was measured, about {seeds_needed(0.01, 0.012)} seeds" in said
+    )
+    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.8999, name="step")], tiny(), measured)
+    assert said == "cosine and step differ by 0.01 points as measured; to show that takes more than 100 seeds each."
+    assert next_steps(many, [row(0, 0.9), row(5, 0.7, in_set=False)], tiny(), measured) == []
+
+
+@pytest.mark.parametrize(("init_lr", "end"), [(0.0031, "lower"), (0.03, None), (0.29, "upper")])
+def test_a_best_at_the_end_of_its_range_is_pointed_out(tiny, init_lr, end):
+    assert edge(trial_of("cosine", 0, 0.9, init_lr), tiny()) == end
+
+
+def test_the_table_shows_what_fresh_seeds_gave_before_what_one_seed_did():
+    records = [trial_of("one_cycle", 0, 0.99), trial_of("cosine", 1, 0.95), trial_of("step", 2, 0.94)]
+    table = best_table(records, confirmed=[row(1, 0.9), row(0, 0.8, in_set=False, name="one_cycle")])
+    lines = markdown(table).splitlines()
+    names = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    rows = [dict(zip(names, (c.strip() for c in line.strip("|").split("|")), strict=True)) for line in lines[2:]]
+    assert names[:8] == ["rank", "trial", "schedule", "mean ± 95 %", "may be best", "seeds", "test", "one seed"]
+    assert [r["trial"] for r in rows] == ["1", "0", "2"]
+    assert [r["mean ± 95 %"] for r in rows] == ["0.9 ± 0.02", "0.8 ± 0.02", ""]
+    assert [r["may be best"] for r in rows] == ["yes", "0.1 behind", ""]
+    assert [r["one seed"] for r in rows] == ["0.95", "0.99", "0.94"]
+    assert [r["warmup"] for r in rows] == ["0", "own", "0"]  # one_cycle rises by itself
+
+
+def test_one_schedule_that_learns_with_some_seeds_only_does_not_blur_what_a_seed_does(tiny, tmp_path):
+    plan = tiny(confirm="{top: 3, types: false, seeds: 5}")
+    wild = [0.2, 0.9, 0.3, 0.8, 0.1]
+    study = confirmed(
+        plan,
+        tmp_path / "a.db",
+        searched(0.9, 0.8, 0.7),
+        lambda a, s: wild[s - 1] if a == "2" else 0.9 + 0.001 * (s * (3 + int(a)) % 5),
+    )
+    answer = verdict(study.records(), study.arms, plan)
+    assert answer.noise.seed < 0.01
+
+
+def test_what_lies_outside_a_figure_is_an_arrow_with_its_number():
+    records = [trial_of("cosine", 0, 0.95), trial_of("cosine", 1, 0.2), trial_of("step", 2, 0.5)]
+    figure = figures.accuracy_by_type(records, [row(0, 0.95), row(2, 0.4, in_set=False, name="step")], names=["wsd"])
+    (axes,) = figure.axes
+    assert {text.get_text() for text in axes.texts} == {"0.2", "0.5", "mean 0.4"}
+    low, high = axes.get_xlim()
+    assert 0.5 < low < 0.94
+    assert high > 0.96
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["wsd (0)", "step (1)", "cosine (2)"]
+    (axes,) = figures.confidence_set([row(0, 0.89), row(2, 0.3, in_set=False, behind_high=0.9)]).axes
+    assert "0.6 behind" in axes.texts[0].get_text()
+    assert axes.get_xlim()[0] > -0.4
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminals_table_has_every_number_whole(width, monkeypatch):
+    console = Console(width=width, file=StringIO())
+    monkeypatch.setattr(terminal, "CONSOLE", console)
+    records = [trial_of("one_cycle", 10, 0.98765), trial_of("cosine", 11, 0.95)]
+    terminal.show(for_people(best_table(records, confirmed=[row(10, 0.9123), row(11, 0.8)])))
+    out = console.file.getvalue()
+    assert "…" not in out
+    assert "0.9123 ± 0.02" in out
+    assert "may be best" in out
+    assert ("test" in out) == (width > 100)

@@ -27,7 +27,7 @@ def trial(schedule=COSINE, model=None, data=None, **recipe) -> TrialConfig:
     data = {"limit": 200, "val": 0.2, "augment": Augment(pad=1, flip=True)} | (data or {})
     recipe = {"epochs": 5, "batch_size": 40, "precision": "fp32", "weight_decay": 5e-2} | recipe
     return TrialConfig(
-        Data(source="digits", **data), model or Model(width=4), Train(**recipe), schedule, engine=Engine("fast")
+        Data(source="digits", **data), model or Model(width=8), Train(**recipe), schedule, engine=Engine("fast")
     )
 
 
@@ -98,7 +98,7 @@ def test_at_8x8_the_last_stage_keeps_a_ninth_of_its_taps_and_at_64x64_nothing_ch
     assert sum(p.numel() for p in small.parameters()) < 0.4 * 11_173_962
     assert type(small.layer1[0].conv1) is nn.Conv2d
     assert small.layer4[1].conv1.weight.shape == (1, 512, 512)
-    large = compact(build(Model(width=4), 10, 0), 64, 64)
+    large = compact(build(Model(width=8), 10, 0), 64, 64)
     assert not any(isinstance(m, LiveConv) for m in large.modules())
 
 

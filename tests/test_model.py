@@ -43,7 +43,7 @@ def test_resnet18_has_the_published_number_of_parameters(stem, published):
     assert size(build(Model(stem=stem), 10, 0)) == published
 
 
-@pytest.mark.parametrize(("width", "classes"), [(1, 2), (4, 10), (8, 100), (96, 10)])
+@pytest.mark.parametrize(("width", "classes"), [(8, 2), (12, 10), (16, 100), (96, 10)])
 def test_every_width_has_the_size_of_a_resnet18_counted_by_hand(width, classes):
     assert expected_size(64, 10) == 11_173_962
     assert size(build(Model(width=width), classes, 0)) == expected_size(width, classes)
@@ -57,7 +57,7 @@ def test_the_unmodified_network_has_the_weights_that_torchvision_gives_for_its_s
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
-    model = Model(width=4)
+    model = Model(width=8)
     assert same(build(model, 10, 1), build(model, 10, 1))
     one, other = build(model, 10, 1), build(model, 10, 2)
     for (name, a), b in zip(one.named_parameters(), other.parameters(), strict=True):
@@ -67,22 +67,22 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
 
 def test_building_does_not_disturb_the_random_numbers_of_torch():
     before = torch.get_rng_state()
-    build(Model(width=4), 10, 1)
+    build(Model(width=8), 10, 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_weights_do_not_depend_on_what_was_drawn_before():
-    first = build(Model(width=4), 10, 1)
+    first = build(Model(width=8), 10, 1)
     with torch.random.fork_rng():
         torch.manual_seed(77)
-        assert same(build(Model(width=4), 10, 1), first)
+        assert same(build(Model(width=8), 10, 1), first)
 
 
 def test_threads_that_build_at_once_get_the_weights_of_their_seeds():
     seeds = [0, 1, 2, 3] * 3
     with ThreadPoolExecutor(4) as pool:
-        networks = list(pool.map(lambda seed: build(Model(width=4), 10, seed), seeds))
-    alone = [build(Model(width=4), 10, seed) for seed in range(4)]
+        networks = list(pool.map(lambda seed: build(Model(width=8), 10, seed), seeds))
+    alone = [build(Model(width=8), 10, seed) for seed in range(4)]
     assert all(same(network, alone[seed]) for network, seed in zip(networks, seeds, strict=True))
 
 
@@ -157,7 +157,7 @@ def test_models_for_other_tasks_are_no_models_here():
     ("name", "settings", "words"),
     [
         ("googlenet", {"stem": "imagenet"}, "auxiliary outputs"),
-        ("resnext50_32x4d", {"width": 4}, "without channels"),
+        ("resnext50_32x4d", {"width": 8}, "without channels"),
     ],
 )
 def test_a_network_that_this_loop_cannot_train_is_refused(name, settings, words):

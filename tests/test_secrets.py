@@ -49,6 +49,7 @@ def test_a_secret_in_the_environment_is_nowhere_in_what_a_sweep_says_and_writes(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # else it tries for minutes, and all others wait
     code = sweep.main(["sweeps/tiny.yaml", *HERE])
     said = "".join(capfd.readouterr())
     assert code in (0, 2)
@@ -85,6 +86,28 @@ def test_what_the_environment_holds_is_taken_out_of_any_text(monkeypatch):
     monkeypatch.setenv("RUNNER_STUDY_STORAGE", "postgresql://ann:p%40ss-w0rd@host/x")
     assert redacted(f"Authorization: Bearer {SECRET}") == "Authorization: Bearer ***"
     assert redacted("password p@ss-w0rd or p%40ss-w0rd") == "password *** or ***"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"https://{SECRET}@host/x",  # a token in the user's place
+        f"http://host/?access_token={SECRET}&x=1",
+        f"postgresql://host/x?sslpassword={SECRET}",
+        f"host=h password='{SECRET} with spaces' user=ann",
+        f"API_KEY={SECRET}",
+        f"postgresql://ann:{SECRET}@host/x",
+    ],
+)
+def test_a_secret_is_known_by_where_it_stands(text):
+    assert SECRET not in redacted(text)
+    assert "with spaces" not in redacted(text)
+    assert "host" in redacted(text) or "API_KEY" in redacted(text)
+
+
+def test_what_is_no_secret_stays():
+    for text in ("postgresql://ann@host/x", "sqlite:////tmp/a.db", "tokens: 5", "http://host/?page=2"):
+        assert redacted(text) == text
 
 
 # --- the UI ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runner import sweep
 from runner.export import best_schedules
 from runner.place import load_place
 from runner.study import load_study
@@ -16,17 +17,23 @@ from runner.study import load_study
 from .conftest import TINY, epochs_on_record
 
 COMMAND = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]
-LONG = TINY.replace("epochs: 2", "epochs: 100").replace("trials: 3", "trials: 1")
+EPOCHS = 100
+LONG = TINY.replace("epochs: 2", f"epochs: {EPOCHS}").replace("trials: 3", "trials: 1")
 
 
-def begun() -> subprocess.Popen:
-    """A sweep of one long trial that has epochs on record."""
-    Path("sweeps/tiny.yaml").write_text(LONG)
+def started(*more: str, text: str = LONG, code: str = "", epochs: int = 1, **streams) -> subprocess.Popen:
+    """A sweep in a session of its own that has epochs on record; ``code`` is what its process runs first."""
+    Path("sweeps/tiny.yaml").write_text(text)
+    prelude = (
+        f"{code}; import runpy, sys; sys.argv[0] = 'sweep'; runpy.run_module('runner.sweep', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", prelude, *COMMAND[3:]] if code else COMMAND
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | streams
     process = subprocess.Popen(
-        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        [*command, *more], start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **streams,
     )  # fmt: skip
-    while not (Path("optuna.db").exists() and epochs_on_record()):
+    while not (Path("optuna.db").exists() and epochs_on_record() >= epochs):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     return process
@@ -34,7 +41,7 @@ def begun() -> subprocess.Popen:
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75)])
 def test_a_signal_ends_the_epoch_says_how_to_continue_and_nothing_is_lost(project, name, code):
-    process = begun()
+    process = started()
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=30)
     assert process.returncode == code, (out, err)
@@ -43,33 +50,20 @@ def test_a_signal_ends_the_epoch_says_how_to_continue_and_nothing_is_lost(projec
     assert "Traceback" not in err
     (record,) = load_study("tiny", load_place().storage)[1]
     assert record.outcome is None  # a stop is no failure
-    assert 0 < len(record.epochs) < 100
+    assert 0 < len(record.epochs) < EPOCHS
     assert len(list(Path("results/tiny/checkpoints/search-00000").glob("*.ckpt"))) == 1
-    done = subprocess.run(COMMAND, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    if name != "SIGINT":
+        return
+    assert sweep.main(COMMAND[3:]) == 0
     (after,) = load_study("tiny", load_place().storage)[1]
     assert after.epochs[: len(record.epochs)] == record.epochs  # with their times: not written again
-    assert (after.outcome, len(after.epochs)) == ("complete", 100)
+    assert (after.outcome, len(after.epochs)) == ("complete", EPOCHS)
     assert not Path("results/tiny/checkpoints").exists()
     stopped = best_schedules("tiny").drop(columns=["seconds", "run_id"])
     for path in ("optuna.db", "optuna.db-wal", "optuna.db-shm"):
         Path(path).unlink(missing_ok=True)
-    if name == "SIGINT":
-        assert subprocess.run(COMMAND, capture_output=True, check=False).returncode == 0
-        assert best_schedules("tiny").drop(columns=["seconds", "run_id"]).equals(stopped)
-
-
-def test_the_second_signal_ends_it_at_once(project):
-    process = begun()
-    os.kill(process.pid, signal.SIGSTOP)  # so that both arrive before an epoch ends
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGTERM)
-    start = time.monotonic()
-    os.kill(process.pid, signal.SIGCONT)
-    process.communicate(timeout=10)
-    assert process.returncode in (130, 143)
-    assert time.monotonic() - start < 2
-    assert load_study("tiny", load_place().storage)[1][0].outcome is None
+    assert sweep.main(COMMAND[3:]) == 0
+    assert best_schedules("tiny").drop(columns=["seconds", "run_id"]).equals(stopped)
 
 
 SLOW = """\
@@ -82,29 +76,71 @@ def slow(t, T):  # the learning rates of an epoch are asked for before it
 """
 
 
-def test_an_epoch_that_does_not_end_in_time_is_abandoned_with_what_was_kept(project):
-    """In this process's own thread, which nothing can interrupt."""
-    (project / "own_lrs.py").write_text(SLOW)
+def slow(grace: float, code: str = "") -> subprocess.Popen:
+    """A sweep whose second epoch lasts for minutes, in its process's own thread, which nothing can interrupt."""
+    Path("own_lrs.py").write_text(SLOW)
     text = LONG[: LONG.index("  schedules:")] + "  schedules: {slow: {type: custom, function: own_lrs.slow}}\n"
-    Path("sweeps/tiny.yaml").write_text(text + "search: {trials: 1}\nconfirm: {top: 0, types: false}\n")
-    code = (
-        "import runner.stop, runpy, sys; runner.stop.GRACE = 1.0; sys.argv[0] = 'sweep';"
-        "runpy.run_module('runner.sweep', run_name='__main__', alter_sys=True)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *COMMAND[3:], "--allow-plugin", "own_lrs."],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
-    while not (Path("optuna.db").exists() and epochs_on_record() >= 2):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    text += "search: {trials: 1}\nconfirm: {top: 0, types: false}\n"
+    code = f"import runner.stop; runner.stop.GRACE = {grace}; {code or 'pass'}"
+    process = started("--allow-plugin", "own_lrs.", text=text, code=code, epochs=2)
     time.sleep(0.5)
+    return process
+
+
+def test_the_second_signal_ends_it_at_once(project):
+    process = slow(grace=30.0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.8)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=5)
+    assert process.returncode == 143
+    assert load_study("tiny", load_place().storage)[1][0].outcome is None
+
+
+def test_an_epoch_that_does_not_end_in_time_is_abandoned_with_what_was_kept(project):
+    process = slow(grace=1.0)
     start = time.monotonic()
     process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)  # a wrapper hands the same Ctrl-C on: still one event
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    assert time.monotonic() - start < 20
+    assert 0.9 < time.monotonic() - start < 20
     (record,) = load_study("tiny", load_place().storage)[1]
     assert record.outcome is None
     assert len(record.epochs) >= 2
+
+
+def test_a_signal_to_all_processes_of_a_sweep_lets_its_workers_end_their_epochs(project):
+    """As timeout, Slurm and a closing terminal send it."""
+    process = started("--lanes", "2", text=LONG.replace("trials: 1", "trials: 2"))
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 143, (out, err)
+    assert "begins again" not in out
+    records = load_study("tiny", load_place().storage)[1]
+    assert [r.outcome for r in records] == [None] * len(records)
+    kept = list(Path("results/tiny/checkpoints").glob("search-*/*.ckpt"))
+    assert {p.parent.name for p in kept} >= {f"search-{r.number:05d}" for r in records if r.epochs}
+
+
+def test_a_terminal_that_is_closed_stops_it_politely(project):
+    """The hang-up comes, and whatever it says then goes nowhere."""
+    outside, inside = os.openpty()
+    process = started(stdin=inside, stdout=inside, stderr=inside)
+    os.close(inside)
+    os.close(outside)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 129
+    (record,) = load_study("tiny", load_place().storage)[1]
+    assert record.outcome is None
+    assert list(Path("results/tiny/checkpoints/search-00000").glob("*.ckpt"))
+
+
+def test_a_reader_that_goes_away_stops_nothing(project):
+    """As in ``python -m runner.sweep | head -1``."""
+    process = started(text=LONG.replace("epochs: 100", "epochs: 20"), stderr=subprocess.STDOUT)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert len(best_schedules("tiny")) == 1

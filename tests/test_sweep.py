@@ -42,12 +42,6 @@ def children() -> list:
     return runs("tags.`sweep.role` = 'trial'")
 
 
-@pytest.fixture
-def swept(project):
-    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    return project
-
-
 # --- what is recorded ------------------------------------------------------------------------------------------
 
 
@@ -117,10 +111,10 @@ def test_a_view_that_is_not_wanted_leaves_a_link_that_filters(project, capsys):
     assert not [t for t in client().get_experiment("1").tags if "sharedViewState" in t]
 
 
-def test_the_ui_of_the_project_folder_without_flags_reads_the_same_store(swept):
+def test_the_ui_of_the_project_folder_without_flags_reads_the_same_store(swept, swept_once):
     assert load_place().tracking_uri == f"sqlite:///{swept / 'mlflow.db'}"  # what `mlflow ui` opens there
     artifact = children()[0].info.artifact_uri
-    assert artifact.startswith((swept / "mlartifacts").as_uri())
+    assert artifact.startswith((swept_once / "mlartifacts").as_uri())  # where it was run
 
 
 # --- outcomes --------------------------------------------------------------------------------------------------
@@ -201,7 +195,7 @@ def test_a_finished_sweep_run_again_trains_nothing_and_reports_again(swept, caps
     before = [r.info.run_id for r in runs()]
     capsys.readouterr()
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    assert "3 trials: 3 complete of tiny" in capsys.readouterr().out
+    assert "3 trials: 3 complete." in capsys.readouterr().out
     assert [r.info.run_id for r in runs()] == before
 
 
@@ -304,6 +298,70 @@ def test_a_run_that_somebody_deletes_in_mid_sweep_is_made_again(project, monkeyp
     for run in there:
         assert run.info.status == "FINISHED"
         assert [m.step for m in client().get_metric_history(run.info.run_id, "lr")] == [0, 1]
+
+
+def test_a_sync_trains_nothing_and_leaves_an_unfinished_sweep_as_one_that_was_stopped(project, capsys):
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 2  # of nothing there is nothing to send
+    assert "there is no study in" in capsys.readouterr().err
+    assert not Path("optuna.db").exists()
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 5"))
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
+    assert "sent 3 trials to MLflow; lacking: nothing" in capsys.readouterr().out
+    (parent,) = runs("tags.`sweep.role` = 'study'")
+    assert parent.info.status == "KILLED"
+    assert len(children()) == 3
+    Path("sweeps/other.yaml").write_text(TINY)
+    assert sweep.main(["sweeps/other.yaml", *HERE, "--sync"]) == 2
+    assert "there is no study 'other'" in capsys.readouterr().err
+
+
+def test_runs_whose_tags_somebody_has_edited_stop_nothing(swept, capsys):
+    (parent,) = runs("tags.`sweep.role` = 'study'")
+    first, second, third = children()
+    client().set_tag(first.info.run_id, "trial.number", "one")
+    client().delete_tag(second.info.run_id, "trial.number")
+    client().delete_tag(third.info.run_id, "mlflow.parentRunId")
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    whole = [r for r in children() if r.data.tags.get("trial.number", "").isdecimal()]
+    assert sorted(r.data.tags["trial.number"] for r in whole) == ["0", "1", "2"]
+    assert {r.data.tags["mlflow.parentRunId"] for r in whole} == {parent.info.run_id}
+    for file in Path().glob("optuna.db*"):
+        file.unlink()
+    assert export.main(["tiny"]) == 2  # from MLflow alone: it no longer says what they are
+    assert "their tags were edited" in capsys.readouterr().err
+
+
+IMAGES = """\
+from pathlib import Path
+
+import numpy as np
+
+
+def images():
+    random = np.random.default_rng(len(Path("seed.txt").read_text()))
+    return random.integers(0, 256, (160, 8, 8, 3), dtype=np.uint8), np.arange(160) % 4
+"""
+
+
+def test_images_that_have_changed_since_are_noticed(project, capsys, monkeypatch):
+    (project / "changing.py").write_text(IMAGES)
+    monkeypatch.syspath_prepend(project)
+    Path("seed.txt").write_text("a")
+    text = TINY.replace("source: digits, limit: 160,", "source: custom, function: changing.images,")
+    Path("sweeps/tiny.yaml").write_text(text)
+    command = ["sweeps/tiny.yaml", *HERE, "--allow-plugin", "changing."]
+    assert sweep.main(command) == 0
+    Path("sweeps/tiny.yaml").write_text(text.replace("trials: 3", "trials: 4"))
+    load_data.cache_clear()  # a process reads them once
+    Path("seed.txt").write_text("ab")
+    assert sweep.main(command) == 2
+    assert "the study 'tiny' was begun with other images" in capsys.readouterr().err
+    assert len(children()) == 3
+    load_data.cache_clear()
+    Path("seed.txt").write_text("b")
+    assert sweep.main(command) == 0
+    assert len(children()) == 4
 
 
 def test_for_machines_every_event_is_a_line_of_json_and_quiet_leaves_the_progress_out(project, capsys):

@@ -24,7 +24,7 @@ COSINE = {"type": "cosine", "init_lr": 0.1, "warmup": 0.2}
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
-def trial(schedule=COSINE, data=None, width: int = 4, **recipe) -> TrialConfig:
+def trial(schedule=COSINE, data=None, width: int = 8, **recipe) -> TrialConfig:
     """90 digits for training, 10 for validation, a very narrow ResNet-18."""
     data = {"limit": 100} | (data or {})
     recipe = {"epochs": 2, "batch_size": 30, "precision": "fp32"} | recipe
@@ -86,7 +86,7 @@ def test_another_seed_is_another_run():
 
 
 def test_a_resnet_learns_the_digits():
-    epochs = run(trial(data={"limit": 600}, width=8, epochs=5))
+    epochs = run(trial(data={"limit": 600}, epochs=5))
     assert epochs[-1].val_accuracy > 0.7
     assert epochs[-1].train_loss < epochs[0].train_loss / 2
 
@@ -289,7 +289,7 @@ def test_the_epochs_before_a_divergence_are_yielded():
 def test_evaluation_is_the_mean_loss_and_the_share_of_right_answers():
     data = load(Data(source="digits", val=0.5))
     assert len(data.val) > 512  # more than one chunk
-    network = build(Model(width=4), 10, 0)
+    network = build(Model(width=8), 10, 0)
     loss, accuracy = evaluate(network, data.val, data)
     network.eval()
     with torch.no_grad():
@@ -302,7 +302,7 @@ def test_evaluation_is_the_mean_loss_and_the_share_of_right_answers():
 
 def test_evaluation_leaves_the_network_as_it_was():
     data = load(Data(source="digits", limit=100))
-    network = build(Model(width=4), 10, 0)
+    network = build(Model(width=8), 10, 0)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert evaluate(network, data.val, data) == evaluate(network, data.val, data)
     for name, value in network.state_dict().items():

@@ -9,8 +9,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from mlflow import MlflowClient
 
 from runner import sweep
+from runner.place import load_place
 
 from .conftest import TINY, free_port, served
 
@@ -62,7 +64,7 @@ def see(browser, link: str, *words: str, seconds: float = 60) -> str:
         time.sleep(0.3)
 
 
-def test_the_printed_links_show_the_curves_the_types_and_the_report(ui, browser):
+def test_the_printed_links_show_curves_types_report_and_a_trial_and_trials_compare(ui, browser):
     assert list(ui) == ["curves", "types", "report"]
     text = see(browser, ui["curves"], "t0000 cosine", "t0001 wsd", "t0002 step", "val/accuracy", "train/loss", "lr")
     assert "3 matching runs" in text  # the trials: no parent, and no replicate among them
@@ -78,14 +80,7 @@ def test_the_printed_links_show_the_curves_the_types_and_the_report(ui, browser)
         time.sleep(0.3)
     assert len(widths) == 4
     assert "Reproduce, continue, or add trials" in browser.find_element("tag name", "body").text
-
-
-def test_a_trial_shows_its_curves_and_two_of_them_compare(ui, browser):
     base, experiment = ui["curves"].partition("#")[0], re.search(r"experiments/(\d+)", ui["curves"])[1]
-    from mlflow import MlflowClient
-
-    from runner.place import load_place
-
     client = MlflowClient(tracking_uri=load_place().tracking_uri)
     trials = client.search_runs([experiment], "tags.`sweep.role` = 'trial'")
     first = f"{base}#/experiments/{experiment}/runs/{trials[0].info.run_id}"

@@ -39,7 +39,7 @@ for _name in (  # what a sweep imports on its way, so that every fork has it alr
 SWEEP = """\
 question: Does it survive?
 data: {source: digits, limit: 160, val: 0.25, augment: {pad: 1}}
-model: {width: 4}
+model: {width: 8}
 train: {epochs: 3, batch_size: 32}
 space:
   init_lr: {log_uniform: [0.003, 0.3]}
