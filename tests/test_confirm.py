@@ -275,7 +275,10 @@ def stopped(plan, path, order=None) -> list[Record]:
         study.tell(record.number, outcome)
 
 
-@pytest.mark.parametrize("pruner", ["median", "percentile", "successive_halving", "hyperband"])
+@pytest.mark.parametrize(
+    "pruner",
+    ["median", "hyperband", *(pytest.param(p, marks=pytest.mark.slow) for p in ("percentile", "successive_halving"))],
+)
 def test_a_pruner_stops_the_same_trials_whichever_end_first(sweep_file, tmp_path, pruner):
     text = TINY.replace("epochs: 2", "epochs: 9").replace("trials: 3", f"trials: 30, pruner: {pruner}, window: 4")
     plan, _ = load_sweep(sweep_file(text.replace("window: 4", "window: 4, sampler: random, parole: 0.3")))

@@ -114,7 +114,7 @@ def test_two_lanes_give_the_table_of_none_byte_by_byte(swept, migrated):
     assert table() == expected
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", pytest.param("gp", marks=pytest.mark.slow)])
 def test_what_is_proposed_does_not_depend_on_which_trial_ends_first(sampler, sweep_file, tmp_path):
     sweep_, _ = load_sweep(sweep_file(search=f"search: {{trials: 20, window: 4, sampler: {sampler}}}"))
     seen = []
@@ -286,6 +286,7 @@ def test_a_study_in_postgresql_gives_the_table_of_one_in_sqlite(postgres, projec
     assert not Path("optuna.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the driver's dead connections
 def test_a_server_that_crashes_twice_in_mid_sweep_and_comes_back_changes_nothing(
     postgres, project, migrated, monkeypatch

@@ -136,6 +136,7 @@ def test_the_ui_is_for_this_machine_alone_unless_somebody_says_so(project, monke
         server(load_place())
 
 
+@pytest.mark.slow
 def test_the_ui_answers_to_its_own_name_and_to_no_other(project):
     """A page somewhere may give its name the address of this machine (DNS rebinding)."""
     import http.client

@@ -64,6 +64,7 @@ def see(browser, link: str, *words: str, seconds: float = 60) -> str:
         time.sleep(0.3)
 
 
+@pytest.mark.slow
 def test_the_printed_links_show_curves_types_report_and_a_trial_and_trials_compare(ui, browser):
     assert list(ui) == ["curves", "types", "report"]
     text = see(browser, ui["curves"], "t0000 cosine", "t0001 wsd", "t0002 step", "val/accuracy", "train/loss", "lr")
