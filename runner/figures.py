@@ -292,6 +292,7 @@ def robustness(strip: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot([row["low"], row["high"]], [y, y], color="black", linewidth=1.4)
         axes.plot([row["difference"]], [y], "o", color="black")
     axes.axvline(0, color="0.5", linewidth=0.8)
+    axes.set_ylim(-0.6, len(known) - 0.4)
     axes.set_yticks(range(len(known)), [row["change"] for row in known])
     axes.set_xlabel("difference to the winner, same seeds (95 %)")
     return figure

@@ -54,18 +54,18 @@ def folder(place: Place, sweep: Sweep) -> Path:
 def caveats(sweep: Sweep, place: Place, updates: int, allow: Sequence[str] = ()) -> list[str]:
     """What should be known before anything is trained."""
     epochs, pruner = sweep.train.epochs, sweep.search.pruner
-    said = problems(sweep.schedules.check(allow), updates * epochs, epochs)
+    said = [f"warning: {problem}" for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs)]
     if pruner != "none":
         said.append(
-            f"the {pruner} pruner judges truncated curves, which favour schedules that decay early: in simulated "
-            f"sweeps it stopped the eventual best more often than not; {sweep.search.parole:.0%} of what it stops is "
-            "trained to its end to measure that"
+            f"warning: the {pruner} pruner judges truncated curves, which favour schedules that decay early: in "
+            "simulated sweeps it stopped the eventual best more often than not; "
+            f"{sweep.search.parole:.0%} of what it stops is trained to its end to measure that"
         )
     known = earlier_noise(sweep, place.storage)
     if known is not None:
         name, measured = known
         points = sweep.objective.metric == "val/accuracy"
-        said.append(f"from {name}: {ledger(Noise(**measured), max(2, sweep.confirm.seeds), points)}")
+        said.append(f"known from {name}: {ledger(Noise(**measured), max(2, sweep.confirm.seeds), points)}")
     return said
 
 

@@ -19,6 +19,8 @@ GRACE = 30.0
 """Seconds that running epochs have to end after the first signal."""
 ONE_EVENT = 0.5
 """Seconds in which a second signal is the first again: wrappers hand Ctrl-C on, closing terminals hang up twice."""
+PARTING = 2.0
+"""Seconds for Python to put its own things away, after a stop or an error."""
 EXIT = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
 """Exit codes by signal; 75 asks a batch system to queue the job again (Slurm's --signal=USR1)."""
 
@@ -85,7 +87,7 @@ class Stop:
         if not self._listening:
             raise Stopped(name)
         again = "Ctrl-C" if name == "SIGINT" else name
-        said = f"stopping: running epochs have {self._grace:.0f} s to end; {again} again ends them at once"
+        said = f"stopping within {self._grace:.0f} s; {again} again ends it at once"  # fits a narrow terminal
         with contextlib.suppress(OSError):  # the terminal is gone
             os.write(2, f"\n{said}\n".encode())
 
@@ -154,15 +156,17 @@ class Lasting(io.TextIOBase):
 def leave(main: Callable[[], int]) -> NoReturn:
     """Run a command and end this process with its code, whoever is left to read what it says.
 
-    Where it did not succeed, without waiting for the threads of epochs that nobody wants any more.
+    Where it did not succeed, without waiting long for the threads of epochs that nobody wants any more.
     """
     sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     if code:
-        os._exit(code)
-    raise SystemExit(0)
+        last = threading.Timer(PARTING, os._exit, [code])
+        last.daemon = True
+        last.start()
+    raise SystemExit(code)
 
 
 def at_once(code: int) -> None:

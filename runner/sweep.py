@@ -134,7 +134,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         tracker.go_on(history.facts["id"], options.file)
         say(f"{places} on {device}; engine: {chosen}")
         for caveat in report.caveats(sweep, place, updates, options.allow):
-            say(f"warning: {caveat}")
+            say(caveat)
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]
         for before, stage in zip([None, *rungs], [*rungs, history], strict=True):
             stage.wish(wishes) if before is None else stage.go_on_with(before.survivors())

@@ -75,7 +75,9 @@ def _finite(value: Any) -> Any:
 def say(text: str, markdown: bool = False) -> None:
     """Print for a person."""
     text = redacted(text)
-    CONSOLE.print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=not markdown)
+    whole = not CONSOLE.is_terminal or any(word in text for word in ("://", "python -m"))  # to be copied in one piece
+    soft = whole and not markdown
+    CONSOLE.print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=soft)
 
 
 LEAST = ("test", "warmup", "with", "trial", "seeds", "one seed")
@@ -170,7 +172,7 @@ class Display:
         took, left = duration(record.seconds), f"{duration(self.eta())} left" if self.done < self.trials else ""
         head, lr = f"[{self.done}/{self.trials}] {record.title}", f"{record.schedule['init_lr']:.3g}"
         if self._narrow:
-            line = f"{head} {record.name} {lr}: {said}{' best' * better}  {left}"
+            line = f"{head} {record.name} {lr}: {said}{' best' * better}"
         else:
             said = f"{said}{' best so far' * better} ({took})"
             line = f"{head:<15} {record.name:<16} init_lr {lr:<8} {rates} {said}  {left}"

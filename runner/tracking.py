@@ -6,9 +6,11 @@ value per key and step, because timestamps and steps are the record's own.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import html
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -59,6 +61,23 @@ def make_client(place: Place) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what is raised is said anyhow
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=place.tracking_uri)
+
+
+@contextlib.contextmanager
+def _alone(place: Place) -> Iterator[None]:
+    """Where MLflow's database is a file: one process at a time, or two that begin at once would both make it."""
+    path = Path(place.tracking_uri.removeprefix("sqlite:///"))
+    if not place.tracking_uri.startswith("sqlite:///") or importlib.util.find_spec("fcntl") is None:  # Windows
+        yield
+        return
+    import fcntl
+
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 class Tracker:
@@ -254,8 +273,9 @@ class Tracker:
     def _reach(self) -> None:
         """The experiment; and, once the sweep is known, its runs."""
         if not self.experiment_id:
-            self.client = make_client(self.place)  # which asks a database at once, and again and again
-            self.experiment_id = _experiment(self.client, self.place)
+            with _alone(self.place):
+                self.client = make_client(self.place)  # which asks a database at once, and again and again
+                self.experiment_id = _experiment(self.client, self.place)
         if not self._identity or self.parent:
             return
         parents, children = list[Any](), list[Any]()

@@ -52,7 +52,7 @@ def test_a_signal_ends_the_epoch_says_how_to_continue_and_nothing_is_lost(projec
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=30)
     assert process.returncode == code, (out, err)
-    assert "running epochs have 30 s to end" in err
+    assert "stopping within 30 s" in err
     assert "stopped; continue with: python -m runner.sweep sweeps/tiny.yaml --device cpu --lanes 0" in err
     assert "Traceback" not in err
     (record,) = load_study("tiny", load_place().storage)[1]

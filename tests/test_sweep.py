@@ -224,6 +224,20 @@ def test_a_killed_sweep_continues_to_the_table_of_an_undisturbed_one(swept, tmp_
         assert [m.step for m in client().get_metric_history(trial.info.run_id, "lr")] == [0, 1]
 
 
+@pytest.mark.slow
+def test_two_sweeps_that_begin_at_once_in_a_new_folder_both_find_their_databases(project):
+    Path("mlflow.db").unlink()
+    Path("sweeps/other.yaml").write_text(TINY)
+    command = [sys.executable, "-m", "runner.sweep"]
+    both = [
+        subprocess.Popen([*command, f"sweeps/{name}.yaml", *HERE], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for name in ("tiny", "other")
+    ]
+    said = [process.communicate()[0].decode() for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(children()) == 6
+
+
 # --- the commands ----------------------------------------------------------------------------------------------
 
 
