@@ -18,7 +18,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """Date, commit (with ``+`` where the tree differed from it), processor, what it computes in, versions."""
+    """Date, commit (with ``+`` where the tree differed from it), processor, what it computes in, versions.
+
+    A processor without AVX-512 says so in its name: ratios of one machine are not those of the other.
+    """
     commit = _git("rev-parse", "--short", "HEAD") + "+" * bool(_git("status", "--porcelain", "--", ":/runner"))
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -26,7 +29,7 @@ def machine() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit,
-        "cpu": cpu or platform.machine(),
+        "cpu": (cpu or platform.machine()) + " (AVX2)" * ("avx2" in flags and "avx512f" not in flags),
         "cores": len(lines and [line for line in lines if line.startswith("processor")]),
         "bf16": [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
