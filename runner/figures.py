@@ -153,7 +153,9 @@ def _in_view(values: Sequence[float], confirmed: Iterable[Mapping[str, Any]], si
         return _upper(values, sign)
     low, high = min(near), max(near)
     worse, better = 3 * max(high - low, 0.005 * abs(high)), 0.1 * (high - low)
-    return (low - worse, high + better) if sign > 0 else (low - better, high + worse)
+    if sign > 0:
+        return max(low - worse, min([*values, low]) - better), high + better
+    return low - better, min(high + worse, max([*values, high]) + better)
 
 
 def _dots(

@@ -185,10 +185,12 @@ class Study:
     def importance(self) -> dict[str, float]:
         """How much of the objective each parameter explains (PED-ANOVA), the most first; empty where that is unknown.
 
-        A parameter that only some types have counts within its type; one with fewer than ten trials is left out.
+        A parameter that only some types have counts within its type; one with fewer than ten trials is left out, and
+        all are where there are fewer than five trials for each: their shares would be chance.
         """
         counts = Counter(name for r in best_first(self.records(), 1) for name in r.params)
-        if max(counts.values(), default=0) < 10:
+        wide = [name for name, n in counts.items() if n >= 10]
+        if not wide or max(counts.values()) < 5 * len(wide):
             return {}
         try:
             with warnings.catch_warnings():
@@ -196,7 +198,7 @@ class Study:
                 found = optuna.importance.get_param_importances(self._study)
         except (RuntimeError, ValueError):  # all values alike
             return {}
-        return {name: share for name, share in found.items() if math.isfinite(share) and counts[name] >= 10}
+        return {name: share for name, share in found.items() if math.isfinite(share) and name in wide}
 
     def _first_unknown(self, number: int) -> int:
         """The first trial whose result trial ``number`` must not know, so that the number of lanes cannot matter."""
