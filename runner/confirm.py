@@ -222,11 +222,12 @@ def ledger(measured: Noise, seeds: int, points: bool = True) -> str:
     if measured.paired < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
-    needs = ", ".join(f"{seeds_needed(w, measured.paired)} for {said(w)}" for w in wanted)
+    needed = [(seeds_needed(w, measured.paired), said(w)) for w in wanted]
+    needs = ", ".join(f"{n} for {what}" for n, what in needed if n <= 1000 or n == needed[0][0])
     return (
         f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds each show a "
         f"difference of {said(smallest_difference(measured.paired, max(2, seeds)))} between two schedules with 80 % "
-        f"power; smaller ones stay hidden, and need more seeds each: {needs}."
+        f"power (paired t test); smaller ones stay hidden, and need more seeds each: {needs}."
     )
 
 

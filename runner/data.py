@@ -195,9 +195,9 @@ def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
     if config.function is not None:
         return _custom(config.function)
     if config.source == "folder":
-        return _folder(data_dir / str(config.path), config.size or 64)
+        return _folder(data_dir / Path(str(config.path)).expanduser(), config.size or 64)
     if config.source == "parquet":
-        return _parquet(data_dir / str(config.path))
+        return _parquet(data_dir / Path(str(config.path)).expanduser())
     folder = data_dir / config.source
     if any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
         return _parquet(folder)

@@ -58,6 +58,8 @@ class Document:
     path: Path
     data: dict[str, Any]
     lines: Mapping[Key, int]
+    text: str = ""
+    """As it was read."""
 
     def error(self, key: Key, message: str) -> SpecError:
         """A SpecError at ``key``, or at the nearest thing around it that stands in the file."""
@@ -160,7 +162,7 @@ def read(path: Path | str) -> Document:
     data = _value(node, (), lines, path) if node is not None else None
     if not isinstance(data, dict):
         raise SpecError("should be a mapping of keys to values", path=path, line=1)
-    return Document(path, data, lines)
+    return Document(path, data, lines, text)
 
 
 def _guard(text: str, path: Path) -> None:

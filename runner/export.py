@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .codegen import LIBRARIES
-from .document import SpecError
+from .document import SpecError, printable
 from .document import read as read_yaml
 from .place import Place, load_place
 from .schedules import load, summary
@@ -199,6 +199,17 @@ def code(record: Record, updates: int, epochs: int, allow: Sequence[str] = (), l
         raise SpecError(str(error)) from None
 
 
+def origin(facts: Mapping[str, Any]) -> str:
+    """Comments that say how a schedule was found, and how sure that is."""
+    science, alike = facts.get("science"), sum(bool(row["in_set"]) for row in facts.get("confirmed", ()))
+    said = f"# {alike} schedules could not be told apart from the best\n" * (alike > 1)
+    if science:
+        train = science["train"]
+        said += f"# found with {train['optimizer']}, batches of {train['batch_size']}, {train['epochs']} epochs of "
+        said += f"{science['data']['source']}: for another training try its init_lr again\n"
+    return said
+
+
 # --------------------------------------------------------------------------------------
 # Files.
 
@@ -296,7 +307,7 @@ def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]], text: Callable[[s
 
 
 def _cell_text(value: Any) -> str:
-    return "" if _missing(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if _missing(value) else f"{value:.4g}" if isinstance(value, float) else printable(str(value))
 
 
 def _missing(value: Any) -> bool:
@@ -326,9 +337,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         default="torch",
         help="with --code: whose training loop (default: torch)",
     )
-    for what, said in (("epochs", "the sweep's"), ("updates", "the sweep's, which are batches per epoch")):
+    for what, said in (("epochs", "epochs"), ("updates", "updates, that is batches, in each epoch")):
         parser.add_argument(
-            f"--{what}", type=int, metavar="N", help=f"with --code: for a training of N {what} (default: {said})"
+            f"--{what}", type=int, metavar="N", help=f"with --code: for N {said} (default: the sweep's)"
         )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml)")
     parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
@@ -357,7 +368,7 @@ def _export(args: argparse.Namespace) -> int:
         trial = int(best.iloc[args.code - 1]["trial"])
         record = next(r for r in records if r.number == trial)
         updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
-        text: str | None = code(record, updates, epochs, args.allow_plugin, args.library)
+        text: str | None = origin(facts) + code(record, updates, epochs, args.allow_plugin, args.library)
         if args.out is not None:
             _write_text(args.out, text or "")
             text = None
@@ -386,8 +397,9 @@ def result_files(
     epochs: int,
     allow: Sequence[str] = (),
     confirmed: Sequence[Mapping[str, Any]] = (),
+    head: str = "",
 ) -> Mapping[str, Path]:
-    """Write the tables, the winner's JSON and its code into ``folder``; returns the paths by name."""
+    """Write the tables, the first one's JSON and its code below ``head`` into ``folder``; the paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
     best = best_table(records, direction, confirmed=confirmed)
     paths = {n: folder / n for n in ("best_schedules.csv", "trials.csv", "epochs.csv", "best_schedules.parquet")}
@@ -400,7 +412,7 @@ def result_files(
         paths["best_schedule.json"] = folder / "best_schedule.json"
         paths["best_schedule.json"].write_text(json.dumps(dict(record.schedule), indent=1) + "\n", encoding="utf-8")
         paths["best_schedule.py"] = folder / "best_schedule.py"
-        paths["best_schedule.py"].write_text(code(record, updates, epochs, allow), encoding="utf-8")
+        paths["best_schedule.py"].write_text(head + code(record, updates, epochs, allow), encoding="utf-8")
     return paths
 
 

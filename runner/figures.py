@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .schedules import Schedule, load
 from .spec import Record, best_first
@@ -81,7 +82,7 @@ def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: 
     axes.set_ylim(*_log_limits(plans))
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
-    figure.colorbar(colours, ax=axes, label="validation accuracy", extend="min")
+    figure.colorbar(colours, ax=axes, label="validation accuracy, one seed", extend="min")
     return figure
 
 
@@ -230,6 +231,10 @@ def accuracy_against_lr(
     rows = math.ceil(len(groups) / columns)
     figure = _figure(2.6 * columns, 2.1 * rows + 0.4)
     shared = None
+    low, high = _upper([r.value for r in records if r.value is not None], sign)
+    ends = [row[end] for row in confirmed if row["in_set"] for end in ("low", "high") if math.isfinite(row[end])]
+    room = 0.04 * (max([high, *ends]) - min([low, *ends]))
+    limits = min([low, *ends]) - room, max([high, *ends]) + room
     for i, (name, several) in enumerate(groups.items()):
         axes = shared = figure.add_subplot(rows, columns, i + 1, sharex=shared, sharey=shared)
         colour = style(several[0].schedule["type"])["color"]
@@ -241,6 +246,10 @@ def accuracy_against_lr(
             alpha=0.6,
             markersize=4,
         )
+        for r in several:  # an arrow for what lies outside
+            if r.value is not None and not limits[0] <= r.value <= limits[1]:
+                edge, mark = (limits[0], "v") if r.value < limits[0] else (limits[1], "^")
+                axes.plot([r.schedule["init_lr"]], [edge], mark, color=colour, markersize=5, clip_on=False)
         for row in confirmed:
             if row["name"] == name and row["mean"] is not None and math.isfinite(row["low"]):
                 wide = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
@@ -248,21 +257,24 @@ def accuracy_against_lr(
                     [row["init_lr"]], [row["mean"]], yerr=wide, fmt="s", color="black", markersize=4, capsize=2
                 )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(*_decade([r.schedule["init_lr"] for r in records]))
-        axes.set_ylim(*_upper([r.value for r in records if r.value is not None], sign))
+        axes.set_ylim(*limits)
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
         if i >= len(groups) - columns:
             axes.set_xlabel("init_lr", fontsize=8)
-    figure.supylabel("objective (o one seed; square: fresh seeds, 95 %)", fontsize=8)
+    figure.supylabel("objective (o one seed; square: fresh seeds, 95 %; arrow: farther out)", fontsize=8)
     return figure
 
 
 def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
     """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best."""
     rows = [r for r in confirmed if r["behind"] is not None][::-1]
-    far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0)
+    far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0) or -math.inf
     figure = _figure(7.5, 0.32 * len(rows) + 1.2)
     axes = figure.add_subplot()
     for y, row in enumerate(rows):

@@ -30,7 +30,7 @@ from multiprocessing.connection import wait as wait_for
 from typing import TYPE_CHECKING, Any
 
 from . import checkpoint
-from .document import SpecError
+from .document import SpecError, printable
 from .place import redacted
 from .spec import Data, Record, TrialConfig
 from .stop import Stop, held, ignore
@@ -108,7 +108,7 @@ class Result:
         """Why the trial ended without being complete or diverged, in a sentence."""
         if self.outcome not in ("failed", "died"):
             return None
-        said = redacted((str(self.error).strip().splitlines() or [""])[0])
+        said = printable(redacted((str(self.error).strip().splitlines() or [""])[0]))
         if _out_of_memory(self.error):
             return f"out of memory: {said}; lower train.batch_size or the number of lanes"
         if isinstance(self.error, BrokenExecutor):
@@ -229,11 +229,13 @@ class Lanes:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for lane in self.all:
-            lane.executor.shutdown(wait=False, cancel_futures=True)
         if kind is not None:  # do not wait for epochs that nobody wants any more
             for process in multiprocessing.active_children():
                 process.kill()
+        for lane in self.all:
+            lane.executor.shutdown(
+                kind is None or isinstance(lane.executor, ProcessPoolExecutor), cancel_futures=True
+            )
 
     def __str__(self) -> str:
         return f"{len(self.all)} lane{'s' * (len(self.all) > 1)}{self._note}"

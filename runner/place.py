@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from pydantic import Field
 
@@ -105,7 +105,7 @@ def load_place(path: Path | str | None = None) -> Place:
         file, document, folder = File(), None, Path.cwd()
     else:
         document = read(given)
-        _refuse_secrets(document)
+        refuse_secrets(document, "put the whole address into the environment variable instead")
         file, folder = document.parse(File), given.resolve().parent
     uri = _uri("MLFLOW_TRACKING_URI", file.server.mlflow_tracking_uri, folder, document, "server.mlflow_tracking_uri")
     storage = _uri("RUNNER_STUDY_STORAGE", file.study.storage, folder, document, "study.storage")
@@ -114,9 +114,11 @@ def load_place(path: Path | str | None = None) -> Place:
     )
 
 
+DRIVER = "pip install 'lr-sweep-runner[postgresql]', and postgresql+psycopg:// in the address"
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 """Environment variables that are secrets; the passwords in these are secrets too:"""
-SAID = r"(?i)([\w-]*(?:password|passwd|pwd|token|secret|api_?key))=('[^']*'|\"[^\"]*\"|[^&\s'\"]+)"
+NAMES = r"pass|password|passwd|pwd|token|secret|(?:api|access)[_-]?key|signature|sig|auth|credentials?"
+SAID = rf"(?i)([\w-]*(?:{NAMES}))=('[^']*'|\"[^\"]*\"|[^&\s'\"]+)"
 """A secret by its name, as in a query or in PostgreSQL's key=value."""
 ADDRESSES = ("MLFLOW_TRACKING_URI", "RUNNER_STUDY_STORAGE", "MLFLOW_BACKEND_STORE_URI")
 
@@ -138,22 +140,44 @@ def redacted(uri: str) -> str:
 def _uri(variable: str, default: str, folder: Path, document: Document | None, key: str) -> str:
     """The environment's URI or the file's, a SQLite path made absolute."""
     uri = os.environ.get(variable) or default
+
+    def wrong(message: str) -> SpecError:  # the address is not shown: nobody knows what is a secret in it
+        if os.environ.get(variable) or document is None:
+            return SpecError(f"{variable}: {message}")
+        return document.error(tuple(key.split(".")), message)
+
     tracking = ("mysql", "mssql", "http", "https")
     known = ("sqlite", "postgresql", *(tracking if "mlflow" in key else ()))
-    scheme = re.split(r"[+:]", uri, maxsplit=1)[0]
-    if scheme not in known or not re.search(r":///?[^/]", uri):  # not shown: nobody knows what is a secret in it
-        message = f"is no address of a store; it starts with one of {', '.join(known)}, as in sqlite:///runs.db"
-        if os.environ.get(variable):
-            raise SpecError(f"{variable}: {message}")
-        raise document.error(tuple(key.split(".")), message) if document else SpecError(message)
-    prefix = "sqlite:///"
-    if uri.startswith(prefix):
-        return prefix + str((folder / uri.removeprefix(prefix)).resolve())
+    scheme, prefix = re.split(r"[+:]", uri, maxsplit=1)[0], "sqlite:///"
+    if scheme not in known or not re.search(r":///?[^/]", uri):
+        raise wrong(f"is no address of a store; it starts with one of {', '.join(known)}, as in sqlite:///runs.db")
+    if scheme == "sqlite":
+        path = (folder / uri.removeprefix(prefix)).resolve()
+        if not uri.startswith(prefix) or path.is_dir():
+            raise wrong("SQLite's address is sqlite:/// and the path of a file, as in sqlite:///runs.db")
+        return prefix + str(path)
+    try:
+        if scheme in ("http", "https"):
+            _ = urlsplit(uri).port
+        else:
+            from sqlalchemy import make_url
+
+            make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        raise wrong(
+            f"needs a driver that is not installed ({error.name or scheme}); for PostgreSQL: {DRIVER}"
+        ) from None
+    except Exception as error:  # SQLAlchemy has several; its words may hold the password
+        raise wrong(f"is no address ({type(error).__name__}): check its host, its port and its driver") from None
     return uri
 
 
-def _refuse_secrets(document: Document) -> None:
-    """A file that is committed is no place for a password."""
+def refuse_secrets(document: Document, advice: str) -> None:
+    """A file that is committed, and kept with every sweep, is no place for a password.
+
+    Raises:
+        SpecError: where it stands, and the ``advice``.
+    """
 
     def walk(value: Any, key: tuple[str | int, ...]) -> None:
         if isinstance(value, dict):
@@ -164,8 +188,6 @@ def _refuse_secrets(document: Document) -> None:
             for i, inner in enumerate(value):
                 walk(inner, (*key, i))
         elif isinstance(value, str) and redacted(value) != value:
-            raise document.error(
-                key, "holds a password or a token; put the whole address into the environment variable instead"
-            )
+            raise document.error(key, f"holds a password or a token; {advice}")
 
     walk(document.data, ())

@@ -15,6 +15,7 @@ from typing import Any
 from . import export, figures
 from .confidence import Noise, calibration, seeds_needed, share
 from .confirm import Confirmation, Verdict, amount, ledger, verdict
+from .data import Dataset, updates_per_epoch
 from .document import SpecError
 from .place import Place, StorageError
 from .space import problems
@@ -51,10 +52,24 @@ def folder(place: Place, sweep: Sweep) -> Path:
     return path
 
 
-def caveats(sweep: Sweep, place: Place, updates: int, allow: Sequence[str] = ()) -> list[str]:
+def thin(sweep: Sweep, dataset: Dataset) -> list[str]:
+    """What is said of data that are too few for the question."""
+    said, size, images, val = [], sweep.train.batch_size, len(dataset.train), len(dataset.val)
+    if (updates := updates_per_epoch(images, size)) < 5:
+        said.append(
+            f"batches of {size} from {images} images are {updates} update{'s' * (updates > 1)} of the weights in an "
+            "epoch: a smaller train.batch_size gives the schedules more to do"
+        )
+    if val < 200:
+        said.append(f"{val} validation images: one of them is {amount(1 / val, True)} of accuracy")
+    return said
+
+
+def caveats(sweep: Sweep, place: Place, dataset: Dataset, updates: int, allow: Sequence[str] = ()) -> list[str]:
     """What should be known before anything is trained."""
     epochs, pruner = sweep.train.epochs, sweep.search.pruner
-    said = [f"warning: {problem}" for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs)]
+    said = [f"warning: {problem}" for problem in thin(sweep, dataset)]
+    said += [f"warning: {problem}" for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs)]
     if pruner != "none":
         said.append(
             f"warning: the {pruner} pruner judges truncated curves, which favour schedules that decay early: in "
@@ -98,7 +113,11 @@ def write(found: Found, tracker: Tracker) -> None:
     direction, T = sweep.objective.direction, found.updates * epochs
     try:
         path = folder(found.place, sweep)
-        paths = dict(export.result_files(path, records, direction, found.updates, epochs, history.allow, rows))
+        paths = dict(
+            export.result_files(
+                path, records, direction, found.updates, epochs, history.allow, rows, export.origin(history.facts)
+            )
+        )
     except SpecError as error:
         raise StorageError(str(error)) from None
     plans = {r.number: history.schedule(r) for r in records}
@@ -136,12 +155,13 @@ def write(found: Found, tracker: Tracker) -> None:
         mlflow=missed,
         files=files,
     )
-    say(f"\n{sweep.question}\n", markdown=True)
+    say(f"\n{sweep.question}\n")
     say("\n".join(f"- {sentence}" for sentence in sentences), markdown=True)
     show(export.for_people(table))
     say("\n".join(f"- {step}" for step in [said, *steps]), markdown=True)
     say(f"report, tables, figures and code: {_relative(path)}/")
-    say(f"the first one's code: python -m runner.export {sweep.name} --code 1")
+    if len(table):
+        say(f"the first one's code: python -m runner.export {sweep.name} --code 1")
     if missed:
         say(f"MLflow lacks something ({missed}); python -m runner.sweep {found.file} --sync sends it")
     say(_browse(found))
@@ -157,16 +177,23 @@ def next_steps(
     tried = Counter(r.name for r in records)
     ended = Counter(r.name for r in best_first(records, 1))
     names = list(sweep.schedules.schedules)
-    if lost := [name for name in names if tried[name] and not ended[name]]:
-        said.append(f"Tried without coming to an end: {', '.join(lost)}. A lower init_lr may let {_them(lost)}.")
+    without = [r for r in records if not ended[r.name]]
+    if lost := list(dict.fromkeys(r.name for r in without if r.outcome == "diverged")):
+        said.append(f"Always diverged: {', '.join(lost)}. A lower init_lr may help.")
+    if causes := {r.name: r.cause for r in without if r.outcome == "failed"}:
+        said.append("Always failed: " + "; ".join(f"{name} ({cause})" for name, cause in causes.items()) + ".")
     if missing := [name for name in names if not tried[name]]:
         said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
     if few := [name for name in names if 0 < ended[name] < FEW]:
-        alike = len(few) == len(names) and len(set(ended.values())) == 1
+        alike = 1 < len(few) == len(names) and len(set(ended.values())) == 1
         listed = f"{ended[few[0]]} of each schedule" if alike else ", ".join(f"{name} {ended[name]}" for name in few)
         said.append(f"Few trials: {listed}. Another init_lr may be better there.")
     if missing or few:
-        fair = "" if sweep.search.balance == "equal" else "; balance: equal, in a new sweep, gives each as many"
+        fair = (
+            ""
+            if sweep.search.balance == "equal" or len(names) < 2
+            else "; balance: equal, in a new sweep, gives each as many"
+        )
         said[-1] += f" A larger search.trials continues this sweep{fair}."
     alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
     if len(alive) > 1 and measured is not None and measured.paired > 0:
@@ -182,9 +209,11 @@ def next_steps(
                 f"If {names_} differ by the {unit} that was measured, about {needed} seeds each show it: raise "
                 "confirm.seeds, and the same command goes on with them."
             )
-    best = next((r for r in records if rows and r.number == rows[0]["trial"]), None)
-    if best is not None and (end := edge(best, sweep)):
-        said.append(f"init_lr of {best.name} (trial {best.number}) is at the {end} end of its range: widen it there.")
+    best = {row["trial"] for row in rows if row["in_set"]}
+    ends = {f"{r.name} (trial {r.number})": edge(r, sweep) for r in records if r.number in best}
+    for end in ("lower", "upper"):
+        if at := [name for name, where in ends.items() if where == end]:
+            said.append(f"init_lr at the {end} end of its range: {', '.join(at)}. A new sweep may widen it there.")
     return said
 
 
@@ -195,9 +224,9 @@ def _them(names: Sequence[str]) -> str:
 def edge(record: Record, sweep: Sweep) -> str | None:
     """``lower`` or ``upper`` where a trial's init_lr is in the outer twentieth of its range, else None."""
     for leaf in sweep.schedules.leaves(record.name):
-        if leaf.name == "init_lr" and leaf.kind in ("uniform", "log_uniform"):
+        if leaf.name in ("init_lr", f"{record.name}.init_lr") and leaf.kind in ("uniform", "log_uniform"):
             scale = math.log if leaf.kind == "log_uniform" else float
-            low, high, at = (scale(v) for v in (*leaf.values, record.params["init_lr"]))
+            low, high, at = (scale(v) for v in (*leaf.values, record.params[leaf.name]))
             if at - low < (high - low) / 20:
                 return "lower"
             if high - at < (high - low) / 20:
@@ -209,7 +238,7 @@ def _sentences(
     found: Found, records: Sequence[Record], answer: Verdict | None, weights: Mapping[str, float]
 ) -> list[str]:
     sweep = found.sweep
-    said = answer.sentences if answer else [ONE_SEED]
+    said = answer.sentences if answer else [ONE_SEED] * any(r.outcome == "complete" for r in records)
     said = [*said, *(calibrated(rung.ended(), records, sweep) for rung in found.rungs)]
     if sweep.search.pruner != "none":
         said.append(audited(records, sweep))
@@ -222,14 +251,16 @@ def _sentences(
         few = f" {len(records)} trials are few for {len(weights)} parameters: take it as a hint." * thin
         said.append(f"What mattered: {shares}.{few}{biased}")
     if answer and answer.strip:
-        said.append("Around the winner: " + "; ".join(map(_stripped, answer.strip)) + ".")
+        points = sweep.objective.metric == "val/accuracy"
+        said.append("Around the winner: " + "; ".join(_stripped(row, points) for row in answer.strip) + ".")
     return said
 
 
-def _stripped(row: Mapping[str, Any]) -> str:
+def _stripped(row: Mapping[str, Any], points: bool) -> str:
     if row["difference"] is None:
         return f"{row['change']} diverged"
-    return f"{row['change']} {row['difference']:+.2%} ({row['low']:+.2%} to {row['high']:+.2%})"
+    apart, low, high = (f"{row[k]:+.2%}" if points else f"{row[k]:+.2g}" for k in ("difference", "low", "high"))
+    return f"{row['change']} {apart} ({low} to {high})"
 
 
 def calibrated(rung: Sequence[Record], full: Sequence[Record], sweep: Sweep) -> str:

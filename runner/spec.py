@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from . import space as spaces
 from .document import Document, Frozen, SpecError, read
+from .place import refuse_secrets
 from .schedules import Schedule, find_function
 from .zoo import ScheduleError
 
@@ -309,6 +310,7 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
         SpecError: the first thing that is wrong, with file, line and key.
     """
     document = read(path)
+    refuse_secrets(document, "this file is kept with the sweep's runs")
     document.data.setdefault("name", document.path.stem)
     sweep = document.parse(Sweep)
     for section in ("data", "model"):

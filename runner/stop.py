@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
@@ -149,8 +150,22 @@ class Lasting(io.TextIOBase):
     def _whoever_reads(self) -> Iterator[None]:
         try:
             yield
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+                raise  # a full disk
+            _silence(self._stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """What is written to it from here on goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def early() -> None:
+    """Before anything has begun: a signal ends this process with its code and without a word."""
+    for number in _numbers():
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda n, _: os._exit(EXIT[signal.Signals(n).name]))
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
@@ -158,9 +173,16 @@ def leave(main: Callable[[], int]) -> NoReturn:
 
     Where it did not succeed, without waiting long for the threads of epochs that nobody wants any more.
     """
-    sys.stdout, sys.stderr = Lasting(sys.stdout), Lasting(sys.stderr)
+    out, err = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    sys.stdout, sys.stderr = Lasting(out), Lasting(err)
     code = main()
-    sys.stdout.flush()
+    try:
+        out.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
+            print(f"error: what was to be printed is not complete: {error.strerror}", file=sys.stderr)
+            code = code or 4
+        _silence(out)
     sys.stderr.flush()
     if code:
         last = threading.Timer(PARTING, os._exit, [code])
@@ -171,8 +193,9 @@ def leave(main: Callable[[], int]) -> NoReturn:
 
 def at_once(code: int) -> None:
     """End this process and its workers now; what is on record stays."""
-    for process in multiprocessing.active_children():
-        process.kill()
+    if "multiprocessing" in sys.modules:
+        for process in sys.modules["multiprocessing"].active_children():
+            process.kill()
     with contextlib.suppress(OSError):
         if sys.stderr.isatty():
             os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor

@@ -460,20 +460,22 @@ def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
     return study
 
 
-def begun_with(name: str, storage: str, wanted: str, images: str, must: bool = False) -> Engine | None:
+def begun_with(sweep: Sweep, storage: str, wanted: str, images: str, must: bool = False) -> Engine | None:
     """The engine that a study was begun with, for all of its trials; None where there is no study yet.
 
     Raises:
         SpecError: the reference is ``wanted``, and it was the fast one; it was begun with other images; or it
             ``must`` be there and is not.
     """
+    name = sweep.name
     try:
         known, _ = load_study(name, storage)
     except SpecError:  # what else is wrong with the storage, ``open_study`` says
         if must:
             raise
         return None
-    if known.get("images", images) != images:
+    same = known["science"] == sweep.science()  # else ``opened`` says what differs
+    if same and known.get("images", images) != images:
         raise SpecError(
             f"the study {name!r} was begun with other images: what is in the data folder has changed since; bring it "
             f"back, or give this sweep another name (name: {name}-2)"
@@ -499,8 +501,11 @@ def hold(name: str, storage: str) -> contextlib.ExitStack:
     me, stack = f"{socket.gethostname()} (pid {os.getpid()})", contextlib.ExitStack()
     path = _sqlite_path(storage)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context(path.with_name(f"{path.name}.{name}.lock").open("a+", encoding="utf-8"))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.with_name(f"{path.name}.{name}.lock").open("a+", encoding="utf-8"))
+        except OSError as error:
+            raise _unusable(storage, error) from None
         if _locked(file):
             file.seek(0)
             holder = file.read().strip()
@@ -512,18 +517,18 @@ def hold(name: str, storage: str) -> contextlib.ExitStack:
         return stack
     import sqlalchemy
 
+    key = zlib.crc32(f"runner/{name}".encode())
+    query = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
     try:
         engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool)
         connection = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
+        connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, false)"), {"me": me[:63]})
+        if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
+            who = connection.execute(sqlalchemy.text(f"{query} AND objid = :key"), {"key": key}).scalar()
+            stack.close()
+            raise _taken(name, who)
     except (SQLAlchemyError, ImportError) as error:
         raise _unusable(storage, error) from None
-    key = zlib.crc32(f"runner/{name}".encode())
-    connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, false)"), {"me": me[:63]})
-    if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
-        query = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
-        who = connection.execute(sqlalchemy.text(f"{query} AND objid = :key"), {"key": key}).scalar()
-        stack.close()
-        raise _taken(name, who)
     return stack
 
 

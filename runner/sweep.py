@@ -23,12 +23,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .document import SpecError, no_control
+from .stop import Stop, Stopped, early, leave
+
+if __name__ == "__main__":
+    early()  # what comes now takes half a second
+
+from .document import SpecError, no_control, printable
 from .place import Place, StorageError, load_place, redacted
 from .schedules import load
 from .space import problems
 from .spec import Record, Sweep, TrialConfig, load_sweep
-from .stop import Stop, Stopped, leave
 from .terminal import speak
 from .zoo import ScheduleError
 
@@ -52,6 +56,8 @@ class Options:
     """What is said on the command line: this invocation."""
 
     file: Path
+    text: str = ""
+    """Of the file, as it was read."""
     data_dir: str = "data"
     device: str = "auto"
     lanes: str = "auto"
@@ -96,7 +102,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
     flat = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
-    known = study.begun_with(sweep.name, place.storage, options.engine, dataset.digest, must=options.sync)
+    known = study.begun_with(sweep, place.storage, options.engine, dataset.digest, must=options.sync)
     chosen = known or engine.choose(example, device, sweep.search.trials, options.engine)
     example = replace(example, engine=chosen)
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
@@ -105,7 +111,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     wanted, ray = ("0", None) if options.sync else (options.lanes, options.ray)
     with (
         lanes.open_lanes(wanted, str(device), most_lanes(sweep), ray, example, **resources) as places,
-        tracking.Tracker(place, sweep, dataset, where, options.allow, say) as tracker,
+        tracking.Tracker(place, sweep, dataset, where, options, say) as tracker,
         study.hold(sweep.name, place.storage),  # one coordinator at a time
         ExitStack() as stack,
     ):
@@ -131,9 +137,9 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         if history.facts.get("engine", asdict(chosen)) != asdict(chosen):  # begun in the meantime
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
         history.remember(engine=asdict(chosen), images=dataset.digest, id=history.facts.get("id", uuid.uuid4().hex))
-        tracker.go_on(history.facts["id"], options.file)
-        say(f"{places} on {device}; engine: {chosen}")
-        for caveat in report.caveats(sweep, place, updates, options.allow):
+        tracker.go_on(history.facts["id"])
+        say(f"{places} on {device}; engine: {chosen}; {most_trainings(sweep)}")
+        for caveat in report.caveats(sweep, place, dataset, updates, options.allow):
             say(caveat)
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]
         for before, stage in zip([None, *rungs], [*rungs, history], strict=True):
@@ -151,6 +157,14 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         report.write(report.Found(sweep, place, options.file, updates, history, rungs, replicates), tracker)
         checkpoints.sweep()
         return history.records()
+
+
+def most_trainings(sweep: Sweep) -> str:
+    """How many trainings a sweep is, in words."""
+    confirm = sweep.confirm
+    arms = min(confirm.top + len(sweep.schedules.schedules) * confirm.types, sweep.search.trials)
+    again = f", then at most {arms * confirm.seeds} with fresh seeds" * bool(arms)
+    return f"{sweep.search.trials} training{'s' * (sweep.search.trials > 1)}{again}"
 
 
 def most_lanes(sweep: Sweep) -> int:
@@ -334,10 +348,10 @@ def no_fault_of_ours(error: Exception) -> str | None:
     """What is wrong with the storage or the disk, in a sentence; None where it is a bug."""
     if isinstance(error, StorageError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT):
-        return (
-            f"{error.strerror}{f': {error.filename}' * (error.filename is not None)}; make room, or make it writable"
-        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.strerror}{f': {error.filename}' * (error.filename is not None)}; make room"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.strerror}: {error.filename}; put right what is in its place, or make it writable"
     return None
 
 
@@ -351,6 +365,7 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
         return dry_run(sweep, place, args.data_dir, args.allow_plugin)
     options = Options(
         document.path,
+        document.text,
         args.data_dir,
         args.device,
         args.lanes,
@@ -365,24 +380,25 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
     )
     records = run(sweep, place, options, stop)
     if not options.sync and not any(record.outcome == "complete" for record in records):
-        raise TooManyFailedError("no trial was completed: see their outcomes above; a lower init_lr may help")
+        raise TooManyFailedError("no trial was completed: the report above says why")
     return 0
 
 
 def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> int:
     """Check what can be checked without training; prints what was found."""
-    from . import data, model
+    from . import data, model, report
 
     dataset = data.load(sweep.data, data_dir)
     model.build(sweep.model, dataset.classes, sweep.train.seed)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
-    for problem in problems(sweep.schedules.check(allow), updates * sweep.train.epochs, sweep.train.epochs):
+    said = problems(sweep.schedules.check(allow), updates * sweep.train.epochs, sweep.train.epochs)
+    for problem in [*report.thin(sweep, dataset), *said]:
         print(f"warning: {problem}", file=sys.stderr)
     sizes = f"{len(dataset.train)} training, {len(dataset.val)} validation, {len(dataset.test)} test images"
     print(
         f"{sweep.name}: {sweep.search.trials} trials of {sweep.train.epochs} epochs, {updates} updates each; {sizes}"
     )
-    print(f"study: {redacted(place.storage)}; MLflow: {redacted(place.tracking_uri)}, {place.experiment}")
+    print(printable(f"study: {redacted(place.storage)}; MLflow: {redacted(place.tracking_uri)}, {place.experiment}"))
     return 0
 
 

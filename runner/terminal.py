@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from .document import printable
 from .place import redacted
 from .spec import Record
 
@@ -74,13 +75,13 @@ def _finite(value: Any) -> Any:
 
 def say(text: str, markdown: bool = False) -> None:
     """Print for a person."""
-    text = redacted(text)
+    text = printable(redacted(text))
     whole = not CONSOLE.is_terminal or any(word in text for word in ("://", "python -m"))  # to be copied in one piece
     soft = whole and not markdown
     CONSOLE.print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=soft)
 
 
-LEAST = ("test", "warmup", "with", "trial", "seeds", "one seed")
+LEAST = ("test", "with", "one seed", "seeds", "warmup", "trial")
 """The columns that a narrow terminal does without, in this order."""
 
 
@@ -185,7 +186,9 @@ class Display:
 
     def warn(self, message: str) -> None:
         event("warning", message=message)
-        self.console.print(f"[yellow]warning[/yellow]: {escape(redacted(message))}", highlight=False, soft_wrap=True)
+        self.console.print(
+            f"[yellow]warning[/yellow]: {escape(printable(redacted(message)))}", highlight=False, soft_wrap=True
+        )
 
     def eta(self) -> float:
         """Seconds to the end, from the epochs measured in this process."""

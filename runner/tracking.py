@@ -7,6 +7,7 @@ value per key and step, because timestamps and steps are the record's own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import html
 import importlib.metadata
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
     from .data import Dataset
+    from .sweep import Options
 
 STATUS = {"complete": "FINISHED", "diverged": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 """How a trial ended, and the status its run shows."""
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "IO_ERROR", "DEADLINE_EXCEEDED")
 """MLflow's codes for what may pass by itself; a server that cannot be reached is an internal error to it."""
+LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EROFS)
+"""What is wrong with a local folder and does not pass by itself."""
 PATIENCE = 60.0
 """Seconds without progress after which a sweep that has ended no longer waits for MLflow."""
 ML = "workflowType=machine_learning"
@@ -94,11 +98,11 @@ class Tracker:
         sweep: Sweep,
         dataset: Dataset,
         where: Mapping[str, str],
-        allow: Sequence[str] = (),
+        options: Options,
         warn: Callable[[str], None] = print,
     ) -> None:
         """``where``: tags that say what trains, ``device`` and ``engine``."""
-        self.place, self.sweep, self.dataset, self.allow, self.warn = place, sweep, dataset, allow, warn
+        self.place, self.sweep, self.dataset, self.options, self.warn = place, sweep, dataset, options, warn
         self.updates = updates_per_epoch(len(dataset.train), sweep.train.batch_size)
         self.facts = facts() | {
             **where,
@@ -111,7 +115,7 @@ class Tracker:
         """The run of each trial, by its stage and its number in it."""
         self._described, self._sent, self._settled = set[str](), set[tuple[str, int, float]](), set[tuple[str, int]]()
         self._tried = set[tuple[str, int]]()
-        self._identity, self._file = "", Path()
+        self._identity, self._status = "", "KILLED"
         self._local = place.tracking_uri.startswith("sqlite")
         self._news = threading.Condition()
         self._jobs: dict[Hashable, Callable[[], None]] = {}
@@ -144,7 +148,8 @@ class Tracker:
         Raises a bug of the sender's, where nothing else went wrong.
         """
         if self.parent and not (kind is None and self._finished):
-            status = "KILLED" if kind is None or issubclass(kind, KeyboardInterrupt) else "FAILED"
+            before = self._status if self.options.sync else "KILLED"
+            status = before if kind is None or issubclass(kind, KeyboardInterrupt) else "FAILED"
             self._do("status", lambda: self.client.set_terminated(self.parent, status))
         self._wait(5.0, most=10.0)
         with self._news:
@@ -153,9 +158,9 @@ class Tracker:
         if self._bug is not None and kind is None:
             raise self._bug
 
-    def go_on(self, identity: str, sweep_file: Path) -> None:
+    def go_on(self, identity: str) -> None:
         """Take up the parent run and the trials' runs that have this ``sweep.id``, or make what is not there."""
-        self._identity, self._file = identity, sweep_file
+        self._identity = identity
         self._do("parent", self._reach)
         self._wait(2.0)
 
@@ -286,6 +291,7 @@ class Tracker:
                 children.append((key, run))
         parent = parents[0].info.run_id if parents else self._create(self.sweep.name, {"sweep.role": "study"})
         if parents:
+            self._status = parents[0].info.status if parents[0].info.status != "RUNNING" else "KILLED"
             self.client.update_run(parent, status="RUNNING")
         if not parents or "sweep.described" not in parents[0].data.tags:
             self._describe(parent)
@@ -334,7 +340,7 @@ class Tracker:
         """Write what the sweep is onto its parent run: question, settings, data, environment."""
         self._params(run, flat({**self.sweep.science(), "trials": self.sweep.search.trials}, skip=("space",)))
         self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
-        self.client.log_artifact(run, str(self._file))
+        self.client.log_text(run, self.options.text, self.options.file.name)
         self.client.log_text(run, "\n".join(_environment()) + "\n", "environment.txt")
         self._dataset(run)
         if self.place.file.ui.saved_view:
@@ -428,7 +434,7 @@ class Tracker:
         self.client.set_terminated(run, STATUS[record.outcome or "failed"])
 
     def _schedule(self, record: Record) -> Schedule:
-        return load(record.schedule, allow=self.allow)
+        return load(record.schedule, allow=self.options.allow)
 
     # ---------------------------------------------------------------------- sending
 
@@ -480,11 +486,7 @@ class Tracker:
 
     def links(self) -> dict[str, str]:
         """The addresses of the pages that show this sweep, by what they show."""
-        charts, types = (page(self.place, self.experiment_id, self.sweep.name, grouped=g) for g in (False, True))
-        if not self.experiment_id:
-            return {"MLflow": charts}
-        report = f"{charts.partition('#')[0]}#/experiments/{self.experiment_id}/runs/{self.parent}?{ML}"
-        return {"curves": charts} | ({"types": types} if self.place.file.ui.saved_view else {}) | {"report": report}
+        return links(self.place, self.experiment_id, self.sweep.name, self.parent)
 
     def picture(self, name: str) -> str:
         """The address, in the UI, of a figure on the parent run."""
@@ -507,8 +509,17 @@ def page(place: Place, experiment_id: str, sweep: str, port: int | None = None, 
     return f"{charts}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
 
 
-def pages(place: Place, port: int | None = None) -> dict[str, str]:
-    """The page of every sweep that MLflow has, the newest first.
+def links(place: Place, experiment_id: str, sweep: str, parent: str, port: int | None = None) -> dict[str, str]:
+    """The addresses of the pages that show a sweep, by what they show."""
+    charts, types = (page(place, experiment_id, sweep, port, grouped) for grouped in (False, True))
+    if not (experiment_id and parent):
+        return {"MLflow": charts}
+    report = f"{charts.partition('#')[0]}#/experiments/{experiment_id}/runs/{parent}?{ML}"
+    return {"curves": charts} | ({"types": types} if place.file.ui.saved_view else {}) | {"report": report}
+
+
+def pages(place: Place, port: int | None = None) -> dict[str, dict[str, str]]:
+    """The pages of every sweep that MLflow has by what they show, the newest sweep first.
 
     Raises:
         SpecError: its database cannot be used.
@@ -520,8 +531,8 @@ def pages(place: Place, port: int | None = None) -> dict[str, str]:
             return {}
         query, order = "tags.`sweep.role` = 'study'", ["attributes.start_time DESC"]
         runs = _all_runs(client, found.experiment_id, query, order)
-        names = [run.data.tags.get("sweep.study", "") for run in runs]
-        return {name: page(place, found.experiment_id, name, port) for name in names}
+        known = {run.data.tags.get("sweep.study", ""): run.info.run_id for run in reversed(runs)}
+        return {name: links(place, found.experiment_id, name, known[name], port) for name in reversed(known)}
     except Exception as error:
         if not _trouble(error):
             raise
@@ -592,7 +603,7 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
         raise SpecError(f"there is no {path} either")  # and reading makes none
     try:
         return _read_records(place, name)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise SpecError(
             f"MLflow's runs of {name!r} no longer say what they are ({error}): their tags were edited"
         ) from None
@@ -620,6 +631,8 @@ def _passing(error: Exception) -> bool:
         return isinstance(error, OperationalError)
     if isinstance(error, (SpecError, ImportError)):
         return False
+    if isinstance(error, OSError) and error.errno in LASTING:
+        return False
     return getattr(error, "error_code", "INTERNAL_ERROR") in PASSING
 
 
@@ -637,7 +650,9 @@ def _read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]
     client = make_client(place)
     found = client.get_experiment_by_name(place.experiment)
     query = f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'"
-    runs = _all_runs(client, found.experiment_id, query) if found is not None else []
+    order = ["attributes.start_time DESC"]  # the newest study of that name
+    runs = _all_runs(client, found.experiment_id, query, order) if found is not None else []
+    runs = [run for run in runs if run.data.tags.get("sweep.id") == runs[0].data.tags.get("sweep.id")]
     if not runs:
         raise SpecError(f"MLflow at {redacted(place.tracking_uri)} has no trials of a sweep {name!r}; run it first")
     tags = runs[0].data.tags
@@ -663,11 +678,13 @@ def _read(client: MlflowClient, run: Any) -> Record:
         for point in client.get_metric_history(run.info.run_id, key) if key in metrics else []:
             entry = epochs.setdefault(point.step, {"epoch": point.step, "timestamp": point.timestamp})
             entry[key] = point.value
-    outcome = tags.get("outcome")
+    outcome, schedule = tags.get("outcome"), json.loads(tags["schedule"])
+    if schedule["type"] != "custom":
+        load(schedule)  # somebody may have edited it; what is custom needs its function
     return Record(
         number=int(tags["trial.number"]),
         name=tags["schedule.name"],
-        schedule=json.loads(tags["schedule"]),
+        schedule=schedule,
         params={},
         outcome=outcome if outcome in STATUS else None,
         value=metrics.get("objective"),
@@ -763,7 +780,7 @@ def saved_view(name: str, grouped: bool = False) -> str:
     ]
     sections = [
         {"uuid": curves, "name": "Curves", "columns": 3},
-        {"uuid": answer, "name": "Which schedule is best", "columns": 3},
+        {"uuid": answer, "name": "The search: one seed each", "columns": 3},
     ]
     key = {"mode": "tag", "groupByData": "schedule.name"}
     group = {"aggregateFunction": "average", "groupByKeys": [key]} if grouped else None

@@ -234,7 +234,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros((), device=device)
+        torch.zeros((), device=device).item()  # meta has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SpecError(f"--device {name}: {str(error).splitlines()[0]}; try --device cpu") from None
     return device

@@ -16,11 +16,11 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 
-from .document import SpecError, no_control
+from .document import SpecError, no_control, printable
 from .place import Place, load_place, redacted
 from .stop import leave
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def server(place: Place, expose: str | None = None, port: int | None = None) -> tuple[list[str], Mapping[str, str]]:
@@ -31,7 +31,9 @@ def server(place: Place, expose: str | None = None, port: int | None = None) -> 
     Raises:
         SpecError: mlflow.yaml asks for a wider host and nobody has said ``--expose``, or the place has a server.
     """
-    ui, port = place.file.ui, port or place.file.ui.port
+    ui, port = place.file.ui, place.file.ui.port if port is None else port
+    if not 1 <= port <= 65_535:
+        raise SpecError(f"--port {port}: a port is 1 to 65535")
     if place.served:
         raise SpecError(f"{redacted(place.tracking_uri)} is a server already: open it in a browser")
     if ui.host not in LOOPBACK and expose is None:
@@ -73,9 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, page in found.items():
+    for name, pages_ in found.items():
         if args.sweep in (None, name):
-            print(f"{name}: {page}")
+            for what, page in pages_.items():
+                print(printable(f"{name}, {what}: {page}"))
     print("starting; Ctrl-C ends it", flush=True)
     os.chdir(place.folder)
     return os.execve(command[0], command, os.environ | environment)

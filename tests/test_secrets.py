@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import sweep, tracking, ui
+from runner import export, sweep, tracking, ui
 from runner.document import SpecError
 from runner.place import load_place, redacted
 from runner.ui import server
@@ -81,6 +81,54 @@ def test_a_file_that_is_shared_is_no_place_for_a_secret(project, capsys):
         assert SECRET not in said
 
 
+def test_a_sweep_file_with_a_secret_is_refused_because_it_is_kept(project, capsys):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("Does it run?", f"'see http://ann:{SECRET}@host'"))
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+    said = capsys.readouterr().err
+    assert "line 1: question: holds a password or a token; this file is kept with the sweep's runs" in said
+    assert SECRET not in said
+    assert not Path("optuna.db").exists()
+
+
+def test_control_characters_in_mlflow_do_not_reach_the_terminal(swept, capsys):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=load_place().tracking_uri)
+    for run in client.search_runs(["1"], "tags.`sweep.role` = 'trial'"):
+        client.set_tag(run.info.run_id, "schedule.name", "x\x1b[2J")
+    for file in Path().glob("optuna.db*"):
+        file.unlink()
+    assert export.main(["tiny"]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert "x\\x1b[2J" in out
+
+
+BAD_ADDRESSES = [
+    ("RUNNER_STUDY_STORAGE", "postgresql+psycopg://h:54x/d", "is no address"),
+    ("RUNNER_STUDY_STORAGE", "sqlite+pysqlite:///optuna.db", "SQLite's address is sqlite:///"),
+    ("RUNNER_STUDY_STORAGE", "postgresql+nothing://h/d", "is no address"),
+    ("RUNNER_STUDY_STORAGE", "sqlite:///sweeps", "the path of a file"),
+    ("MLFLOW_TRACKING_URI", "http://[::1", "is no address"),
+    ("MLFLOW_TRACKING_URI", "http://h:abc", "is no address"),
+    ("MLFLOW_TRACKING_URI", "http://h:99999999", "is no address"),
+    ("MLFLOW_TRACKING_URI", "mssql://x", "needs a driver that is not installed (pyodbc)"),
+    ("MLFLOW_TRACKING_URI", "sqlite:///sweeps", "the path of a file"),
+]
+
+
+@pytest.mark.parametrize(("variable", "address", "words"), BAD_ADDRESSES)
+def test_an_address_that_cannot_be_is_refused_before_anything_begins(
+    project, capsys, monkeypatch, variable, address, words
+):
+    monkeypatch.setenv(variable, address)
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {variable}: ")
+    assert words in said
+    assert not Path("optuna.db").exists()
+
+
 def test_what_the_environment_holds_is_taken_out_of_any_text(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", SECRET)
     monkeypatch.setenv("RUNNER_STUDY_STORAGE", "postgresql://ann:p%40ss-w0rd@host/x")
@@ -96,6 +144,7 @@ def test_what_the_environment_holds_is_taken_out_of_any_text(monkeypatch):
         f"postgresql://host/x?sslpassword={SECRET}",
         f"host=h password='{SECRET} with spaces' user=ann",
         f"API_KEY={SECRET}",
+        f"http://host/?api-key={SECRET}&sig={SECRET}&pass={SECRET}",
         f"postgresql://ann:{SECRET}@host/x",
     ],
 )
@@ -124,6 +173,9 @@ def test_the_ui_is_for_this_machine_alone_unless_somebody_says_so(project, monke
     command, environment = server(load_place(), "lab.example.org", 5001)
     assert command[command.index("--host") + 1] == "0.0.0.0"
     assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"].endswith(",lab.example.org:5001")
+    for port in (-1, 0, 99_999):
+        with pytest.raises(SpecError, match="a port is 1 to 65535"):
+            server(load_place(), port=port)
     for wrong in ("*", "a,b", "", "http://x"):
         with pytest.raises(SpecError, match="takes the one name"):
             server(load_place(), wrong)
@@ -144,7 +196,7 @@ def test_the_ui_answers_to_its_own_name_and_to_no_other(project):
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     port = free_port()
     with served([sys.executable, "-m", "runner.ui", "tiny", "--port", str(port)], port, Path("ui.log")):
-        assert Path("ui.log").read_text().startswith(f"tiny: http://127.0.0.1:{port}/#/experiments/1/runs?")
+        assert Path("ui.log").read_text().startswith(f"tiny, curves: http://127.0.0.1:{port}/#/experiments/1/runs?")
 
         def asked(host: str) -> int:
             path = "/ajax-api/2.0/mlflow/experiments/get?experiment_id=0"

@@ -154,3 +154,24 @@ def test_a_reader_that_goes_away_stops_nothing(project):
     process.stdout.close()
     assert process.wait(timeout=60) == 0
     assert len(best_schedules("tiny")) == 1
+
+
+def test_a_full_disk_under_its_output_is_no_success(swept):
+    command = f"{sys.executable} -m runner.export tiny --format csv"
+    done = subprocess.run(["sh", "-c", f"{command} > /dev/full"], capture_output=True, text=True, check=False)
+    assert done.returncode == 4
+    assert done.stderr == "error: what was to be printed is not complete: No space left on device\n"
+
+
+def test_a_command_without_an_output_works_all_the_same(swept):
+    command = f"{sys.executable} -m runner.export"
+    for rest, code in (("tiny >&-", 0), ("tiny 2>&-", 0), ("nothing 2>&-", 2)):
+        done = subprocess.run(["sh", "-c", f"{command} {rest}"], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (code, ""), rest
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75)])
+def test_a_signal_before_anything_has_begun_has_its_code(name, code):
+    script = f"import os, signal\nfrom runner.stop import early\nearly()\nos.kill(os.getpid(), signal.{name})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")

@@ -314,7 +314,7 @@ def test_a_run_that_somebody_deletes_in_mid_sweep_is_made_again(project, monkeyp
         assert [m.step for m in client().get_metric_history(run.info.run_id, "lr")] == [0, 1]
 
 
-def test_a_sync_trains_nothing_and_leaves_an_unfinished_sweep_as_one_that_was_stopped(project, capsys):
+def test_a_sync_trains_nothing_and_leaves_the_parent_run_as_it_was(project, capsys):
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 2  # of nothing there is nothing to send
     assert "there is no study in" in capsys.readouterr().err
     assert not Path("optuna.db").exists()
@@ -323,8 +323,11 @@ def test_a_sync_trains_nothing_and_leaves_an_unfinished_sweep_as_one_that_was_st
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
     assert "sent 3 trials to MLflow; lacking: nothing" in capsys.readouterr().out
     (parent,) = runs("tags.`sweep.role` = 'study'")
-    assert parent.info.status == "KILLED"
+    assert parent.info.status == "FINISHED"
     assert len(children()) == 3
+    client().set_terminated(parent.info.run_id, "KILLED")  # as a stop leaves it
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
+    assert client().get_run(parent.info.run_id).info.status == "KILLED"
     Path("sweeps/other.yaml").write_text(TINY)
     assert sweep.main(["sweeps/other.yaml", *HERE, "--sync"]) == 2
     assert "there is no study 'other'" in capsys.readouterr().err
@@ -344,6 +347,65 @@ def test_runs_whose_tags_somebody_has_edited_stop_nothing(swept, capsys):
         file.unlink()
     assert export.main(["tiny"]) == 2  # from MLflow alone: it no longer says what they are
     assert "their tags were edited" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "words"), [('{"type": "nope"}', "edited"), ("[]", "edited"), ("{", "edited"), ("7", "edited")]
+)
+def test_a_schedule_in_mlflow_that_somebody_has_edited_is_a_sentence(swept, capsys, said, words):
+    client().set_tag(children()[0].info.run_id, "schedule", said)
+    for file in Path().glob("optuna.db*"):
+        file.unlink()
+    assert export.main(["tiny"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_of_two_studies_of_one_name_mlflow_alone_gives_the_newer(swept, capsys):
+    for _ in range(2):
+        for file in Path().glob("optuna.db*"):
+            file.unlink()
+        if _ == 0:
+            assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    assert sorted(best_schedules("tiny")["trial"]) == [0, 1, 2]
+
+
+def test_a_sweep_file_that_goes_away_in_mid_sweep_is_kept_as_it_was_read(project, monkeypatch):
+    real = engine.train
+
+    def train(config, device, state=None):
+        Path("sweeps/tiny.yaml").unlink(missing_ok=True)
+        yield from real(config, device, state)
+
+    monkeypatch.setattr(engine, "train", train)
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    (parent,) = runs("tags.`sweep.role` = 'study'")
+    assert Path(client().download_artifacts(parent.info.run_id, "tiny.yaml")).read_text() == TINY
+
+
+def test_other_data_in_the_file_are_refused_with_the_difference(swept, capsys):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("limit: 160", "limit: 200"))
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+    assert "begun with another data.limit (160, now 200)" in capsys.readouterr().err
+
+
+def test_what_cannot_be_written_at_the_end_is_a_sentence(project, capsys):
+    Path("results/tiny/best_schedule.json").mkdir(parents=True)
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 4
+    err = capsys.readouterr().err
+    assert "best_schedule.json; put right what is in its place" in err
+    assert "continue with: python -m runner.sweep" in err
+    Path("results/tiny/best_schedule.json").rmdir()
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+
+
+def test_a_loss_is_no_percentage_in_the_report(project, capsys):
+    text = TINY.replace("top: 0, types: false", "top: 2, types: false, seeds: 3, strip: true")
+    Path("sweeps/tiny.yaml").write_text(text + "objective: {metric: val/loss}\n")
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    said = next(
+        line for line in Path("results/tiny/report.md").read_text().splitlines() if "Around the winner" in line
+    )
+    assert "%" not in said
 
 
 IMAGES = """\
