@@ -175,14 +175,15 @@ def leave(main: Callable[[], int]) -> NoReturn:
     """
     out, err = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     sys.stdout, sys.stderr = Lasting(out), Lasting(err)
-    code = main()
     try:
-        out.flush()
+        code = main()
+        sys.stdout.flush()
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO, errno.EBADF):
-            print(f"error: what was to be printed is not complete: {error.strerror}", file=sys.stderr)
-            code = code or 4
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: what was to be printed is not complete: {error.strerror}", file=sys.stderr)
         _silence(out)
+        code = 4
     sys.stderr.flush()
     if code:
         last = threading.Timer(PARTING, os._exit, [code])

@@ -277,7 +277,7 @@ def stopped(plan, path, order=None) -> list[Record]:
 
 @pytest.mark.parametrize(
     "pruner",
-    ["median", "hyperband", *(pytest.param(p, marks=pytest.mark.slow) for p in ("percentile", "successive_halving"))],
+    ["median", *(pytest.param(p, marks=pytest.mark.slow) for p in ("percentile", "successive_halving", "hyperband"))],
 )
 def test_a_pruner_stops_the_same_trials_whichever_end_first(sweep_file, tmp_path, pruner):
     text = TINY.replace("epochs: 2", "epochs: 9").replace("trials: 3", f"trials: 30, pruner: {pruner}, window: 4")

@@ -276,6 +276,7 @@ def postgres(tmp_path_factory):
     subprocess.run(stop, **run)
 
 
+@pytest.mark.slow
 def test_a_study_in_postgresql_gives_the_table_of_one_in_sqlite(postgres, project, migrated, monkeypatch):
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
     expected = table()
