@@ -755,7 +755,7 @@ def saved_view(name: str, grouped: bool = False) -> str:
     MLflow draws no learning-rate curve by default and hides nested runs. Since 3.15 a view of its chart page is an
     experiment tag; the format is its own and undocumented, read in 3.17.
     """
-    curves, answer = "curves", "answer"
+    curves, axes, answer = "curves", "axes", "answer"
     objective = "metrics.`objective`"
     charts = [
         _line("lr", curves, "Learning rate") | {"scaleType": "log"},
@@ -763,11 +763,11 @@ def saved_view(name: str, grouped: bool = False) -> str:
         _line("train/loss", curves, "Training loss"),
         _chart(
             "PARALLEL",
-            answer,
+            axes,
             selectedParams=["schedule.type", "schedule.init_lr", "schedule.warmup"],
             selectedMetrics=["schedule/mean_lr", "schedule/final_over_peak", "objective"],
             showAllRuns=True,
-            displayName="What leads to which accuracy",
+            displayName="Schedule, init_lr, warmup, accuracy",
         ),
         _chart(
             "SCATTER",
@@ -780,7 +780,8 @@ def saved_view(name: str, grouped: bool = False) -> str:
     ]
     sections = [
         {"uuid": curves, "name": "Curves", "columns": 3},
-        {"uuid": answer, "name": "The search: one seed each", "columns": 3},
+        {"uuid": axes, "name": "What leads to which accuracy", "columns": 1},  # as wide as it needs
+        {"uuid": answer, "name": "The search: one seed each", "columns": 2},
     ]
     key = {"mode": "tag", "groupByData": "schedule.name"}
     group = {"aggregateFunction": "average", "groupByKeys": [key]} if grouped else None
