@@ -10,7 +10,19 @@ from typing import Any
 
 from machine import RESULTS
 
-HEAD = ("machine", "case", "P0", "P1", "ours, one lane", "ours, all lanes", "× P0", "× P1", "engine", "of GEMM peak")
+HEAD = (
+    "machine",
+    "case",
+    "P0",
+    "P1",
+    "ours, one lane",
+    "ours, all lanes",
+    "× P0",
+    "× P1",
+    "a sweep, × P0, × P1",
+    "engine",
+    "of GEMM peak",
+)
 ON_A_GPU = (("cifar10", 512), ("cifar10-unmodified", 128))
 
 
@@ -34,6 +46,9 @@ def row(result: dict[str, Any]) -> list[str]:
         *(f"{value:,.0f}" for value in speed.values()),
         f"{ours / speed['P0']:.1f}",
         f"{ours / speed['P1']:.1f}",
+        ", ".join(f"{ratio:.1f}" for ratio in result["sweep"]["ratios"].values())
+        if "sweep" in result
+        else "not measured",
         result["engine"],
         f"{rates['distance']['all lanes']['share_of_gemm']:.0%}",
     ]

@@ -6,11 +6,13 @@ import re
 import shlex
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
 from runner import sweep
 from runner.export import best_schedules
+from runner.schedules import load
 from runner.spec import load_sweep
 
 from .readme import PAGES, ROOT, filled
@@ -24,6 +26,12 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_parts_that_are_made_of_files_are_current(page):
     assert filled(page.read_text()) == page.read_text(), "run: python tests/readme.py"
+
+
+def test_the_recorded_result_is_of_the_sweep_file_that_is_shown():
+    space = load_sweep(ROOT / "sweeps/digits.yaml")[0].schedules
+    for said in pd.read_csv(ROOT / "docs/digits/best_schedules.csv")["schedule"]:
+        assert space.params(load(json.loads(said)))
 
 
 def test_ci_calls_the_second_command_as_it_stands_here():
