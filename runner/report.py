@@ -189,12 +189,9 @@ def next_steps(
         listed = f"{ended[few[0]]} of each schedule" if alike else ", ".join(f"{name} {ended[name]}" for name in few)
         said.append(f"Few trials: {listed}. Another init_lr may be better there.")
     if missing or few:
-        fair = (
-            ""
-            if sweep.search.balance == "equal" or len(names) < 2
-            else "; balance: equal, in a new sweep, gives each as many"
-        )
-        said[-1] += f" A larger search.trials continues this sweep{fair}."
+        equal, enough = sweep.search.balance == "equal" or len(names) < 2, FEW * len(names)
+        each = f" gives {FEW} of each" if equal else "; balance: equal, in a new sweep, gives each as many"
+        said[-1] += f" In the file, search.trials: {enough}{each}; the same command goes on with them."
     alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
     if len(alive) > 1 and measured is not None and measured.paired > 0:
         first, second = alive[:2]

@@ -408,12 +408,12 @@ def test_the_report_names_the_schedules_of_which_little_is_known(tiny):
     assert said[0] == "Never tried: wsd. The answer says nothing about it."
     assert len(said) == 2
     assert said[1].startswith(
-        "Few trials: step 1. Another init_lr may be better there. A larger search.trials continues"
+        "Few trials: step 1. Another init_lr may be better there. In the file, search.trials: 15"
     )
     assert "balance: equal" in said[1]
     said = next_steps([*many, trial_of("step", 5, None, outcome="diverged")], [], tiny(), None)
     assert said[0] == "Always diverged: step. A lower init_lr may help."
-    assert said[1].startswith("Never tried: wsd. The answer says nothing about it. A larger search.trials")
+    assert said[1].startswith("Never tried: wsd. The answer says nothing about it. In the file, search.trials: 15")
     enough = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
     assert next_steps(enough, [], tiny(), None) == []
 
