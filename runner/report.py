@@ -189,7 +189,8 @@ def next_steps(
         listed = f"{ended[few[0]]} of each schedule" if alike else ", ".join(f"{name} {ended[name]}" for name in few)
         said.append(f"Few trials: {listed}. Another init_lr may be better there.")
     if missing or few:
-        equal, enough = sweep.search.balance == "equal" or len(names) < 2, FEW * len(names)
+        equal = sweep.search.balance == "equal" or len(names) < 2
+        enough = len(records) + sum(FEW - ended[name] for name in [*missing, *few])
         each = f" gives {FEW} of each" if equal else "; balance: equal, in a new sweep, gives each as many"
         said[-1] += f" In the file, search.trials: {enough}{each}; the same command goes on with them."
     alive = [row for row in rows if row["in_set"] and row["mean"] is not None]

@@ -413,7 +413,7 @@ def test_the_report_names_the_schedules_of_which_little_is_known(tiny):
     assert "balance: equal" in said[1]
     said = next_steps([*many, trial_of("step", 5, None, outcome="diverged")], [], tiny(), None)
     assert said[0] == "Always diverged: step. A lower init_lr may help."
-    assert said[1].startswith("Never tried: wsd. The answer says nothing about it. In the file, search.trials: 15")
+    assert said[1].startswith("Never tried: wsd. The answer says nothing about it. In the file, search.trials: 11")
     enough = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
     assert next_steps(enough, [], tiny(), None) == []
 
