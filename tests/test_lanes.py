@@ -163,6 +163,7 @@ def test_gpu_lanes_are_threads_spread_over_the_gpus(monkeypatch):
 # --- dying -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_is_killed_is_trained_again_with_the_same_result(own, project, capsys):
     mark = project / "mark"
     command = own(fine="", dies_once=f", params: {{mark: {mark}}}")

@@ -122,6 +122,7 @@ def test_an_epoch_that_does_not_end_in_time_is_abandoned_with_what_was_kept(proj
     assert len(record.epochs) == 3
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_sweep_lets_its_workers_end_their_epochs(project):
     """As timeout, Slurm and a closing terminal send it."""
     process = started("--lanes", "2", text=LONG.replace("trials: 1", "trials: 2"))
@@ -148,6 +149,7 @@ def test_a_terminal_that_is_closed_stops_it_politely(project):
     assert list(Path("results/tiny/checkpoints/search-00000").glob("*.ckpt"))
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_stops_nothing(project):
     """As in ``python -m runner.sweep | head -1``."""
     process = started(text=LONG.replace("epochs: 100", "epochs: 20"), stderr=subprocess.STDOUT)

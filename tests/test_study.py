@@ -135,7 +135,10 @@ def test_a_grid_smaller_than_the_number_of_trials_is_refused(sweep_file):
         load_sweep(sweep_file(text))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+SLOW = [pytest.param(sampler, marks=pytest.mark.slow) for sampler in ("random", "qmc")]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", *SLOW])
 def test_a_study_interrupted_after_every_trial_proposes_what_an_uninterrupted_one_does(sampler, sweep_file, tmp_path):
     sweep, _ = load_sweep(sweep_file(search=f"search: {{trials: 16, sampler: {sampler}}}"))
     whole = finish(open_study(sweep, f"sqlite:///{tmp_path / 'a.db'}"))

@@ -199,6 +199,7 @@ def test_a_finished_sweep_run_again_trains_nothing_and_reports_again(swept, caps
     assert [r.info.run_id for r in runs()] == before
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_continues_to_the_table_of_an_undisturbed_one(swept, tmp_path_factory, migrated):
     expected = table(swept)
     other = tmp_path_factory.mktemp("killed")
