@@ -121,11 +121,9 @@ def noise(scores: Sequence[Sequence[float]]) -> Noise | None:
     if len(several) < 2:
         return None
     variances = [float(np.var(s, ddof=1)) for s in several]
-    calm = [v <= 9 * float(np.median(variances)) for v in variances]
-    several = [s for s, kept in zip(several, calm, strict=True) if kept]
-    n = min(map(len, several))
-    seed = math.sqrt(float(np.mean([np.var(s, ddof=1) for s in several])))
-    return Noise(seed, math.sqrt(2 * _residual_variance(np.array([s[:n] for s in several]))))
+    calm = [(s, v) for s, v in zip(several, variances, strict=True) if v <= 9 * float(np.median(variances))]
+    n, seed = min(len(s) for s, _ in calm), math.sqrt(float(np.mean([v for _, v in calm])))
+    return Noise(seed, math.sqrt(2 * _residual_variance(np.array([s[:n] for s, _ in calm]))))
 
 
 def power(difference: float, deviation: float, seeds: int, alpha: float = ALPHA) -> float:

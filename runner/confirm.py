@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -149,7 +150,7 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     names = {arm.number: f"{arm.name} (trial {arm.number})" for arm in arms}
     said = [_answer(result, names, done, "highest" if sign > 0 else "lowest")]
     if measured is not None:
-        said.append(ledger(measured, max(map(len, done.values())), sweep.objective.metric == "val/accuracy"))
+        said.append(ledger(measured, max(map(len, done.values())), sweep.objective.points))
     lost = [names[arm.number] for arm in arms if arm.number not in done]
     if lost:
         said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
@@ -215,10 +216,7 @@ def amount(value: float, points: bool) -> str:
 
 def ledger(measured: Noise, seeds: int, points: bool = True) -> str:
     """What seeds do, what so many of them can show, and how many would show more, in a sentence."""
-
-    def said(value: float) -> str:
-        return amount(value, points)
-
+    said = partial(amount, points=points)
     if measured.paired < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))

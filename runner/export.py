@@ -98,9 +98,7 @@ def best_table(
     """
     import pandas as pd
 
-    order = [row["trial"] for row in confirmed]
-    done = best_first(records, 1 if direction == "maximize" else -1)
-    done.sort(key=lambda r: order.index(r.number) if r.number in order else len(order))
+    done = best_first(records, 1 if direction == "maximize" else -1, confirmed)
     table = trials_table(done[:top]).drop(columns=["outcome", "cause"])
     table.insert(0, "rank", range(1, len(table) + 1))
     rows = {row["trial"]: row for row in confirmed}
@@ -379,10 +377,8 @@ def _export(args: argparse.Namespace) -> int:
             "epochs": lambda: epochs_table(records),
         }
         text = write(tables[args.table]().head(args.top or len(records) * 10**6), args.format, args.out)
-        if text is not None and (args.table, args.format) == (
-            "best",
-            "markdown",
-        ):  # for a person, who asks what it means
+        asked = args.table == "best" and args.format == "markdown"
+        if text is not None and asked:  # by a person, who asks what it means
             text += "".join(f"\n{line}\n" for line in facts.get("answer", ()))
     if text is not None:
         sys.stdout.write(text)

@@ -325,9 +325,7 @@ def sweep_figures(
 ) -> dict[str, Figure]:
     """The figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
     seen = [r for r in records if r.epochs and r.outcome != "failed"]
-    done = best_first(seen, sign)
-    order = [row["trial"] for row in confirmed]
-    done.sort(key=lambda r: order.index(r.number) if r.number in order else len(order))  # as the table has them
+    done = best_first(seen, sign, confirmed)  # as the table has them
     made = {}
     if seen:
         made["lr_curves_by_accuracy.png"] = curves_by_accuracy(seen, [plans[r.number] for r in seen], T, epochs)

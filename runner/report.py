@@ -79,8 +79,8 @@ def caveats(sweep: Sweep, place: Place, dataset: Dataset, updates: int, allow: S
     known = earlier_noise(sweep, place.storage)
     if known is not None:
         name, measured = known
-        points = sweep.objective.metric == "val/accuracy"
-        said.append(f"known from {name}: {ledger(Noise(**measured), max(2, sweep.confirm.seeds), points)}")
+        seeds = max(2, sweep.confirm.seeds)
+        said.append(f"known from {name}: {ledger(Noise(**measured), seeds, sweep.objective.points)}")
     return said
 
 
@@ -173,7 +173,7 @@ def next_steps(
     records: Sequence[Record], rows: Sequence[Mapping[str, Any]], sweep: Sweep, measured: Noise | None
 ) -> list[str]:
     """What would make the answer better, each with how to do it; most urgent first."""
-    said, points = [], sweep.objective.metric == "val/accuracy"
+    said = list[str]()
     tried = Counter(r.name for r in records)
     ended = Counter(r.name for r in best_first(records, 1))
     names = list(sweep.schedules.schedules)
@@ -197,14 +197,13 @@ def next_steps(
     if len(alive) > 1 and measured is not None and measured.paired > 0:
         first, second = alive[:2]
         apart = abs(first["mean"] - second["mean"])
-        names_ = f"{first['name']} and {second['name']}"
-        unit = amount(apart, points)
+        pair, unit = f"{first['name']} and {second['name']}", amount(apart, sweep.objective.points)
         needed = seeds_needed(apart, measured.paired) if apart > measured.paired / 50 else math.inf
         if needed > MANY:
-            said.append(f"{names_} differ by {unit} as measured; to show that takes more than {MANY} seeds each.")
+            said.append(f"{pair} differ by {unit} as measured; to show that takes more than {MANY} seeds each.")
         else:
             said.append(
-                f"If {names_} differ by the {unit} that was measured, about {needed} seeds each show it: raise "
+                f"If {pair} differ by the {unit} that was measured, about {needed} seeds each show it: raise "
                 "confirm.seeds, and the same command goes on with them."
             )
     best = {row["trial"] for row in rows if row["in_set"]}
@@ -242,15 +241,15 @@ def _sentences(
         said.append(audited(records, sweep))
     if weights:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:6])
-        thin = len(records) < figures.ENOUGH * len(weights)
+        hint = len(records) < figures.ENOUGH * len(weights)
         biased = " The sampler looked where it was good, which flatters what it exploited." * (
             sweep.search.sampler in ("tpe", "gp", "cmaes")
         )
-        few = f" {len(records)} trials are few for {len(weights)} parameters: take it as a hint." * thin
+        few = f" {len(records)} trials are few for {len(weights)} parameters: take it as a hint." * hint
         said.append(f"What mattered: {shares}.{few}{biased}")
     if answer and answer.strip:
-        points = sweep.objective.metric == "val/accuracy"
-        said.append("Around the winner: " + "; ".join(_stripped(row, points) for row in answer.strip) + ".")
+        around = "; ".join(_stripped(row, sweep.objective.points) for row in answer.strip)
+        said.append(f"Around the winner: {around}.")
     return said
 
 

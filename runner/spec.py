@@ -160,6 +160,11 @@ class Objective(Frozen):
         return "maximize" if self.metric == "val/accuracy" else "minimize"
 
     @property
+    def points(self) -> bool:
+        """Whether a difference is said in points of accuracy."""
+        return self.metric == "val/accuracy"
+
+    @property
     def sign(self) -> int:
         """1 where higher is better, else -1."""
         return 1 if self.direction == "maximize" else -1
@@ -293,10 +298,14 @@ class Record:
         return math.fsum(e["seconds"] for e in self.epochs)
 
 
-def best_first(records: Iterable[Record], sign: int) -> list[Record]:
-    """The complete trials by objective, ``sign`` 1 where higher is better; equals in the order they were tried."""
+def best_first(records: Iterable[Record], sign: int, confirmed: Iterable[Mapping[str, Any]] = ()) -> list[Record]:
+    """The complete trials by objective, ``sign`` 1 where higher is better; equals in the order they were tried.
+
+    Before them those in the rows of ``confirmed``, in the order of the rows: fresh seeds know better than one.
+    """
+    place = {row["trial"]: i for i, row in enumerate(confirmed)}
     done = [r for r in records if r.outcome == "complete" and r.value is not None]
-    return sorted(done, key=lambda r: -sign * (r.value or 0.0))
+    return sorted(done, key=lambda r: (place.get(r.number, len(place)), -sign * (r.value or 0.0)))
 
 
 def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:

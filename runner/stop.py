@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import math
 import os
 import signal
@@ -12,9 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, TextIO, cast
 
 GRACE = 30.0
 """Seconds that running epochs have to end after the first signal."""
@@ -118,7 +116,7 @@ def _numbers() -> list[signal.Signals]:
     return [getattr(signal, name) for name in EXIT if hasattr(signal, name)]  # Windows has not all of them
 
 
-class Lasting(io.TextIOBase):
+class Lasting:
     """A stream that goes on, into nothing, when its reader has gone: a closed terminal, a pipe to a dead process."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -135,16 +133,6 @@ class Lasting(io.TextIOBase):
     def flush(self) -> None:
         with self._whoever_reads():
             self._stream.flush()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
 
     @contextlib.contextmanager
     def _whoever_reads(self) -> Iterator[None]:
@@ -173,8 +161,9 @@ def leave(main: Callable[[], int]) -> NoReturn:
 
     Where it did not succeed, without waiting long for the threads of epochs that nobody wants any more.
     """
-    out, err = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
-    sys.stdout, sys.stderr = Lasting(out), Lasting(err)
+    # Without one of the two (``>&-``) the null device stands in, open until this process ends.
+    out, err = (stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in (sys.stdout, sys.stderr))
+    sys.stdout, sys.stderr = cast("TextIO", Lasting(out)), cast("TextIO", Lasting(err))
     try:
         code = main()
         sys.stdout.flush()

@@ -615,7 +615,7 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
 
 def _trouble(error: Exception) -> bool:
     """Whether it is MLflow's, its server's or the disk's fault; else it is a bug."""
-    from google.protobuf.json_format import ParseError  # type: ignore[import-untyped]
+    from google.protobuf.json_format import ParseError
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
