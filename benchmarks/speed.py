@@ -231,7 +231,7 @@ def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, float]:
     """The ways that a user would try, and the updates per second of each, the better of two windows."""
     found, cuda = {}, device.startswith("cuda")
     switch, workers = ((True,), sorted({8, CORES})) if cuda else ((False, True), [0, 1, 2])
-    for choice in product(switch, switch, workers):
+    for choice in product(switch if cuda or machine()["bf16"] else (False,), switch, workers):
         make(config, way := Way(True, *choice, persistent=True), device, track=False)
         found[way] = max(ask("rate", seconds) for _ in range(2))
     return found
@@ -303,14 +303,18 @@ def lanes_rate(lanes: Lanes, config: TrialConfig, seconds: float) -> float:
 
 
 def limits(device: str) -> dict[str, float]:
-    """TFLOP/s of a matrix product and GB/s of a copy (read and written), the best of five; random numbers."""
+    """TFLOP/s of a matrix product and GB/s of a copy (read and written), the best of five; random numbers.
+
+    bf16 only where the machine computes in it: without such instructions one product takes half a minute.
+    """
     cuda, found = device.startswith("cuda"), {}
     n = 8192 if cuda else 2048
 
     def best(function: Callable[..., object], *args: Tensor) -> float:
         return min([timed(device, function, *args) for _ in range(6)][1:])
 
-    for kind, threads in product(("bf16",) if cuda else ("fp32", "bf16"), (CORES,) if cuda else (1, CORES)):
+    kinds = ("bf16",) if cuda else ("fp32", "bf16") if machine()["bf16"] else ("fp32",)
+    for kind, threads in product(kinds, (CORES,) if cuda else (1, CORES)):
         torch.set_num_threads(threads)
         a, b = torch.randn(2, n, n, device=device).to(torch.bfloat16 if kind == "bf16" else torch.float32)
         found[f"gemm {kind} x{threads}"] = 2e-12 * n**3 / best(torch.mm, a, b)
