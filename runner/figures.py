@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from .schedules import Schedule, load
+from .schedules import Schedule, load, summary
 from .spec import Record, best_first
 from .zoo import TYPES
 
@@ -41,23 +43,24 @@ def curve(schedule: Schedule, T: int, epochs: int, history: Sequence[float] = ()
 
 
 def schedules(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, title: str = "") -> Figure:
-    """A panel for each name with its schedules' learning-rate curves."""
+    """A panel for each name with its schedules' learning-rate curves, all on one scale."""
     columns = min(4, max(1, math.ceil(math.sqrt(len(curves)))))
     rows = math.ceil(len(curves) / columns)
-    figure = _figure(3.2 * columns, 2.2 * rows + 0.4)
+    figure, axes = _figure(3.2 * columns, 2.2 * rows + 0.4), None
     for i, (name, several) in enumerate(curves.items()):
-        axes = figure.add_subplot(rows, columns, i + 1)
+        axes = figure.add_subplot(rows, columns, i + 1, sharey=axes)
         for schedule in several:
             look = style(schedule.type) | {"linestyle": "-"}
             x, y = curve(schedule, T, epochs)
             axes.plot(x, y, drawstyle="steps-post", linewidth=1.2, alpha=0.9 if len(several) == 1 else 0.55, **look)
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
-        axes.set_ylim(bottom=0)
         if i >= len(curves) - columns:
             axes.set_xlabel("epoch", fontsize=8)
         if i % columns == 0:
             axes.set_ylabel("learning rate", fontsize=8)
+    if axes is not None:
+        axes.set_ylim(bottom=0)  # of all of them
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -67,23 +70,82 @@ def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: 
     """Every trial's learning-rate curve, coloured by its validation accuracy."""
     figure = _figure(7.5, 4.2)
     axes = figure.add_subplot()
-    accuracies = [r.history[-1] if r.history else math.nan for r in records]
-    finite = [a for a in accuracies if math.isfinite(a)] or [0.0, 1.0]
-    scale = Normalize(*_spread(finite))
-    colours = ScalarMappable(scale, "cividis")
-    for record, plan, accuracy in sorted(
-        zip(records, plans, accuracies, strict=True), key=lambda x: (x[2] > 0, x[2])
-    ):
+    colours, ranked = _by_accuracy(records, plans)
+    for record, plan, accuracy, colour in ranked:
         x, y = curve(plan, T, epochs, record.history)
-        bad = not math.isfinite(accuracy)
-        colour = "0.6" if bad else colours.get_cmap()(scale(accuracy))
-        axes.plot(x, y, color=colour, linestyle=":" if bad else "-", linewidth=1.2, drawstyle="steps-post")
+        line = "-" if math.isfinite(accuracy) else ":"
+        axes.plot(x, y, color=colour, linestyle=line, linewidth=1.2, drawstyle="steps-post")
     axes.set_yscale("log")
     axes.set_ylim(*_log_limits(plans))
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
     figure.colorbar(colours, ax=axes, label="validation accuracy, one seed", extend="min")
     return figure
+
+
+def _by_accuracy(
+    records: Sequence[Record], plans: Sequence[Schedule]
+) -> tuple[ScalarMappable, list[tuple[Record, Schedule, float, str]]]:
+    """The colours of accuracies; the trials with theirs and its colour, the best last, so drawn above the others."""
+    accuracies = [r.history[-1] if r.history else math.nan for r in records]
+    scale = Normalize(*_spread([a for a in accuracies if math.isfinite(a)] or [0.0, 1.0]))
+    colours = ScalarMappable(scale, "cividis")
+    drawn = [to_hex(colours.get_cmap()(scale(a))) if math.isfinite(a) else "#999999" for a in accuracies]
+    return colours, sorted(zip(records, plans, accuracies, drawn, strict=True), key=lambda x: (x[2] > 0, x[2]))
+
+
+def page(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int, title: str = "") -> str:
+    """``curves_by_accuracy`` as a web page: point at a curve to see which it is, click a schedule to hide its own.
+
+    It holds all it needs, plotly's code too, and asks no network.
+    """
+    import plotly.graph_objects as go  # here: half a second that only a report needs
+
+    figure, (colours, ranked) = go.Figure(), _by_accuracy(records, plans)
+    best = {record.name: record.number for record, *_ in ranked}
+    for record, plan, accuracy, colour in ranked:
+        x, y = curve(plan, T, epochs, record.history)
+        known = math.isfinite(accuracy)
+        said = f"{record.name}, {record.title}: " + (f"{accuracy:.4g}, one seed" if known else f"{record.outcome}")
+        own = html.escape(", ".join(filter(None, [f"init_lr {plan.init_lr:.3g}", summary(record.schedule)])))
+        figure.add_scatter(
+            x=np.asarray(x, dtype="float32"),  # which plotly packs
+            y=np.asarray(y, dtype="float32"),
+            name=record.name,
+            legendgroup=record.name,
+            showlegend=record.number == best[record.name],
+            line={"shape": "hv", "width": 2, "color": colour, "dash": "solid" if known else "dot"},
+            hovertemplate=f"<b>{html.escape(said)}</b><br>{own}<br>epoch %{{x:.2f}}: lr %{{y:.3g}}<extra></extra>",
+        )
+    low, high = colours.get_clim()
+    bar = {"colorscale": "Cividis", "cmin": low, "cmax": high, "color": [low], "showscale": True, "opacity": 0}
+    figure.add_scatter(
+        x=[None],
+        y=[None],
+        mode="markers",
+        showlegend=False,
+        marker={**bar, "colorbar": {"title": "accuracy, one seed", "x": 1.02}},
+    )
+    bottom, top = _log_limits(plans)
+    limits = {"log": [math.log10(bottom), math.log10(top)], "linear": [0, top]}
+    scales = [
+        {"label": kind, "method": "relayout", "args": [{"yaxis.type": kind, "yaxis.range": ends}]}
+        for kind, ends in limits.items()
+    ]
+    figure.update_layout(
+        title=html.escape(title),
+        template="simple_white",
+        xaxis_title="epoch",
+        yaxis={"title": "learning rate", "type": "log", "range": limits["log"], "tickformat": "~g"},
+        legend={
+            "orientation": "h",
+            "y": -0.15,
+            "traceorder": "reversed",
+            "title": "the best of each; click to hide: ",
+        },
+        updatemenus=[{"buttons": scales, "type": "buttons", "direction": "right", "x": 1, "y": 1.1}],
+    )
+    return str(figure.to_html(include_plotlyjs=True, config={"displaylogo": False}))
 
 
 def best_curves(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int) -> Figure:

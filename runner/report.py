@@ -86,11 +86,12 @@ def caveats(sweep: Sweep, place: Place, dataset: Dataset, updates: int, allow: S
 
 @dataclass(frozen=True)
 class Found:
-    """A sweep that has ended: its file, its studies, and how many updates its epochs have."""
+    """A sweep that has ended: its file, its data, its studies, and how many updates its epochs have."""
 
     sweep: Sweep
     place: Place
     file: Path
+    dataset: Dataset
     updates: int
     history: Study
     rungs: Sequence[Study]
@@ -125,9 +126,13 @@ def write(found: Found, tracker: Tracker) -> None:
     names = list(sweep.schedules.schedules)
     drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, weights, sign, names)
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
+    if seen := [r for r in records if r.epochs and r.outcome != "failed"]:
+        paths["lr_curves.html"] = path / "lr_curves.html"
+        html = figures.page(seen, [plans[r.number] for r in seen], T, epochs, sweep.question)
+        paths["lr_curves.html"].write_text(html, encoding="utf-8")
 
     table, sentences = export.best_table(records, direction, 10, rows), _sentences(found, records, answer, weights)
-    steps = next_steps(records, rows, sweep, answer.noise if answer else None)
+    steps = next_steps(records, rows, sweep, answer.noise if answer else None, guessing(found.dataset))
     history.remember(answer=[*sentences, *steps])
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
@@ -169,11 +174,29 @@ def write(found: Found, tracker: Tracker) -> None:
         say(f"  {what}: {link}")
 
 
+def guessing(dataset: Dataset) -> float:
+    """The validation accuracy of always giving the most frequent class."""
+    return float(dataset.val.labels.bincount().max()) / len(dataset.val)
+
+
 def next_steps(
-    records: Sequence[Record], rows: Sequence[Mapping[str, Any]], sweep: Sweep, measured: Noise | None
+    records: Sequence[Record],
+    rows: Sequence[Mapping[str, Any]],
+    sweep: Sweep,
+    measured: Noise | None,
+    chance: float = 0.0,
 ) -> list[str]:
-    """What would make the answer better, each with how to do it; most urgent first."""
+    """What would make the answer better, each with how to do it; most urgent first.
+
+    ``chance`` is the accuracy that no learning at all would give.
+    """
     said = list[str]()
+    best = max((r.history[-1] for r in records if r.history and math.isfinite(r.history[-1])), default=1.0)
+    if best < chance + (1 - chance) / 10:
+        said.append(
+            f"Hardly anything was learnt: the best accuracy is {best:.2f}, and always giving the most frequent class "
+            f"has {chance:.2f}. More images, more epochs or another range of init_lr come first."
+        )
     tried = Counter(r.name for r in records)
     ended = Counter(r.name for r in best_first(records, 1))
     names = list(sweep.schedules.schedules)
@@ -185,8 +208,8 @@ def next_steps(
     if missing := [name for name in names if not tried[name]]:
         said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
     if few := [name for name in names if 0 < ended[name] < FEW]:
-        alike = 1 < len(few) == len(names) and len(set(ended.values())) == 1
-        listed = f"{ended[few[0]]} of each schedule" if alike else ", ".join(f"{name} {ended[name]}" for name in few)
+        even = 1 < len(few) == len(names) and len(set(ended.values())) == 1
+        listed = f"{ended[few[0]]} of each schedule" if even else ", ".join(f"{name} {ended[name]}" for name in few)
         said.append(f"Few trials: {listed}. Another init_lr may be better there.")
     if missing or few:
         equal = sweep.search.balance == "equal" or len(names) < 2
@@ -206,8 +229,8 @@ def next_steps(
                 f"If {pair} differ by the {unit} that was measured, about {needed} seeds each show it: raise "
                 "confirm.seeds, and the same command goes on with them."
             )
-    best = {row["trial"] for row in rows if row["in_set"]}
-    ends = {f"{r.name} (trial {r.number})": edge(r, sweep) for r in records if r.number in best}
+    alike = {row["trial"] for row in rows if row["in_set"]}
+    ends = {f"{r.name} (trial {r.number})": edge(r, sweep) for r in records if r.number in alike}
     for end in ("lower", "upper"):
         if at := [name for name, where in ends.items() if where == end]:
             said.append(f"init_lr at the {end} end of its range: {', '.join(at)}. A new sweep may widen it there.")

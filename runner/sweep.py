@@ -90,6 +90,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         lanes,
         model,
         report,
+        storage,
         study,
         tracking,
         train,
@@ -112,7 +113,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     with (
         lanes.open_lanes(wanted, str(device), most_lanes(sweep), ray, example, **resources) as places,
         tracking.Tracker(place, sweep, dataset, where, options, say) as tracker,
-        study.hold(sweep.name, place.storage),  # one coordinator at a time
+        storage.hold(sweep.name, place.storage),  # one coordinator at a time
         ExitStack() as stack,
     ):
         folder = report.folder(place, sweep) / "checkpoints"
@@ -129,7 +130,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             if options.sync:
                 say(f"sent {len(stage.ended())} trials to MLflow; lacking: {tracker.settle() or 'nothing'}")
                 return stage.complete()
-            with Display(stage.target, epochs) as display, stop.listening():
+            title = {"": "search", confirm.STAGE: "fresh seeds"}.get(stage.stage, stage.stage)
+            with Display(stage.target, epochs, stage=title) as display, stop.listening():
                 search(stage, tracker, places, display, example)
             return True
 
@@ -154,7 +156,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             replicates = confirm.Confirmation(sweep, place.storage, arms, updates, options.allow)
             if not carry_out(stack.enter_context(closing(replicates))):
                 return history.records()
-        report.write(report.Found(sweep, place, options.file, updates, history, rungs, replicates), tracker)
+        found = report.Found(sweep, place, options.file, dataset, updates, history, rungs, replicates)
+        report.write(found, tracker)
         checkpoints.sweep()
         return history.records()
 

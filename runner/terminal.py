@@ -101,15 +101,15 @@ def show(rows: Sequence[Mapping[str, str]]) -> None:
 
 
 class Display:
-    """The progress of a sweep. ``with`` it; tell it of epochs and of ended trials."""
+    """The progress of a stage of a sweep. ``with`` it; tell it of epochs and of ended trials."""
 
-    def __init__(self, trials: int, epochs: int, console: Console | None = None) -> None:
+    def __init__(self, trials: int, epochs: int, console: Console | None = None, stage: str = "search") -> None:
         self.console = console or CONSOLE
-        self.trials, self.epochs = trials, epochs
+        self.trials, self.epochs, self.stage = trials, epochs, stage
         self.best: Record | None = None
         self.done = 0
         self._epochs_seen, self._resumed, self._started = 0, 0, time.monotonic()
-        self._bar = Progress(TextColumn("trials"), BarColumn(), MofNCompleteColumn(), console=self.console)
+        self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=self.console)
         self._task: TaskID = self._bar.add_task("trials", total=trials)
         self._lines: dict[int, str] = {}
         self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
@@ -201,5 +201,5 @@ class Display:
         best = ""
         if self.best is not None and self.best.value is not None:
             best = f"best so far {self.best.value:.4g}: trial {self.best.number} {self.best.name}, "
-        left = f"{duration(self.eta())} left" if self._epochs_seen else ""
+        left = f"{duration(self.eta())} left of the {self.stage}" if self._epochs_seen else ""
         return Group(self._bar, *map(Text, self._lines.values()), Text(best + left))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import html
 import importlib.metadata
 import importlib.util
@@ -17,9 +16,8 @@ import math
 import os
 import platform
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,9 @@ from .data import updates_per_epoch
 from .document import SpecError
 from .place import Place, redacted
 from .schedules import Schedule, load
+from .sender import Sender
 from .spec import Record, Sweep
+from .ui import links, saved_view, view_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,10 +43,6 @@ PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"
 """MLflow's codes for what may pass by itself; a server that cannot be reached is an internal error to it."""
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EROFS)
 """What is wrong with a local folder and does not pass by itself."""
-PATIENCE = 60.0
-"""Seconds without progress after which a sweep that has ended no longer waits for MLflow."""
-ML = "workflowType=machine_learning"
-"""What a link says so that MLflow's UI shows runs, not traces."""
 NOTE = "mlflow.note.content"
 """The tag that holds a run's description."""
 
@@ -117,13 +113,8 @@ class Tracker:
         self._tried = set[tuple[str, int]]()
         self._identity, self._status = "", "KILLED"
         self._local = place.tracking_uri.startswith("sqlite")
-        self._news = threading.Condition()
-        self._jobs: dict[Hashable, Callable[[], None]] = {}
-        self._refused: dict[Hashable, tuple[Callable[[], None], Exception]] = {}
-        self._busy, self._closed, self._done, self._stuck_at = False, False, 0, -1
-        self._away: Exception | None = None
-        self._bug: Exception | None = None
         self._finished = False
+        self._sender = Sender(self._ready, _trouble, _passing, self._say_whether_it_answers)
 
     def __enter__(self) -> Tracker:
         """Reach MLflow and the experiment; nothing of the sweep is written yet.
@@ -132,12 +123,12 @@ class Tracker:
             SpecError: the tracking server or its database cannot be used. A server that does not answer is waited
                 for in the background.
         """
-        threading.Thread(target=self._work, name="mlflow", daemon=True).start()
-        self._do("experiment", self._reach)
-        self._wait(600.0 if self._local else 2.0)
-        if self._bug is not None:
-            raise self._bug
-        wrong = next((error for _, error in self._refused.values()), self._away if self._local else None)
+        self._sender.start()
+        self._sender.do("experiment", self._reach)
+        self._sender.wait(600.0 if self._local else 2.0)
+        if self._sender.bug is not None:
+            raise self._sender.bug
+        wrong = self._sender.refused or (self._sender.away if self._local else None)
         if wrong is not None:
             raise unusable(self.place, wrong)
         return self
@@ -150,25 +141,23 @@ class Tracker:
         if self.parent and not (kind is None and self._finished):
             before = self._status if self.options.sync else "KILLED"
             status = before if kind is None or issubclass(kind, KeyboardInterrupt) else "FAILED"
-            self._do("status", lambda: self.client.set_terminated(self.parent, status))
-        self._wait(5.0, most=10.0)
-        with self._news:
-            self._closed = True
-            self._news.notify_all()
-        if self._bug is not None and kind is None:
-            raise self._bug
+            self._sender.do("status", lambda: self.client.set_terminated(self.parent, status))
+        self._sender.wait(5.0, most=10.0)
+        self._sender.close()
+        if self._sender.bug is not None and kind is None:
+            raise self._sender.bug
 
     def go_on(self, identity: str) -> None:
         """Take up the parent run and the trials' runs that have this ``sweep.id``, or make what is not there."""
         self._identity = identity
-        self._do("parent", self._reach)
-        self._wait(2.0)
+        self._sender.do("parent", self._reach)
+        self._sender.wait(2.0)
 
     def show(self, *records: Record) -> None:
         """Bring MLflow to where these trials are; what it has stays as it is."""
         for record in records:
             if _key(record) not in self._settled:
-                self._do(_key(record), partial(self._project, record))
+                self._sender.do(_key(record), partial(self._project, record))
 
     def settle(self, records: Sequence[Record] = ()) -> str | None:
         """Wait until these are sent, those too whose runs somebody has deleted since; ``runs`` is complete then.
@@ -176,104 +165,34 @@ class Tracker:
         Returns: why something is missing, or None.
         """
         if records:
-            self._do("look", self._look)
-            self._again()
+            self._sender.do("look", self._look)
+            self._sender.again()
             self.show(*records)
-        self._again()
-        if not (self._jobs or self._refused or self._busy):
+        self._sender.again()
+        if self._sender.idle:
             return None
-        error = (
-            self._bug
-            or self._away
-            or next((e for _, e in self._refused.values()), TimeoutError("it does not answer"))
-        )
+        error = self._sender.bug or self._sender.away or self._sender.refused or TimeoutError("it does not answer")
         return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
 
     def finish(self, files: Iterable[Path], note: str, summary: Mapping[str, float]) -> str | None:
         """End the parent run with the sweep's results; why MLflow lacks something, or None."""
         self._finished = True
-        self._do("report", partial(self._finish, list(files), note, summary))
+        self._sender.do("report", partial(self._finish, list(files), note, summary))
         return self.settle()
 
-    # ---------------------------------------------------------------------- the sender
-
-    def _do(self, name: Hashable, job: Callable[[], None]) -> None:
-        with self._news:
-            self._jobs[name] = job
-            self._news.notify_all()
-
-    def _again(self) -> None:
-        """Try what has failed once more, now, and wait."""
-        with self._news:
-            self._jobs = {name: job for name, (job, _) in self._refused.items()} | self._jobs
-            self._refused, self._away = {}, None
-            self._news.notify_all()
-        self._wait(PATIENCE if self._stuck_at != self._done else 0.1)
-
-    def _wait(self, seconds: float, most: float = math.inf) -> None:
-        """Until nothing is left to do, the server is away, nothing was done for ``seconds``, or ``most`` are over."""
-        until = time.monotonic() + most
-        with self._news:
-            while self._bug is None and self._away is None and (self._jobs or self._busy):
-                done, left = self._done, min(seconds, until - time.monotonic())
-                self._news.wait_for(partial(self._moved, done), left)
-                if self._done == done:
-                    self._stuck_at = done
-                    break
-
-    def _moved(self, done: int) -> bool:
-        return self._bug is not None or self._away is not None or self._done != done
-
-    def _work(self) -> None:
-        """The thread: one job after the other, a pause where the server is away."""
-        pause, away = 1.0, False
-        while True:
-            with self._news:
-                self._news.wait_for(lambda: self._jobs or self._closed)
-                if self._closed:
-                    return
-                name = next(iter(self._jobs))
-                job, self._busy = self._jobs.pop(name), True
-            try:
-                if not self.parent and self._identity:
-                    self._reach()
-                job()
-            except Exception as error:
-                if not _trouble(error):
-                    with self._news:
-                        self._bug = error
-                        self._news.notify_all()
-                    return
-                with self._news:
-                    self._busy = False
-                    if not _passing(error):
-                        self._refused[name] = job, error
-                        self._done += 1
-                        self._news.notify_all()
-                        continue
-                    self._jobs.setdefault(name, job)
-                    self._away = error
-                    self._news.notify_all()
-                    if not away:
-                        self._say_away()
-                    self._news.wait_for(lambda: self._closed or self._away is None, pause)
-                    pause, away = min(2 * pause, 60.0), True
-            else:
-                if away:
-                    self.warn("MLflow answers again")
-                pause, away = 1.0, False
-                with self._news:
-                    self._busy, self._away = False, None
-                    self._done += 1
-                    self._news.notify_all()
-
-    def _say_away(self) -> None:
-        if self._local and not self._identity:
-            return  # which ends the sweep before it begins
-        said = f"MLflow at {redacted(self.place.tracking_uri)} does not answer"
-        self.warn(f"warning: {said}; training goes on, and what it misses is sent when it is back")
+    def _say_whether_it_answers(self, back: bool) -> None:
+        if back:
+            self.warn("MLflow answers again")
+        elif self._identity or not self._local:  # else it ends the sweep before it begins
+            said = f"MLflow at {redacted(self.place.tracking_uri)} does not answer"
+            self.warn(f"warning: {said}; training goes on, and what it misses is sent when it is back")
 
     # ---------------------------------------------------------------------- the parent
+
+    def _ready(self) -> None:
+        """Before anything of the sweep is sent: its parent run."""
+        if self._identity and not self.parent:
+            self._reach()
 
     def _reach(self) -> None:
         """The experiment; and, once the sweep is known, its runs."""
@@ -349,7 +268,8 @@ class Tracker:
 
     def _finish(self, files: Sequence[Path], note: str, summary: Mapping[str, float]) -> None:
         for path in files:
-            self.client.log_artifact(self.parent, str(path), "figures" if path.suffix == ".png" else "tables")
+            folder = "figures" if path.suffix in (".png", ".html") else "tables"
+            self.client.log_artifact(self.parent, str(path), folder)
         self.client.set_tag(self.parent, NOTE, note)
         self._metrics(self.parent, [(summary, 0, _now())])
         self.client.set_terminated(self.parent, "FINISHED")
@@ -479,7 +399,7 @@ class Tracker:
 
         try:
             for grouped in (False, True):
-                key = f"mlflow.sharedViewState.{_view_key(self.sweep.name, grouped)}"
+                key = f"mlflow.sharedViewState.{view_key(self.sweep.name, grouped)}"
                 self.client.set_experiment_tag(self.experiment_id, key, saved_view(self.sweep.name, grouped))
         except MlflowException:
             return
@@ -491,31 +411,6 @@ class Tracker:
     def picture(self, name: str) -> str:
         """The address, in the UI, of a figure on the parent run."""
         return f"get-artifact?path=figures%2F{quote(name)}&run_uuid={self.parent}"
-
-
-def page(place: Place, experiment_id: str, sweep: str, port: int | None = None, grouped: bool = False) -> str:
-    """The address of the chart page that shows a sweep, in the UI that mlflow.yaml describes.
-
-    ``grouped``: each schedule's mean and range over its trials.
-    """
-    ui = place.file.ui
-    base = redacted(place.tracking_uri).rstrip("/") if place.served else f"http://{ui.host}:{port or ui.port}"
-    if not experiment_id:  # never reached
-        return base
-    charts = f"{base}/#/experiments/{experiment_id}/runs?{ML}&compareRunsMode=CHART"
-    if ui.saved_view:
-        return f"{charts}&viewStateShareKey={_view_key(sweep, grouped)}"
-    query = quote(f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{sweep}'")
-    return f"{charts}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
-
-
-def links(place: Place, experiment_id: str, sweep: str, parent: str, port: int | None = None) -> dict[str, str]:
-    """The addresses of the pages that show a sweep, by what they show."""
-    charts, types = (page(place, experiment_id, sweep, port, grouped) for grouped in (False, True))
-    if not (experiment_id and parent):
-        return {"MLflow": charts}
-    report = f"{charts.partition('#')[0]}#/experiments/{experiment_id}/runs/{parent}?{ML}"
-    return {"curves": charts} | ({"types": types} if place.file.ui.saved_view else {}) | {"report": report}
 
 
 def pages(place: Place, port: int | None = None) -> dict[str, dict[str, str]]:
@@ -537,10 +432,6 @@ def pages(place: Place, port: int | None = None) -> dict[str, dict[str, str]]:
         if not _trouble(error):
             raise
         raise unusable(place, error) from None
-
-
-def _view_key(sweep: str, grouped: bool = False) -> str:
-    return hashlib.sha256(f"runner/{sweep}{'/types' * grouped}".encode()).hexdigest()[:32]
 
 
 def _key(record: Record) -> tuple[str, int]:
@@ -743,112 +634,3 @@ def _environment() -> list[str]:
 
 def _now() -> int:
     return int(time.time() * 1000)
-
-
-# --------------------------------------------------------------------------------------
-# The saved view of MLflow's chart page.
-
-
-def saved_view(name: str, grouped: bool = False) -> str:
-    """The value of the experiment tag that presets the chart page for one sweep; ``grouped`` by its schedules.
-
-    MLflow draws no learning-rate curve by default and hides nested runs. Since 3.15 a view of its chart page is an
-    experiment tag; the format is its own and undocumented, read in 3.17.
-    """
-    curves, axes, answer = "curves", "axes", "answer"
-    objective = "metrics.`objective`"
-    charts = [
-        _line("lr", curves, "Learning rate") | {"scaleType": "log"},
-        _line("val/accuracy", curves, "Validation accuracy"),
-        _line("train/loss", curves, "Training loss"),
-        _chart(
-            "PARALLEL",
-            axes,
-            selectedParams=["schedule.type", "schedule.init_lr", "schedule.warmup"],
-            selectedMetrics=["schedule/mean_lr", "schedule/final_over_peak", "objective"],
-            showAllRuns=True,
-            displayName="Schedule, init_lr, warmup, accuracy",
-        ),
-        _chart(
-            "SCATTER",
-            answer,
-            xaxis={"key": "schedule.init_lr", "type": "PARAM"},
-            yaxis={"key": "objective", "type": "METRIC"},
-            displayName="Accuracy against init_lr",
-        ),
-        _chart("BAR", answer, runsCountToCompare=20, metricKey="objective"),
-    ]
-    sections = [
-        {"uuid": curves, "name": "Curves", "columns": 3},
-        {"uuid": axes, "name": "What leads to which accuracy", "columns": 1},  # as wide as it needs
-        {"uuid": answer, "name": "The search: one seed each", "columns": 2},
-    ]
-    key = {"mode": "tag", "groupByData": "schedule.name"}
-    group = {"aggregateFunction": "average", "groupByKeys": [key]} if grouped else None
-    state = {
-        "searchFilter": f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'",
-        "orderByKey": objective,
-        "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": [
-            objective,
-            "tags.`schedule.type`",
-            "params.`schedule.init_lr`",
-            "params.`schedule.warmup`",
-            "tags.`outcome`",
-        ],
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
-        "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": charts,
-        "compareRunSections": [
-            section | {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
-            for section in sections
-        ],
-        "viewMaximized": False,
-        "runListHidden": False,
-        "isAccordionReordered": True,
-        "groupBy": group,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        "chartsSearchFilter": "",
-    }
-    title = f"{name}: {'types' if grouped else 'schedules'}"
-    return json.dumps({"name": title, "createdAt": _now(), "state": json.dumps(state)})
-
-
-def _chart(kind: str, section: str, **settings: Any) -> dict[str, Any]:
-    common = {"metricSectionId": section, "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
-    named = settings.get("metricKey") or settings.get("displayName")
-    return common | {"type": kind, "uuid": f"{section}-{kind}-{named}"} | settings
-
-
-def _line(metric: str, section: str, title: str) -> dict[str, Any]:
-    return _chart(
-        "LINE",
-        section,
-        metricKey=metric,
-        selectedMetricKeys=[metric],
-        displayName=title,
-        lineSmoothness=0,
-        xAxisScaleType="linear",
-        scaleType="linear",
-        xAxisKey="step",
-        selectedXAxisMetricKey="",
-        yAxisKey="metric",
-        yAxisExpressions=[],
-        ignoreOutliers=False,
-        useGlobalXaxisKey=True,
-        useGlobalLineSmoothing=True,
-        range={},
-    )

@@ -11,16 +11,23 @@ machine. So it listens on loopback, and answers to the names below and to no oth
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
 
 from .document import SpecError, no_control, printable
 from .place import Place, load_place, redacted
 from .stop import leave
 
 LOOPBACK = ("127.0.0.1", "localhost")
+ML = "workflowType=machine_learning"
+"""What a link says so that MLflow's UI shows runs, not traces."""
 
 
 def server(place: Place, expose: str | None = None, port: int | None = None) -> tuple[list[str], Mapping[str, str]]:
@@ -52,6 +59,148 @@ def server(place: Place, expose: str | None = None, port: int | None = None) -> 
         "MLFLOW_DISABLE_TELEMETRY": "false" if place.file.telemetry else "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
+
+
+# --------------------------------------------------------------------------------------
+# The pages that show a sweep.
+
+
+def page(place: Place, experiment_id: str, sweep: str, port: int | None = None, grouped: bool = False) -> str:
+    """The address of the chart page that shows a sweep, in the UI that mlflow.yaml describes.
+
+    ``grouped``: each schedule's mean and range over its trials.
+    """
+    ui = place.file.ui
+    base = redacted(place.tracking_uri).rstrip("/") if place.served else f"http://{ui.host}:{port or ui.port}"
+    if not experiment_id:  # never reached
+        return base
+    charts = f"{base}/#/experiments/{experiment_id}/runs?{ML}&compareRunsMode=CHART"
+    if ui.saved_view:
+        return f"{charts}&viewStateShareKey={view_key(sweep, grouped)}"
+    query = quote(f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{sweep}'")
+    return f"{charts}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
+
+
+def links(place: Place, experiment_id: str, sweep: str, parent: str, port: int | None = None) -> dict[str, str]:
+    """The addresses of the pages that show a sweep, by what they show."""
+    charts, types = (page(place, experiment_id, sweep, port, grouped) for grouped in (False, True))
+    if not (experiment_id and parent):
+        return {"MLflow": charts}
+    report = f"{charts.partition('#')[0]}#/experiments/{experiment_id}/runs/{parent}?{ML}"
+    return {"curves": charts} | ({"types": types} if place.file.ui.saved_view else {}) | {"report": report}
+
+
+def view_key(sweep: str, grouped: bool = False) -> str:
+    return hashlib.sha256(f"runner/{sweep}{'/types' * grouped}".encode()).hexdigest()[:32]
+
+
+def saved_view(name: str, grouped: bool = False) -> str:
+    """The value of the experiment tag that presets the chart page for one sweep; ``grouped`` by its schedules.
+
+    MLflow draws no learning-rate curve by default and hides nested runs. Since 3.15 a view of its chart page is an
+    experiment tag; the format is its own and undocumented, read in 3.17.
+    """
+    curves, axes, answer = "curves", "axes", "answer"
+    objective = "metrics.`objective`"
+    charts = [
+        _line("lr", curves, "Learning rate") | {"scaleType": "log"},
+        _line("val/accuracy", curves, "Validation accuracy"),
+        _line("train/loss", curves, "Training loss"),
+        _chart(
+            "PARALLEL",
+            axes,
+            selectedParams=["schedule.type", "schedule.init_lr", "schedule.warmup"],
+            selectedMetrics=["schedule/mean_lr", "schedule/final_over_peak", "objective"],
+            showAllRuns=True,
+            displayName="Schedule, init_lr, warmup, accuracy",
+        ),
+        _chart(
+            "SCATTER",
+            answer,
+            xaxis={"key": "schedule.init_lr", "type": "PARAM"},
+            yaxis={"key": "objective", "type": "METRIC"},
+            displayName="Accuracy against init_lr",
+        ),
+        _chart("BAR", answer, runsCountToCompare=20, metricKey="objective"),
+    ]
+    sections = [
+        {"uuid": curves, "name": "Curves", "columns": 3},
+        {"uuid": axes, "name": "What leads to which accuracy", "columns": 1},  # as wide as it needs
+        {"uuid": answer, "name": "The search: one seed each", "columns": 2},
+    ]
+    key = {"mode": "tag", "groupByData": "schedule.name"}
+    group = {"aggregateFunction": "average", "groupByKeys": [key]} if grouped else None
+    state = {
+        "searchFilter": f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'",
+        "orderByKey": objective,
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": [
+            objective,
+            "tags.`schedule.type`",
+            "params.`schedule.init_lr`",
+            "params.`schedule.warmup`",
+            "tags.`outcome`",
+        ],
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "compareRunCharts": charts,
+        "compareRunSections": [
+            section | {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+            for section in sections
+        ],
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": True,
+        "groupBy": group,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        "chartsSearchFilter": "",
+    }
+    title = f"{name}: {'types' if grouped else 'schedules'}"
+    return json.dumps({"name": title, "createdAt": int(time.time() * 1000), "state": json.dumps(state)})
+
+
+def _chart(kind: str, section: str, **settings: Any) -> dict[str, Any]:
+    common = {"metricSectionId": section, "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    named = settings.get("metricKey") or settings.get("displayName")
+    return common | {"type": kind, "uuid": f"{section}-{kind}-{named}"} | settings
+
+
+def _line(metric: str, section: str, title: str) -> dict[str, Any]:
+    return _chart(
+        "LINE",
+        section,
+        metricKey=metric,
+        selectedMetricKeys=[metric],
+        displayName=title,
+        lineSmoothness=0,
+        xAxisScaleType="linear",
+        scaleType="linear",
+        xAxisKey="step",
+        selectedXAxisMetricKey="",
+        yAxisKey="metric",
+        yAxisExpressions=[],
+        ignoreOutliers=False,
+        useGlobalXaxisKey=True,
+        useGlobalLineSmoothing=True,
+        range={},
+    )
+
+
+# --------------------------------------------------------------------------------------
+# The command.
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -128,13 +128,27 @@ def loop() -> str:
     return "\n".join(line.removeprefix("    ") for line in lines[start : function.end_lineno])
 
 
+ORDER = {
+    "the story, to be read first": ("sweep", "study", "lanes", "train", "tracking"),
+    "what is searched": ("zoo", "schedules", "space", "spec", "data", "model"),
+    "how sure": ("confirm", "confidence"),
+    "what comes out": ("report", "export", "figures", "codegen", "terminal"),
+    "the other commands": ("preview", "ui", "__main__"),
+    "what can be skipped at first": ("document", "place", "storage", "sender", "stop", "checkpoint", "engine"),
+}
+
+
 def tree() -> str:
-    """Every module with the first sentence of its docstring."""
-    rows = []
-    for path in sorted((ROOT / "runner").glob("*.py")):
-        if path.stem != "__init__":
-            said = ast.get_docstring(ast.parse(path.read_text())).split("\n\n")[0].replace("\n", " ")
-            rows.append(f"  {path.name:<14} {said.split('. ')[0].rstrip('.')}")
+    """Every module with the first sentence of its docstring, in the order in which they are best read."""
+    rows, left = [], {path.stem for path in (ROOT / "runner").glob("*.py")} - {"__init__"}
+    for what, names in ORDER.items():
+        rows.append(f"  # {what}")
+        for name in names:
+            text = (ROOT / f"runner/{name}.py").read_text()
+            said = ast.get_docstring(ast.parse(text)).split("\n\n")[0].replace("\n", " ")
+            rows.append(f"  {name + '.py':<14} {said.split('. ')[0].rstrip('.')}")
+        left -= set(names)
+    assert not left, f"{left} have no place in ORDER"
     return "\n".join(rows)
 
 
@@ -157,7 +171,9 @@ def filled(text: str) -> str:
             count=1,
             flags=re.S,
         )
-    return re.sub(r"(runner/\n)(?:<!-- tree -->\n|(?:  \w+\.py .*\n)+)", lambda m: f"{m[1]}{tree()}\n", text, count=1)
+    return re.sub(
+        r"(runner/\n)(?:<!-- tree -->\n|(?:  (?:# .*|\w+\.py .*)\n)+)", lambda m: f"{m[1]}{tree()}\n", text, count=1
+    )
 
 
 if __name__ == "__main__":

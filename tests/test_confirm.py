@@ -418,6 +418,14 @@ def test_the_report_names_the_schedules_of_which_little_is_known(tiny):
     assert next_steps(enough, [], tiny(), None) == []
 
 
+def test_the_report_says_where_hardly_anything_was_learnt(tiny):
+    guessed = [trial_of(name, 5 * i + n, 0.37) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
+    (said,) = next_steps(guessed, [], tiny(), None, chance=1 / 3)
+    assert said.startswith("Hardly anything was learnt: the best accuracy is 0.37, and always giving the most")
+    assert "has 0.33" in said
+    assert next_steps(guessed, [], tiny(), None, chance=0.1) == []
+
+
 def test_the_report_says_how_many_seeds_would_tell_the_first_two_apart(tiny):
     many = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
     measured = Noise(0.01, 0.012)

@@ -21,7 +21,8 @@ from runner.export import best_schedules, trials_table
 from runner.lanes import open_lanes
 from runner.place import load_place
 from runner.spec import load_sweep
-from runner.study import hold, load_study, open_study
+from runner.storage import hold
+from runner.study import load_study, open_study
 
 from .conftest import TINY, epochs_on_record, free_port
 

@@ -78,7 +78,7 @@ COMMANDS = [
 def as_shown(project, monkeypatch, capsys):
     """The sweeps that the README names, tiny; digits and cifar10 have been run."""
     tiny = (project / "sweeps/tiny.yaml").read_text().replace("trials: 3", "trials: 2")
-    for name in ("digits", "cifar10", "mine"):
+    for name in ("digits", "cifar10", "mine", "imagefolder"):
         (project / f"sweeps/{name}.yaml").write_text(tiny)
     (project / "my_package.py").write_text("")
     monkeypatch.syspath_prepend(project)

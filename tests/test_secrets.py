@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import export, sweep, tracking, ui
+from runner import export, sender, sweep, ui
 from runner.document import SpecError
 from runner.place import load_place, redacted
 from runner.ui import server
@@ -48,7 +48,7 @@ def test_a_secret_in_the_environment_is_nowhere_in_what_a_sweep_says_and_writes(
     Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 1"))
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(tracking, "PATIENCE", 1.0)
+    monkeypatch.setattr(sender, "PATIENCE", 1.0)
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)  # else it tries for minutes, and all others wait
     code = sweep.main(["sweeps/tiny.yaml", *HERE])
     said = "".join(capfd.readouterr())

@@ -22,7 +22,8 @@ from runner.export import best_schedules, spreadsheet_safe
 from runner.place import load_place
 from runner.schedules import load
 from runner.spec import load_sweep
-from runner.tracking import escape, flat, saved_view
+from runner.tracking import escape, flat
+from runner.ui import saved_view
 
 from .conftest import TINY
 
@@ -79,7 +80,7 @@ def test_the_parent_says_what_was_asked_where_and_with_what(swept):
     assert {"tiny.yaml", "environment.txt", "figures", "tables"} <= names
     figures = {a.path for a in client().list_artifacts(run_id, "figures")}
     drawn = ("lr_curves_by_accuracy", "best_curves", "accuracy_by_type", "accuracy_against_lr", "history")
-    assert figures == {f"figures/{name}.png" for name in drawn}
+    assert figures == {f"figures/{name}.png" for name in drawn} | {"figures/lr_curves.html"}
     assert client().get_run(run_id).inputs.dataset_inputs[0].dataset.name == "digits"
 
 

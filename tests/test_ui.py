@@ -50,13 +50,14 @@ def ui(project, capsys):
 
 
 def see(browser, link: str, *words: str, seconds: float = 60) -> str:
-    """Open a page and wait until all words stand on it; its text."""
+    """Open a page, wait until all words stand on it, and keep a picture of it; its text."""
     browser.get("about:blank")
     browser.get(link)
     until = time.monotonic() + seconds
     while True:
         text = browser.find_element("tag name", "body").text
         if all(word in text for word in words):
+            browser.save_screenshot(f"page-{len(list(Path().glob('page-*.png')))}.png")
             return text
         if time.monotonic() > until:
             browser.save_screenshot("failed.png")
@@ -95,3 +96,17 @@ def test_the_printed_links_show_curves_types_report_and_a_trial_and_trials_compa
         "schedule.init_lr",
         "schedule/final_over_peak",
     )
+
+
+@pytest.mark.slow
+def test_the_page_of_curves_shows_every_trial_by_name_without_a_network(swept, browser):
+    text = Path("results/tiny/lr_curves.html").read_text()
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", text)
+    see(browser, Path("results/tiny/lr_curves.html").resolve().as_uri(), "Does it run?", "learning rate", "linear")
+    curves = browser.execute_script(
+        "return document.querySelector('.js-plotly-plot').data.map(t => [t.name, t.hovertemplate])"
+    )
+    trials = [hover for name, hover in curves if name]
+    assert len(trials) == 3
+    for n, name in enumerate(("cosine", "wsd", "step")):
+        assert any(f"{name}, trial {n}: 0." in hover and "init_lr 0." in hover for hover in trials)

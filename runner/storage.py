@@ -1,0 +1,187 @@
+"""The study's storage: a SQLite file or a PostgreSQL server, the one coordinator's lock, and what can go wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sqlite3
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import optuna
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from .document import SpecError
+from .place import StorageError, redacted
+
+PATIENCE = 60.0
+"""Seconds for which a database server may be away in the middle of a sweep."""
+
+T = TypeVar("T")
+
+
+def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
+    """Optuna's storage at a database URL. SQLite writes ahead and waits for locks.
+
+    Raises:
+        SpecError: the database cannot be used, or is a SQLite file that is not there, with ``create=False``.
+    """
+    path = sqlite_path(storage)
+    if path is not None and not create and not path.exists():
+        raise SpecError(f"there is no study in {path}; run a sweep first, with python -m runner.sweep")
+    try:
+        if path is None:
+            if not create and not _has_studies(storage):
+                raise SpecError(f"there is no study in {redacted(storage)}; run a sweep first")
+            return optuna.storages.RDBStorage(
+                storage, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if create:
+            with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+                connection.execute("PRAGMA journal_mode=WAL")
+        return optuna.storages.RDBStorage(
+            storage, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create
+        )
+    except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError) as error:
+        raise unusable(storage, error) from None
+
+
+def _has_studies(storage: str) -> bool:
+    """Whether a server's database has Optuna's tables."""
+    import sqlalchemy
+
+    with sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool).connect() as connection:
+        return sqlalchemy.inspect(connection).has_table("studies")
+
+
+def sqlite_path(storage: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(storage.removeprefix(prefix)) if storage.startswith(prefix) else None
+
+
+def disconnect(study: optuna.Study) -> None:
+    study._storage.remove_session()
+    _database(study).engine.dispose()
+
+
+def _database(study: optuna.Study) -> optuna.storages.RDBStorage:
+    """The storage itself: Optuna puts a cache around a database."""
+    storage: Any = study._storage
+    database: optuna.storages.RDBStorage = getattr(storage, "_backend", storage)
+    return database
+
+
+def persist(study: optuna.Study, write: Callable[[], T]) -> T:
+    """What ``write`` gives, which may be called again: a server that is away may come back.
+
+    Raises:
+        StorageError: it did not come back in time, or the storage cannot be used for another reason.
+    """
+    until, pause = time.monotonic() + PATIENCE, 0.05
+    while True:
+        try:
+            return write()
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, AssertionError, KeyError) as error:
+            said, passing = _trouble(error)
+            if not passing or time.monotonic() > until:
+                raise StorageError(f"the study's storage {redacted(_database(study).url)} {said}") from None
+            time.sleep(pause := min(2 * pause, 2.0))
+
+
+def _trouble(error: BaseException) -> tuple[str, bool]:
+    """What is wrong with a storage that worked before, and what to do; and whether it may pass by itself.
+
+    Optuna hides the reason: it is somewhere in the chain of causes and contexts.
+    """
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    reason = next((e.orig or e for e in chain if isinstance(e, DBAPIError)), None)
+    if reason is None:
+        if any(isinstance(e, KeyError) for e in chain):
+            return "has lost this study: somebody deleted it; the same command begins it again", False
+        raise chain[0]  # no trouble of the storage
+    said = redacted((str(reason).strip().splitlines() or [""])[0])
+    if isinstance(reason, sqlite3.Error):
+        for words, advice in (
+            ("disk is full", "cannot grow: the disk is full; free some space"),
+            ("locked", "has been locked by another process for a minute; end that one"),
+            ("readonly", "cannot be written to; make it and its folder writable"),
+            ("unable to open", "cannot be opened any more; make it and its folder writable"),
+        ):
+            if words in said:
+                return f"{advice}, and the same command goes on", False
+        return f"cannot be used ({said}); nothing that is on record is lost", False
+    return f"does not answer ({said}); when it does, the same command goes on", True
+
+
+def unusable(storage: str, error: Exception) -> SpecError:
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    said = redacted((str(error).strip().splitlines() or [""])[0])
+    return SpecError(f"the study's storage {redacted(storage)} cannot be used: {said}")
+
+
+def hold(name: str, storage: str) -> contextlib.ExitStack:
+    """Become the one coordinator of a study, until the stack is closed or this process ends, however it ends.
+
+    A lock of the operating system beside a SQLite file, an advisory lock of the server in PostgreSQL.
+
+    Raises:
+        SpecError: another process holds it; the message names its host and pid.
+    """
+    me, stack = f"{socket.gethostname()} (pid {os.getpid()})", contextlib.ExitStack()
+    path = sqlite_path(storage)
+    if path is not None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.with_name(f"{path.name}.{name}.lock").open("a+", encoding="utf-8"))
+        except OSError as error:
+            raise unusable(storage, error) from None
+        if _locked(file):
+            file.seek(0)
+            holder = file.read().strip()
+            stack.close()
+            raise _taken(name, holder)
+        file.truncate(0)
+        file.write(me)
+        file.flush()
+        return stack
+    import sqlalchemy
+
+    key = zlib.crc32(f"runner/{name}".encode())
+    query = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
+    try:
+        engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool)
+        connection = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
+        connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, false)"), {"me": me[:63]})
+        if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
+            who = connection.execute(sqlalchemy.text(f"{query} AND objid = :key"), {"key": key}).scalar()
+            stack.close()
+            raise _taken(name, who)
+    except (SQLAlchemyError, ImportError) as error:
+        raise unusable(storage, error) from None
+    return stack
+
+
+def _locked(file: IO[str]) -> bool:
+    """Try to lock a file; whether another process has it."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _taken(name: str, holder: str | None) -> SpecError:
+    return SpecError(f"the study {name!r} is being run by {holder or 'another process'}; wait for it, or stop it")
