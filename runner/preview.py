@@ -70,7 +70,7 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
         updates, timing = 100, False
     print(f"{sweep.name}: {printable(sweep.question)}")
-    print(f"{sweep.search.trials} trials of {epochs} epochs, {updates} updates each, by {sweep.search.sampler}")
+    print(f"{sweep.size}; {epochs} epochs of {updates} updates each; searched by {sweep.search.sampler}")
     width = max(len(n) for n in drawn)
     print(f"  {'shared':<{width}}  {open_leaves(sweep, None)}")
     for name, several in drawn.items():
@@ -78,8 +78,9 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         print(f"  {name:<{width}}  {line}  {open_leaves(sweep, name)}".rstrip())
     if timing:
         each = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], data_dir, device)
-        total = each * epochs * sweep.search.trials
-        print(f"about {each:.2g} s per epoch on this machine, {duration(total)} in all on one lane")
+        search, again = (duration(each * epochs * n) for n in (sweep.search.trials, sweep.replicates))
+        more = f", and at most {again} for fresh seeds" * bool(sweep.replicates)
+        print(f"about {each:.2g} s per epoch on this machine: on one lane {search} for the search{more}")
     for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs):
         print(f"warning: {problem}", file=sys.stderr)
     draw(drawn, updates * epochs, epochs, out, sweep.name)

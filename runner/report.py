@@ -137,16 +137,17 @@ def write(found: Found, tracker: Tracker) -> None:
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
 
-    def page(picture: Callable[[str], str]) -> str:
-        """The report in markdown, with figures as ``picture`` finds them."""
+    def page(at: Callable[[str], str]) -> str:
+        """The report in markdown, with figures where ``at`` finds them."""
         parts = [f"**{escape(sweep.question)}**", *map(escape, sentences), export.markdown(table, escape), said]
-        parts += [f"![{name.removesuffix('.png')}]({picture(name)})" for name in SHOWN if name in drawn]
+        parts += [f"![{name.removesuffix('.png')}]({at(name)})" for name in SHOWN if name in drawn]
+        parts += [f"[Every curve, to point at]({at('lr_curves.html')})"] * ("lr_curves.html" in paths)
         command = f"`python -m runner.sweep {found.file}`" if _plain(found.file) else "the command that ran it"
         return "\n\n".join([*parts, *map(escape, steps), f"Reproduce, continue, or add trials: {command}."]) + "\n"
 
     paths["report.md"] = path / "report.md"
     paths["report.md"].write_text(page(str), encoding="utf-8")
-    note = page(tracker.picture) if tracker.parent else ""
+    note = page(tracker.figure) if tracker.parent else ""
     missed = tracker.finish(paths.values(), note, _summary(counts, history, answer))
 
     files = {name: str(file) for name, file in paths.items()}

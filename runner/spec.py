@@ -211,6 +211,18 @@ class Sweep(Frozen):
             raise SpecError(f"search.rungs: {said} are {lengths} epochs; they must rise to train.epochs, {T}")
         return lengths
 
+    @property
+    def replicates(self) -> int:
+        """How many trainings with fresh seeds follow the search at most."""
+        arms = self.confirm.top + len(self.schedules.schedules) * self.confirm.types
+        return min(arms, self.search.trials) * self.confirm.seeds
+
+    @property
+    def size(self) -> str:
+        """How many trainings it is, in words."""
+        trials, again = self.search.trials, f", then at most {self.replicates} with fresh seeds"
+        return f"{trials} training{'s' * (trials > 1)}{again * bool(self.replicates)}"
+
     def science(self) -> dict[str, Any]:
         """What makes two sweeps the same study: all but the question, the number of trials, and what follows them."""
         said = self.model_dump(mode="json", exclude={"question", "confirm"})

@@ -140,7 +140,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
         history.remember(engine=asdict(chosen), images=dataset.digest, id=history.facts.get("id", uuid.uuid4().hex))
         tracker.go_on(history.facts["id"])
-        say(f"{places} on {device}; engine: {chosen}; {most_trainings(sweep)}")
+        say(f"{places} on {device}; engine: {chosen}; {sweep.size}")
         for caveat in report.caveats(sweep, place, dataset, updates, options.allow):
             say(caveat)
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]
@@ -162,18 +162,9 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         return history.records()
 
 
-def most_trainings(sweep: Sweep) -> str:
-    """How many trainings a sweep is, in words."""
-    confirm = sweep.confirm
-    arms = min(confirm.top + len(sweep.schedules.schedules) * confirm.types, sweep.search.trials)
-    again = f", then at most {arms * confirm.seeds} with fresh seeds" * bool(arms)
-    return f"{sweep.search.trials} training{'s' * (sweep.search.trials > 1)}{again}"
-
-
 def most_lanes(sweep: Sweep) -> int:
     """No more lanes than this ever have work at once."""
-    confirmed = (sweep.confirm.top + len(sweep.schedules.schedules) * sweep.confirm.types) * sweep.confirm.seeds
-    return max(min(sweep.search.window, sweep.search.trials), min(confirmed, sweep.search.window))
+    return min(sweep.search.window, max(sweep.search.trials, sweep.replicates))
 
 
 def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, Any]]:
@@ -398,9 +389,7 @@ def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> 
     for problem in [*report.thin(sweep, dataset), *said]:
         print(f"warning: {problem}", file=sys.stderr)
     sizes = f"{len(dataset.train)} training, {len(dataset.val)} validation, {len(dataset.test)} test images"
-    print(
-        f"{sweep.name}: {sweep.search.trials} trials of {sweep.train.epochs} epochs, {updates} updates each; {sizes}"
-    )
+    print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {updates} updates each; {sizes}")
     print(printable(f"study: {redacted(place.storage)}; MLflow: {redacted(place.tracking_uri)}, {place.experiment}"))
     return 0
 

@@ -29,7 +29,7 @@ from .place import Place, redacted
 from .schedules import Schedule, load
 from .sender import Sender
 from .spec import Record, Sweep
-from .ui import links, saved_view, view_key
+from .ui import ML, links, saved_view, view_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -408,8 +408,10 @@ class Tracker:
         """The addresses of the pages that show this sweep, by what they show."""
         return links(self.place, self.experiment_id, self.sweep.name, self.parent)
 
-    def picture(self, name: str) -> str:
-        """The address, in the UI, of a figure on the parent run."""
+    def figure(self, name: str) -> str:
+        """The address, in the UI, of a figure on the parent run: a picture, or a page that shows one."""
+        if name.endswith(".html"):
+            return f"#/experiments/{self.experiment_id}/runs/{self.parent}/artifacts/figures/{quote(name)}?{ML}"
         return f"get-artifact?path=figures%2F{quote(name)}&run_uuid={self.parent}"
 
 

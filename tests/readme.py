@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def answer() -> str:
     """The default sweep's recorded report, without its figures."""
     said = (ROOT / "docs/digits/report.md").read_text().split("\n\n")
-    kept = "\n\n".join(part.strip("\n") for part in said if part.strip() and not part.startswith("!["))
+    kept = "\n\n".join(part.strip("\n") for part in said if part.strip() and not part.startswith(("![", "[")))
     return re.sub(r"\\([()_])", r"\1", kept) + "\n"  # escaped for whatever shows it; here nothing is foreign
 
 

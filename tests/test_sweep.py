@@ -246,7 +246,7 @@ def test_two_sweeps_that_begin_at_once_in_a_new_folder_both_find_their_databases
 def test_a_dry_run_checks_and_creates_nothing(project, capsys):
     before = sorted(p.name for p in project.iterdir())
     assert sweep.main(["sweeps/tiny.yaml", "--dry-run"]) == 0
-    assert "3 trials of 2 epochs" in capsys.readouterr().out
+    assert "3 trainings; 2 epochs of 3 updates each" in capsys.readouterr().out
     assert sorted(p.name for p in project.iterdir()) == before
 
 
@@ -489,7 +489,7 @@ def test_an_own_schedule_function_runs_in_a_sweep_when_it_is_allowed(project, mo
 def test_a_preview_draws_the_curves_and_estimates_the_time(project, capsys):
     assert preview.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
-    assert "3 trials of 2 epochs, 3 updates each" in out
+    assert "3 trainings; 2 epochs of 3 updates each" in out
     assert "s per epoch on this machine" in out
     assert Path("results/tiny/preview.png").read_bytes().startswith(b"\x89PNG")
     assert not Path("optuna.db").exists()

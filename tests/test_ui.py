@@ -82,6 +82,17 @@ def test_the_printed_links_show_curves_types_report_and_a_trial_and_trials_compa
         time.sleep(0.3)
     assert len(widths) == 4
     assert "Reproduce, continue, or add trials" in browser.find_element("tag name", "body").text
+    curves = browser.find_element("link text", "Every curve, to point at").get_attribute("href")
+    see(browser, curves, "figures/lr_curves.html", "accuracy_by_type.png")
+    until = time.monotonic() + 30
+    while not browser.find_elements("css selector", "iframe#html"):
+        assert time.monotonic() < until
+        time.sleep(0.3)
+    browser.switch_to.frame("html")
+    while not browser.find_elements("css selector", ".js-plotly-plot .scatterlayer .trace"):
+        assert time.monotonic() < until
+        time.sleep(0.3)
+    browser.switch_to.default_content()
     base, experiment = ui["curves"].partition("#")[0], re.search(r"experiments/(\d+)", ui["curves"])[1]
     client = MlflowClient(tracking_uri=load_place().tracking_uri)
     trials = client.search_runs([experiment], "tags.`sweep.role` = 'trial'")
