@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
 
 
 def machine() -> dict[str, Any]:
@@ -36,6 +38,11 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "torchvision", "optuna", "mlflow")},
     }
+
+
+def environment() -> dict[str, str]:
+    """For a process that is begun elsewhere: this one's, in which the package is found as it is here."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import secrets
 import sqlite3
 import subprocess
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import RESULTS, save, spread
+from machine import RESULTS, ROOT, environment, save, spread
 
 from runner.document import read
 from runner.schedules import load
@@ -37,7 +36,6 @@ from runner.space import Suggester
 from runner.spec import Sweep, TrialConfig, load_sweep
 from runner.train import Epoch, pick_device, train
 
-ROOT = Path(__file__).resolve().parent.parent
 JOBS = 2
 """Trials at once, for the peers."""
 CONTENDERS = {
@@ -169,7 +167,7 @@ def measure(name: str, trials: int, epochs: int) -> dict[str, Any]:
         (here / "mlflow.yaml").write_text("{}\n")
         with (here / "log.txt").open("w") as log:  # no pipe: what Ray leaves behind could keep it open
             start = time.perf_counter()
-            status = subprocess.run(command, cwd=here, env=environment(), stdout=log, stderr=log, check=False)
+            status = subprocess.run(command, cwd=here, env=clean(), stdout=log, stderr=log, check=False)
             seconds = time.perf_counter() - start
         said = (here / "log.txt").read_text()
         if status.returncode != 0:
@@ -182,11 +180,11 @@ def measure(name: str, trials: int, epochs: int) -> dict[str, Any]:
     return {"seconds": seconds, "trials": counts[0], "epochs": counts[1], "best": best, "engine": engine}
 
 
-def environment() -> dict[str, str]:
+def clean() -> dict[str, str]:
     """No settings of the user's, no telemetry, and no token that Ray would write to the home folder."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "RUNNER_", "RAY_"))}
-    own |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    return own | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), own.get("PYTHONPATH")]))}
+    own = {k: v for k, v in environment().items() if not k.startswith(("MLFLOW_", "RUNNER_", "RAY_"))}
+    said = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(), "MLFLOW_DISABLE_TELEMETRY": "true"}
+    return own | said
 
 
 def summary(seen: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

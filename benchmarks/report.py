@@ -54,6 +54,25 @@ def row(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def on_a_gpu(paths: Iterable[Path]) -> str:
+    """One good training on CIFAR-10 and the real sweep, where a GPU has shown them (``gpu.py``)."""
+    found = [json.loads(path.read_text()) for path in sorted(paths)]
+    trained, swept = (next((r for r in found if part in r), None) for part in ("training", "sweep"))
+    first = second = "not measured"
+    if trained is not None:
+        accuracy, seconds = trained["training"]["test_accuracy"], trained["training"]["seconds"]
+        n, range_ = len(accuracy["all"]), f"{accuracy['min']:.1%} to {accuracy['max']:.1%}"
+        first = f"{accuracy['median']:.1%} on the test split ({range_}, {n} seeds), {seconds['median']:.0f} s each"
+        first += f"; {trained['gpu'] or trained['cpu']}"
+    if swept is not None:
+        told = swept["sweep"]
+        ended = ", ".join(f"{n} {outcome}" for outcome, n in told["outcomes"].items())
+        answer = told["answer"][0] if told["answer"] else "stopped before its report"
+        second = f"{told['size']}: {told['seconds']:.0f} s; {ended}. {answer} ({swept['gpu'] or swept['cpu']})"
+    what = "CIFAR-10, small-stem ResNet-18, one-cycle, 30 epochs (publicly said to reach 92-93 %)"
+    return grid(("on a GPU", ""), [(what, first), ("`sweeps/cifar10.yaml`", second)])
+
+
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 

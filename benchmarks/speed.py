@@ -34,7 +34,7 @@ import mlflow
 import optuna
 import report
 import torch
-from machine import RESULTS, machine, save, spread
+from machine import RESULTS, ROOT, environment, machine, save, spread
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -50,7 +50,6 @@ from runner.spec import Search, Sweep, TrialConfig, load_sweep
 from runner.study import load_study
 from runner.train import DivergedError, make_optimizer, pick_device
 
-ROOT = Path(__file__).parents[1]
 PARTS = ("rates", "accuracy", "sweep")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -409,8 +408,8 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
     for _, (name, command) in product(range(args.sweep_repeats), [*commands.items(), ("ours", ours)]):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "sweep.yaml").write_text(sweep.model_dump_json())
-            start, environment = time.perf_counter(), os.environ | {"PYTHONPATH": str(ROOT)}
-            done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            start = time.perf_counter()
+            done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
             seconds[name].append(time.perf_counter() - start)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")

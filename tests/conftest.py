@@ -40,6 +40,15 @@ confirm: {top: 0, types: false}
 """
 
 
+def pytest_collection_modifyitems(items):
+    on_a_gpu = [item for item in items if item.get_closest_marker("cuda")]
+    if on_a_gpu:
+        import torch
+
+        for item in on_a_gpu:
+            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

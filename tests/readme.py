@@ -26,6 +26,7 @@ def measured() -> dict[str, str]:
 
     results = ROOT / "benchmarks/results"
     return {
+        "gpu: benchmarks/results/cifar10-*.json": report.on_a_gpu(results.glob("cifar10-*.json")) + "\n",
         "speed: benchmarks/results/speed-*.json": report.table(results.glob("speed-*.json")) + "\n",
         "sweeps: benchmarks/results": report.sweeps(results),
         "faults: benchmarks/results/faults.json": report.faults(results / "faults.json"),

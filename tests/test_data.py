@@ -187,7 +187,7 @@ def test_data_stay_where_they_are_on_the_cpu():
     assert moved.digest == data.digest
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.cuda
 def test_data_move_to_the_gpu_and_every_batch_is_the_same_there():
     data, augment = load(DIGITS), Augment(pad=2, flip=True)
     moved = data.to(torch.device("cuda"))

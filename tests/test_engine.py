@@ -18,7 +18,6 @@ from runner.spec import Augment, Data, Engine, Model, Train, TrialConfig
 from runner.train import DivergedError, resident
 
 CPU = torch.device("cpu")
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 COSINE = schedules.load({"type": "cosine", "init_lr": 0.05, "warmup": 0.2})
 
 
@@ -283,7 +282,7 @@ def test_lanes_train_with_the_engine_of_the_config():
 # --- on a GPU --------------------------------------------------------------------------------------------------
 
 
-@CUDA
+@pytest.mark.cuda
 def test_a_graphs_first_updates_are_the_references():
     device, config = torch.device("cuda"), trial(epochs=1, model=Model(width=16))
     fast, slow = next(engine.train(config, device)), next(train.train(config, device))
@@ -291,7 +290,7 @@ def test_a_graphs_first_updates_are_the_references():
     assert fast.val_loss == pytest.approx(slow.val_loss, rel=1e-2)
 
 
-@CUDA
+@pytest.mark.cuda
 def test_two_tables_of_learning_rates_give_different_weights_in_one_graph():
     slot = Slot(trial(epochs=1), torch.device("cuda"))
     weights = []
@@ -303,7 +302,7 @@ def test_two_tables_of_learning_rates_give_different_weights_in_one_graph():
     assert not torch.equal(weights[1], weights[2])
 
 
-@CUDA
+@pytest.mark.cuda
 @pytest.mark.parametrize("stopped", [False, True], ids=["all to the end", "one stopped"])
 def test_one_slot_and_four_give_the_same_metrics_per_trial(stopped):
     device = torch.device("cuda")
@@ -324,7 +323,7 @@ def test_one_slot_and_four_give_the_same_metrics_per_trial(stopped):
         assert epochs == alone[i][: len(epochs)]
 
 
-@CUDA
+@pytest.mark.cuda
 def test_a_warm_slot_begins_a_trial_within_milliseconds():
     slot = Slot(trial(model=Model()), torch.device("cuda"))
     slot.begin(0)

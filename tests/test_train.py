@@ -21,7 +21,6 @@ from runner.train import DivergedError, Epoch, evaluate, pick_device, resident, 
 
 CPU = torch.device("cpu")
 COSINE = {"type": "cosine", "init_lr": 0.1, "warmup": 0.2}
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
 
 def trial(schedule=COSINE, data=None, width: int = 8, **recipe) -> TrialConfig:
@@ -345,14 +344,14 @@ def test_the_data_are_put_on_a_device_once():
     assert resident(config, CPU) is resident(replace(config, train=Train(epochs=9)), CPU)
 
 
-@CUDA
+@pytest.mark.cuda
 def test_auto_is_bf16_on_a_gpu_that_computes_in_it():
     config, device = trial(precision="auto"), torch.device("cuda")
     expected = torch.cuda.get_device_capability() >= (8, 0)
     assert uses_bf16(config, resident(config, device), device) == expected
 
 
-@CUDA
+@pytest.mark.cuda
 def test_the_gpu_trains_nearly_as_the_cpu_does():
     config = trial(epochs=1)
     here, there = run(config)[0], next(train(config, torch.device("cuda")))

@@ -1,0 +1,134 @@
+"""What only a GPU can show, the most telling first, each part within its own time:
+
+    python benchmarks/gpu.py --data-dir DIR          its own tests, a good training, the real sweep, the speed
+    python benchmarks/gpu.py --parts tests training sweep --trials 24    some of it, the sweep in five minutes
+
+Writes ``cifar10-<gpu>.json``; the speed has files of its own (``speed.py``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from machine import RESULTS, ROOT, environment, machine, save, spread
+
+from runner import engine
+from runner.schedules import load
+from runner.spec import TrialConfig, load_sweep
+from runner.study import load_study
+from runner.train import pick_device
+
+SECONDS = {"tests": 90, "training": 100, "sweep": 1800, "speed": 300}
+"""What each part may take; a sweep that takes longer is stopped as a person would, and what it has counts."""
+
+
+def run(command: Sequence[str], seconds: float, folder: Path = ROOT) -> tuple[int, float]:
+    """A command's exit code and how long it took; after ``seconds`` it is interrupted, and later killed."""
+    start = perf_counter()
+    process = subprocess.Popen([sys.executable, *command], cwd=folder, env=environment())
+    for mark in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds), perf_counter() - start
+        process.send_signal(mark)
+        seconds = 45
+    return process.wait(), perf_counter() - start
+
+
+def tests(args: argparse.Namespace) -> dict[str, Any]:
+    """The tests that are skipped where there is no GPU."""
+    plain = ["-o", "addopts=", "-W", "default"]  # another version of torch may have warnings of its own
+    code, seconds = run(["-m", "pytest", *plain, "-q", "-m", "cuda"], SECONDS["tests"])
+    return {"exit_code": code, "seconds": seconds}
+
+
+def training(args: argparse.Namespace) -> dict[str, Any]:
+    """One good schedule at full length, its accuracy on the test split with several seeds."""
+    sweep, device = load_sweep(args.sweep)[0], pick_device(args.device)
+    schedule, until = load({"type": "one_cycle", "init_lr": 0.4}), perf_counter() + SECONDS["training"]
+    accuracy, seconds = list[float](), list[float]()
+    for seed in range(args.seeds):
+        if accuracy and perf_counter() + seconds[-1] > until:
+            break
+        recipe = sweep.train.model_copy(update={"epochs": args.epochs, "seed": seed})
+        config = TrialConfig(sweep.data, sweep.model, recipe, schedule, args.data_dir, test=True)
+        config = replace(config, engine=engine.choose(config, device, args.seeds))
+        start = perf_counter()
+        *_, last = engine.loop(config)(config, device)
+        seconds.append(perf_counter() - start)
+        accuracy.append(last.test_accuracy or 0.0)
+        print(f"seed {seed}: test accuracy {accuracy[-1]:.4f} in {seconds[-1]:.1f} s", file=sys.stderr)
+    said = {"epochs": args.epochs, "schedule": schedule.to_json(), "engine": str(config.engine)}
+    return said | {"test_accuracy": spread(accuracy), "seconds": spread(seconds)}
+
+
+def sweep(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole sweep as a person runs it, from its imports to its report, and what it says."""
+    science = load_sweep(args.sweep)[0]
+    if args.trials is not None:
+        short = {
+            "search": science.search.model_copy(update={"trials": args.trials}),
+            "confirm": science.confirm.model_copy(update={"top": 3, "types": False, "seeds": 3}),
+        }
+        science = science.model_copy(update=short)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        (Path(folder) / "sweep.yaml").write_text(science.model_dump_json())
+        command = ["-m", "runner.sweep", "sweep.yaml", "--data-dir", args.data_dir, "--device", args.device]
+        code, seconds = run(command, SECONDS["sweep"], Path(folder))
+        facts, records = load_study(science.name, f"sqlite:///{folder}/optuna.db")
+    done = [r.value for r in records if r.value is not None]
+    rows = [{k: row[k] for k in ("name", "init_lr", "mean", "in_set", "seeds")} for row in facts.get("confirmed", ())]
+    return {
+        "size": science.size,
+        "exit_code": code,
+        "seconds": seconds,
+        "outcomes": Counter(str(r.outcome) for r in records),
+        "best_of_one_seed": max(done, default=None),
+        "confirmed": rows,
+        "answer": facts.get("answer", []),
+    }
+
+
+def speed(args: argparse.Namespace) -> dict[str, Any]:
+    """Images per second of ours and of the scripts."""
+    command = ["benchmarks/speed.py", "--parts", "rates", "--data-dir", args.data_dir, "--device", args.device]
+    code, seconds = run([*command, "--out-dir", str(args.out_dir.resolve())], SECONDS["speed"])
+    return {"exit_code": code, "seconds": seconds}
+
+
+PARTS = {part.__name__: part for part in (tests, training, sweep, speed)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--sweep", default=str(ROOT / "sweeps/cifar10.yaml"), help="default: sweeps/cifar10.yaml")
+    parser.add_argument("--trials", type=int, help="of a shorter sweep, whose best three get three fresh seeds")
+    parser.add_argument("--epochs", type=int, default=30, help="of the one training")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--out-dir", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    args.data_dir = str(Path(args.data_dir).resolve())
+    name = re.sub("[^a-z0-9]+", "-", (machine()["gpu"] or machine()["cpu"]).lower()).strip("-")
+    path, result = args.out_dir / f"{load_sweep(args.sweep)[0].name}-{name}.json", dict[str, Any]()
+    for part in args.parts:
+        result[part] = PARTS[part](args)
+        save(path, result)
+    print(path)
+
+
+if __name__ == "__main__":
+    main()
