@@ -484,9 +484,9 @@ def test_what_lies_outside_a_figure_is_an_arrow_with_its_number():
     assert axes.get_xlim()[0] > -0.4
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_a_terminals_table_has_every_number_whole(width, monkeypatch):
-    console = Console(width=width, file=StringIO())
+@pytest.mark.parametrize(("width", "is_terminal"), [(60, True), (80, True), (120, True), (60, False)])
+def test_a_terminals_table_has_every_number_whole_and_a_file_has_all_columns(width, is_terminal, monkeypatch):
+    console = Console(width=width, file=StringIO(), force_terminal=is_terminal)
     monkeypatch.setattr(terminal, "CONSOLE", console)
     records = [trial_of("one_cycle", 10, 0.98765), trial_of("cosine", 11, 0.95)]
     terminal.show(for_people(best_table(records, confirmed=[row(10, 0.9123), row(11, 0.8)])))
@@ -494,4 +494,4 @@ def test_a_terminals_table_has_every_number_whole(width, monkeypatch):
     assert "…" not in out
     assert "0.9123 ± 0.02" in out
     assert "may be best" in out
-    assert ("test" in out) == (width > 100)
+    assert ("test" in out) == (width > 100 or not is_terminal)
