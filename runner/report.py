@@ -215,15 +215,22 @@ def next_steps(
     if missing or few:
         equal = sweep.search.balance == "equal" or len(names) < 2
         enough = len(records) + sum(FEW - ended[name] for name in [*missing, *few])
-        each = f" gives {FEW} of each" if equal else "; balance: equal, in a new sweep, gives each as many"
-        said[-1] += f" In the file, search.trials: {enough}{each}; the same command goes on with them."
+        goes_on = (
+            f" gives {FEW} of each; the same command goes on with them."
+            if equal
+            else ", and the same command goes on with them; balance: equal, in a new sweep, gives each as many."
+        )
+        said[-1] += f" In the file, search.trials: {enough}{goes_on}"
     alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
     if len(alive) > 1 and measured is not None and measured.paired > 0:
         first, second = alive[:2]
         apart = abs(first["mean"] - second["mean"])
-        pair, unit = f"{first['name']} and {second['name']}", amount(apart, sweep.objective.points)
+        unit = amount(apart, sweep.objective.points)
+        pair = " and ".join(f"{row['name']} (trial {row['trial']})" for row in (first, second))
         needed = seeds_needed(apart, measured.paired) if apart > measured.paired / 50 else math.inf
-        if needed > MANY:
+        if apart == 0:
+            said.append(f"{pair} have the same mean: how many seeds would tell them apart is not known.")
+        elif needed > MANY:
             said.append(f"{pair} differ by {unit} as measured; to show that takes more than {MANY} seeds each.")
         else:
             said.append(

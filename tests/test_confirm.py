@@ -430,11 +430,12 @@ def test_the_report_says_how_many_seeds_would_tell_the_first_two_apart(tiny):
     many = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
     measured = Noise(0.01, 0.012)
     (said,) = next_steps(many, [row(0, 0.9), row(5, 0.89, name="step")], tiny(), measured)
-    assert (
-        f"If cosine and step differ by the 1 point that was measured, about {seeds_needed(0.01, 0.012)} seeds" in said
-    )
+    assert said.startswith("If cosine (trial 0) and step (trial 5) differ by the 1 point that was measured, about ")
+    assert f"about {seeds_needed(0.01, 0.012)} seeds each show it" in said
     (said,) = next_steps(many, [row(0, 0.9), row(5, 0.8999, name="step")], tiny(), measured)
-    assert said == "cosine and step differ by 0.01 points as measured; to show that takes more than 100 seeds each."
+    assert said.endswith("(trial 5) differ by 0.01 points as measured; to show that takes more than 100 seeds each.")
+    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.9, name="step")], tiny(), measured)
+    assert said.startswith("cosine (trial 0) and step (trial 5) have the same mean")
     assert next_steps(many, [row(0, 0.9), row(5, 0.7, in_set=False)], tiny(), measured) == []
 
 
