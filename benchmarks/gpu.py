@@ -1,4 +1,4 @@
-"""What only a GPU can show, the most telling first, each part within its own time:
+"""What only a GPU can show, the most telling first; what takes too long is cut off:
 
     python benchmarks/gpu.py --data-dir DIR          its own tests, a good training, the real sweep, the speed
     python benchmarks/gpu.py --parts tests training sweep --trials 24    some of it, the sweep in five minutes
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 from machine import RESULTS, ROOT, environment, machine, save, spread
 
 from runner import engine
+from runner.document import SpecError
 from runner.schedules import load
 from runner.spec import TrialConfig, load_sweep
 from runner.study import load_study
@@ -58,7 +60,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
     sweep, device = load_sweep(args.sweep)[0], pick_device(args.device)
     schedule, until = load({"type": "one_cycle", "init_lr": 0.4}), perf_counter() + SECONDS["training"]
     accuracy, seconds = list[float](), list[float]()
-    for seed in range(args.seeds):
+    for seed in range(max(1, args.seeds)):
         if accuracy and perf_counter() + seconds[-1] > until:
             break
         recipe = sweep.train.model_copy(update={"epochs": args.epochs, "seed": seed})
@@ -93,7 +95,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
         "size": science.size,
         "exit_code": code,
         "seconds": seconds,
-        "outcomes": Counter(str(r.outcome) for r in records),
+        "outcomes": Counter(r.outcome or "unfinished" for r in records),
         "best_of_one_seed": max(done, default=None),
         "confirmed": rows,
         "answer": facts.get("answer", []),
@@ -116,16 +118,22 @@ def main() -> None:
     parser.add_argument("--sweep", default=str(ROOT / "sweeps/cifar10.yaml"), help="default: sweeps/cifar10.yaml")
     parser.add_argument("--trials", type=int, help="of a shorter sweep, whose best three get three fresh seeds")
     parser.add_argument("--epochs", type=int, default=30, help="of the one training")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of it, as far as there is time; at least 1")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--data-dir", default="data")
     parser.add_argument("--out-dir", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.data_dir = str(Path(args.data_dir).resolve())
     name = re.sub("[^a-z0-9]+", "-", (machine()["gpu"] or machine()["cpu"]).lower()).strip("-")
-    path, result = args.out_dir / f"{load_sweep(args.sweep)[0].name}-{name}.json", dict[str, Any]()
+    path = args.out_dir / f"{load_sweep(args.sweep)[0].name}-{name}.json"
+    old = json.loads(path.read_text()) if path.exists() else {}
+    result = {part: old[part] for part in PARTS if part in old} | {"device": str(pick_device(args.device))}
     for part in args.parts:
-        result[part] = PARTS[part](args)
+        try:
+            result[part] = PARTS[part](args)
+        except (SpecError, RuntimeError, KeyError) as error:  # out of memory, no study: the other parts go on
+            print(f"{part}: {error!r}", file=sys.stderr)
+            result[part] = {"error": repr(error)}
         save(path, result)
     print(path)
 

@@ -301,10 +301,10 @@ def lanes_rate(lanes: Lanes, config: TrialConfig, seconds: float) -> float:
 # The limits.
 
 
-def limits(device: str) -> dict[str, float]:
+def limits(device: str, precision: str) -> dict[str, float]:
     """TFLOP/s of a matrix product and GB/s of a copy (read and written), the best of five; random numbers.
 
-    bf16 only where the machine computes in it: without such instructions one product takes half a minute.
+    bf16 only where the machine computes in it, or ours does: without such instructions a product takes half a minute.
     """
     cuda, found = device.startswith("cuda"), {}
     n = 8192 if cuda else 2048
@@ -312,7 +312,7 @@ def limits(device: str) -> dict[str, float]:
     def best(function: Callable[..., object], *args: Tensor) -> float:
         return min([timed(device, function, *args) for _ in range(6)][1:])
 
-    kinds = ("bf16",) if cuda else ("fp32", "bf16") if machine()["bf16"] else ("fp32",)
+    kinds = ("bf16",) if cuda else ("fp32", "bf16") if machine()["bf16"] or precision == "bf16" else ("fp32",)
     for kind, threads in product(kinds, (CORES,) if cuda else (1, CORES)):
         torch.set_num_threads(threads)
         a, b = torch.randn(2, n, n, device=device).to(torch.bfloat16 if kind == "bf16" else torch.float32)
@@ -349,7 +349,7 @@ def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes]
         for name, lanes in ours.items():
             lane = lanes_rate(lanes, config, args.seconds) / len(lanes.all)
             seen[name].append(size * len(lanes.all) / (1 / lane + costs["before_an_epoch_seconds"] / updates))
-        tops.append(peers["P1"].submit(limits, device).result())
+        tops.append(peers["P1"].submit(limits, device, config.engine.precision).result())
         print({name: round(values[-1]) for name, values in seen.items()}, "images/s", file=sys.stderr)
     speed, top = {k: spread(v) for k, v in seen.items()}, {k: spread([t[k] for t in tops]) for k in tops[0]}
     network = build(config.model, pictures.classes, 0)

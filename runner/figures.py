@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from .schedules import Schedule, load, summary
 from .spec import Record, best_first
 from .zoo import TYPES
 
+PAGE = 300
+"""Curves on a web page: more of them no browser likes, and nobody looks at."""
 ENOUGH = 10
 """Trials for each parameter below which importance is a hint."""
 # Okabe and Ito's colours, which colour-blind people tell apart; the line style tells the rest.
@@ -97,24 +100,27 @@ def _by_accuracy(
 def page(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int, title: str = "") -> str:
     """``curves_by_accuracy`` as a web page: point at a curve to see which it is, click a schedule to hide its own.
 
-    It holds all it needs, plotly's code too, and asks no network.
+    It holds all it needs, plotly's code too, and asks no network. Of many trials the ``PAGE`` best are on it.
     """
     import plotly.graph_objects as go  # here: half a second that only a report needs
 
     figure, (colours, ranked) = go.Figure(), _by_accuracy(records, plans)
-    best = {record.name: record.number for record, *_ in ranked}
-    for record, plan, accuracy, colour in ranked:
+    best = {record.name: record.number for record, *_ in ranked if record.outcome == "complete"}
+    kept = [row for row in ranked[:-PAGE] if row[0].number in best.values()] + ranked[-PAGE:]
+    lines = textwrap.wrap(title, 100) + [f"{len(kept)} of {len(ranked)} trials"] * (len(kept) < len(ranked))
+    for record, plan, accuracy, colour in kept:
         x, y = curve(plan, T, epochs, record.history)
-        known = math.isfinite(accuracy)
-        said = f"{record.name}, {record.title}: " + (f"{accuracy:.4g}, one seed" if known else f"{record.outcome}")
+        whole = record.outcome == "complete" and math.isfinite(accuracy)
+        said = f"{record.name}, {record.title}: " + f"{accuracy:.4g}, one seed" * math.isfinite(accuracy)
+        said += "" if whole else f" {record.outcome} after {len(record.epochs)} epochs"
         own = html.escape(", ".join(filter(None, [f"init_lr {plan.init_lr:.3g}", summary(record.schedule)])))
         figure.add_scatter(
             x=np.asarray(x, dtype="float32"),  # which plotly packs
             y=np.asarray(y, dtype="float32"),
             name=record.name,
             legendgroup=record.name,
-            showlegend=record.number == best[record.name],
-            line={"shape": "hv", "width": 2, "color": colour, "dash": "solid" if known else "dot"},
+            showlegend=record.number == best.get(record.name),
+            line={"shape": "hv", "width": 2, "color": colour, "dash": "solid" if whole else "dot"},
             hovertemplate=f"<b>{html.escape(said)}</b><br>{own}<br>epoch %{{x:.2f}}: lr %{{y:.3g}}<extra></extra>",
         )
     low, high = colours.get_clim()
@@ -133,7 +139,8 @@ def page(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: i
         for kind, ends in limits.items()
     ]
     figure.update_layout(
-        title=html.escape(title),
+        title="<br>".join(map(html.escape, lines)),
+        margin={"t": 80 + 20 * len(lines)},
         template="simple_white",
         xaxis_title="epoch",
         yaxis={"title": "learning rate", "type": "log", "range": limits["log"], "tickformat": "~g"},

@@ -78,7 +78,7 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         print(f"  {name:<{width}}  {line}  {open_leaves(sweep, name)}".rstrip())
     if timing:
         each = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], data_dir, device)
-        search, again = (duration(each * epochs * n) for n in (sweep.search.trials, sweep.replicates))
+        search, again = (duration(each * n) for n in (sweep.search_epochs, epochs * sweep.replicates))
         more = f", and at most {again} for fresh seeds" * bool(sweep.replicates)
         print(f"about {each:.2g} s per epoch on this machine: on one lane {search} for the search{more}")
     for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs):

@@ -192,7 +192,7 @@ def next_steps(
     ``chance`` is the accuracy that no learning at all would give.
     """
     said = list[str]()
-    best = max((r.history[-1] for r in records if r.history and math.isfinite(r.history[-1])), default=1.0)
+    best = max((a for r in records for a in r.history if math.isfinite(a)), default=1.0)
     if best < chance + (1 - chance) / 10:
         said.append(
             f"Hardly anything was learnt: the best accuracy is {best:.2f}, and always giving the most frequent class "

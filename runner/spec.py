@@ -214,14 +214,24 @@ class Sweep(Frozen):
     @property
     def replicates(self) -> int:
         """How many trainings with fresh seeds follow the search at most."""
-        arms = self.confirm.top + len(self.schedules.schedules) * self.confirm.types
-        return min(arms, self.search.trials) * self.confirm.seeds
+        arms = min(self.confirm.top + len(self.schedules.schedules) * self.confirm.types, self.search.trials)
+        strip = 4 * min(3, self.confirm.seeds) * (self.confirm.strip and arms > 0)  # as runner/confirm.py has it
+        return arms * self.confirm.seeds + strip
 
     @property
     def size(self) -> str:
         """How many trainings it is, in words."""
         trials, again = self.search.trials, f", then at most {self.replicates} with fresh seeds"
-        return f"{trials} training{'s' * (trials > 1)}{again * bool(self.replicates)}"
+        rungs = " on the first rung" * (self.search.rungs is not None)
+        return f"{trials} training{'s' * (trials > 1)}{rungs}{again * bool(self.replicates)}"
+
+    @property
+    def search_epochs(self) -> int:
+        """How many epochs its search trains at most, rungs and all."""
+        trials, total = self.search.trials, 0
+        for epochs in self.rungs:
+            total, trials = total + trials * epochs, max(1, round(self.search.keep * trials))
+        return total
 
     def science(self) -> dict[str, Any]:
         """What makes two sweeps the same study: all but the question, the number of trials, and what follows them."""

@@ -170,14 +170,17 @@ class Display:
         if _output != "text":
             return
         said = f"{record.value:.4g}" if record.value is not None else record.outcome
-        rates = sparkline([e["lr"] for e in record.epochs], self.epochs)
-        took, left = duration(record.seconds), f"{duration(self.eta())} left" if self.done < self.trials else ""
         head, lr = f"[{self.done}/{self.trials}] {record.title}", f"{record.schedule['init_lr']:.3g}"
+        live = self.console.is_terminal
         if self._narrow:
             line = f"{head} {record.name} {lr}: {said}{' best' * better}"
-        else:
-            said = f"{said}{' best so far' * better} ({took})"
-            line = f"{head:<15} {record.name:<16} init_lr {lr:<8} {rates} {said}  {left}"
+        else:  # what fits, in one line
+            room = not live or self.console.width >= 100
+            rates = sparkline([e["lr"] for e in record.epochs], 16 if room else 8)
+            line = f"{head:<{24 if record.arm else 15}} {record.name:<15} init_lr {lr:<8} {rates} {said}"
+            line += " best so far" * better + f" ({duration(record.seconds)})" * room
+            if self.done < self.trials and not live:  # which says so below
+                line += f"  {duration(self.eta())} left"
         self.console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
         self._live.update(self._view())
 

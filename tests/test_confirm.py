@@ -485,6 +485,42 @@ def test_what_lies_outside_a_figure_is_an_arrow_with_its_number():
     assert axes.get_xlim()[0] > -0.4
 
 
+def test_the_page_of_curves_says_how_a_trial_ended_and_of_many_shows_the_best(monkeypatch):
+    records = [trial_of("cosine", n, 0.9 + n / 100) for n in range(4)]
+    records += [trial_of("step", 4, 0.5), trial_of("wsd", 5, 0.99, outcome="stopped")]
+    plans = [load(r.schedule) for r in records]
+    page = figures.page(records, plans, 10, 1, "Which </script><b>?")
+    assert "wsd, trial 5: 0.99, one seed stopped after 1 epochs" in page
+    assert "cosine, trial 0: 0.9, one seed\\u003c" in page
+    assert "</script><b>" not in page
+    monkeypatch.setattr(figures, "PAGE", 2)
+    page = figures.page(records, plans, 10, 1)
+    assert "4 of 6 trials" not in page
+    assert "3 of 6 trials" in page  # the two best, and the best of step
+    assert "cosine, trial 0" not in page
+    assert "step, trial 4" in page
+
+
+@pytest.mark.parametrize(
+    ("confirm", "size"),
+    [
+        ("{top: 0, types: false}", "3 trainings"),
+        ("{top: 2, types: false, seeds: 2}", "3 trainings, then at most 4 with fresh seeds"),
+        ("{top: 5, types: true, seeds: 4}", "3 trainings, then at most 12 with fresh seeds"),
+        ("{top: 1, types: false, seeds: 4, strip: true}", "3 trainings, then at most 16 with fresh seeds"),
+    ],
+)
+def test_the_size_of_a_sweep_is_said_before_it_begins(sweep_file, confirm, size):
+    assert load_sweep(sweep_file(confirm=f"confirm: {confirm}"))[0].size == size
+
+
+def test_the_epochs_of_a_search_count_every_rung(sweep_file):
+    text = "search: {trials: 9, rungs: [1, T], keep: 0.34}"
+    sweep, _ = load_sweep(sweep_file(search=text))
+    assert sweep.search_epochs == 9 * 1 + 3 * 2
+    assert sweep.size == "9 trainings on the first rung"
+
+
 @pytest.mark.parametrize(("width", "is_terminal"), [(60, True), (80, True), (120, True), (60, False)])
 def test_a_terminals_table_has_every_number_whole_and_a_file_has_all_columns(width, is_terminal, monkeypatch):
     console = Console(width=width, file=StringIO(), force_terminal=is_terminal)

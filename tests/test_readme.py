@@ -28,6 +28,12 @@ def test_the_parts_that_are_made_of_files_are_current(page):
     assert filled(page.read_text()) == page.read_text(), "run: python tests/readme.py"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "docs/digits/report.md"], ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page):
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
 def test_the_recorded_result_is_of_the_sweep_file_that_is_shown():
     space = load_sweep(ROOT / "sweeps/digits.yaml")[0].schedules
     for said in pd.read_csv(ROOT / "docs/digits/best_schedules.csv")["schedule"]:
