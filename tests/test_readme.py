@@ -9,9 +9,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from runner import sweep
 from runner.export import best_schedules
+from runner.place import load_place
 from runner.schedules import load
 from runner.spec import load_sweep
 
@@ -69,6 +71,22 @@ def test_the_own_model_data_and_schedule_that_are_shown_train(project, monkeypat
     table = best_schedules("mine")
     assert len(table) == 4
     assert table["val_accuracy"].max() > 0.5
+
+
+def test_the_searches_that_are_shown_find_what_they_say(swept):
+    section = README.partition("In MLflow's search bar")[2].partition("## ")[0]
+    cosines, diverged, top = (query.replace("\n", " ") for query in re.findall(r"``(.+?)``", section, flags=re.S))
+    client = MlflowClient(tracking_uri=load_place().tracking_uri)
+
+    def found(query: str) -> list[tuple[str, str]]:
+        runs = client.search_runs(["1"], query, order_by=["metrics.objective DESC"])
+        return [(run.data.tags["schedule.type"], run.data.tags["outcome"]) for run in runs]
+
+    assert found(cosines.replace("digits", "tiny")) == [("cosine", "complete")]
+    assert found(diverged) == []
+    assert found(diverged.replace("diverged", "complete")) != []
+    assert found(top) == []  # two epochs on a hundred images
+    assert found(top.replace("0.95", "0.0")) == [("wsd", "complete")]
 
 
 COMMANDS = [
