@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from machine import RESULTS, ROOT, environment, machine, save, spread
+from machine import RESULTS, ROOT, environment, result_file, save, spread
 
 from runner import engine
 from runner.document import SpecError
@@ -124,10 +123,10 @@ def main() -> None:
     parser.add_argument("--out-dir", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.data_dir = str(Path(args.data_dir).resolve())
-    name = re.sub("[^a-z0-9]+", "-", (machine()["gpu"] or machine()["cpu"]).lower()).strip("-")
-    path = args.out_dir / f"{load_sweep(args.sweep)[0].name}-{name}.json"
+    device = str(pick_device(args.device))
+    path = result_file(args.out_dir, load_sweep(args.sweep)[0].name, device)
     old = json.loads(path.read_text()) if path.exists() else {}
-    result = {part: old[part] for part in PARTS if part in old} | {"device": str(pick_device(args.device))}
+    result = {part: old[part] for part in PARTS if part in old} | {"device": device}
     for part in args.parts:
         try:
             result[part] = PARTS[part](args)

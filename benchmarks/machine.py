@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,13 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("torch", "torchvision", "optuna", "mlflow")},
     }
+
+
+def result_file(folder: Path, what: str, device: str) -> Path:
+    """Where what was measured on a device is written: the name says which processor it is."""
+    here = machine()
+    name = here["gpu"] if device.startswith("cuda") else here["cpu"]
+    return folder / f"{what}-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
 
 
 def environment() -> dict[str, str]:

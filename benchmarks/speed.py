@@ -14,7 +14,6 @@ import gc
 import json
 import math
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ import mlflow
 import optuna
 import report
 import torch
-from machine import RESULTS, ROOT, environment, machine, save, spread
+from machine import RESULTS, ROOT, environment, machine, result_file, save, spread
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -453,8 +452,7 @@ def measure(case: Case, device: str, args: Any) -> Path:
     config = TrialConfig(sweep.data, sweep.model, sweep.train, schedule, args.data_dir)
     chosen = engine.choose(config, torch.device(device), sweep.search.trials)  # as the tool does for the file's sweep
     config = replace(config, train=science(case, case.epochs).train, engine=chosen)
-    name = re.sub("[^a-z0-9]+", "-", (here["gpu"] if device.startswith("cuda") else here["cpu"]).lower()).strip("-")
-    path = args.out_dir / f"speed-{case.name}-{name}.json"
+    path = result_file(args.out_dir, f"speed-{case.name}", device)
     old = json.loads(path.read_text()) if path.exists() else {}
     same = old.get("commit") == here["commit"] and not here["commit"].endswith("+")
     result = {part: old[part] for part in PARTS if part in old and same}

@@ -14,11 +14,11 @@ from typing import Generic, TypeVar
 import numpy as np
 from scipy import optimize, stats
 
+from .spec import FIRST_LOOK
+
 K = TypeVar("K", bound=Hashable)
 
 ALPHA = 0.05
-FIRST_LOOK = 3
-"""Seeds per arm before anything is compared."""
 
 
 def levels(seeds: int, alpha: float = ALPHA) -> dict[int, float]:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from .confidence import (
-    FIRST_LOOK,
     Contest,
     Noise,
     contest,
@@ -25,11 +24,10 @@ from .confidence import (
     smallest_difference,
 )
 from .schedules import Schedule
-from .spec import Record, Sweep, TrialConfig, best_first
+from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first
 from .study import Study, created, opened
 
 STAGE = "confirm"
-STRIP = ("init_lr x0.5", "init_lr x2", "epochs x0.5", "epochs x2")
 
 
 def arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:

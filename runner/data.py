@@ -194,11 +194,11 @@ def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
         return _digits(), None
     if config.function is not None:
         return _custom(config.function)
+    folder = data_dir / Path(config.path or config.source).expanduser()
     if config.source == "folder":
-        return _folder(data_dir / Path(str(config.path)).expanduser(), config.size or 64)
+        return _folder(folder, config.size or 64)
     if config.source == "parquet":
-        return _parquet(data_dir / Path(str(config.path)).expanduser())
-    folder = data_dir / config.source
+        return _parquet(folder)
     if any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
         return _parquet(folder)
     return _torchvision(config.source, data_dir)

@@ -69,6 +69,11 @@ def schedules(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, tit
     return figure
 
 
+def with_curves(records: Sequence[Record]) -> list[Record]:
+    """The trials that have something to draw."""
+    return [r for r in records if r.epochs and r.outcome != "failed"]
+
+
 def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int) -> Figure:
     """Every trial's learning-rate curve, coloured by its validation accuracy."""
     figure = _figure(7.5, 4.2)
@@ -393,7 +398,7 @@ def sweep_figures(
     names: Sequence[str] = (),
 ) -> dict[str, Figure]:
     """The figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
-    seen = [r for r in records if r.epochs and r.outcome != "failed"]
+    seen = with_curves(records)
     done = best_first(seen, sign, confirmed)  # as the table has them
     made = {}
     if seen:

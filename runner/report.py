@@ -52,8 +52,8 @@ def folder(place: Place, sweep: Sweep) -> Path:
     return path
 
 
-def thin(sweep: Sweep, dataset: Dataset) -> list[str]:
-    """What is said of data that are too few for the question."""
+def doubts(sweep: Sweep, dataset: Dataset, allow: Sequence[str] = ()) -> list[str]:
+    """What is wrong with data that are too few for the question, and with schedules that do not do what they say."""
     said, size, images, val = [], sweep.train.batch_size, len(dataset.train), len(dataset.val)
     if (updates := updates_per_epoch(images, size)) < 5:
         said.append(
@@ -62,14 +62,13 @@ def thin(sweep: Sweep, dataset: Dataset) -> list[str]:
         )
     if val < 200:
         said.append(f"{val} validation images: one of them is {amount(1 / val, True)} of accuracy")
-    return said
+    epochs = sweep.train.epochs
+    return said + problems(sweep.schedules.check(allow), updates * epochs, epochs)
 
 
-def caveats(sweep: Sweep, place: Place, dataset: Dataset, updates: int, allow: Sequence[str] = ()) -> list[str]:
+def caveats(sweep: Sweep, place: Place, dataset: Dataset, allow: Sequence[str] = ()) -> list[str]:
     """What should be known before anything is trained."""
-    epochs, pruner = sweep.train.epochs, sweep.search.pruner
-    said = [f"warning: {problem}" for problem in thin(sweep, dataset)]
-    said += [f"warning: {problem}" for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs)]
+    said, pruner = [f"warning: {problem}" for problem in doubts(sweep, dataset, allow)], sweep.search.pruner
     if pruner != "none":
         said.append(
             f"warning: the {pruner} pruner judges truncated curves, which favour schedules that decay early: in "
@@ -86,16 +85,20 @@ def caveats(sweep: Sweep, place: Place, dataset: Dataset, updates: int, allow: S
 
 @dataclass(frozen=True)
 class Found:
-    """A sweep that has ended: its file, its data, its studies, and how many updates its epochs have."""
+    """A sweep that has ended: its file, its data and its studies."""
 
     sweep: Sweep
     place: Place
     file: Path
     dataset: Dataset
-    updates: int
     history: Study
     rungs: Sequence[Study]
     replicates: Confirmation | None
+
+    @property
+    def updates(self) -> int:
+        """Of an epoch."""
+        return updates_per_epoch(len(self.dataset.train), self.sweep.train.batch_size)
 
 
 def write(found: Found, tracker: Tracker) -> None:
@@ -126,7 +129,7 @@ def write(found: Found, tracker: Tracker) -> None:
     names = list(sweep.schedules.schedules)
     drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, weights, sign, names)
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
-    if seen := [r for r in records if r.epochs and r.outcome != "failed"]:
+    if seen := figures.with_curves(records):
         paths["lr_curves.html"] = path / "lr_curves.html"
         html = figures.page(seen, [plans[r.number] for r in seen], T, epochs, sweep.question)
         paths["lr_curves.html"].write_text(html, encoding="utf-8")

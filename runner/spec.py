@@ -20,6 +20,10 @@ from .schedules import Schedule, find_function
 from .zoo import ScheduleError
 
 SOURCES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "folder", "parquet", "custom"]
+FIRST_LOOK = 3
+"""Fresh seeds of each before anything is compared."""
+STRIP = ("init_lr x0.5", "init_lr x2", "epochs x0.5", "epochs x2")
+"""What the robustness strip does to the winner, with as many seeds."""
 Function = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.:]*$", max_length=200)]
 """The name of a user's own function: a dotted path that ``--allow-plugin`` permits."""
 
@@ -121,6 +125,10 @@ class Search(Frozen):
     parole: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """The share of the trials that a pruner would stop which train to their end all the same, to audit it."""
 
+    def kept(self, trials: int) -> int:
+        """How many of a rung's trials go on to the next."""
+        return max(1, round(self.keep * trials))
+
     @field_validator("rungs")
     @classmethod
     def _are_lengths(cls, value: list[str | int] | None) -> list[str | int] | None:
@@ -215,7 +223,7 @@ class Sweep(Frozen):
     def replicates(self) -> int:
         """How many trainings with fresh seeds follow the search at most."""
         arms = min(self.confirm.top + len(self.schedules.schedules) * self.confirm.types, self.search.trials)
-        strip = 4 * min(3, self.confirm.seeds) * (self.confirm.strip and arms > 0)  # as runner/confirm.py has it
+        strip = len(STRIP) * min(FIRST_LOOK, self.confirm.seeds) * (self.confirm.strip and arms > 0)
         return arms * self.confirm.seeds + strip
 
     @property
@@ -230,7 +238,7 @@ class Sweep(Frozen):
         """How many epochs its search trains at most, rungs and all."""
         trials, total = self.search.trials, 0
         for epochs in self.rungs:
-            total, trials = total + trials * epochs, max(1, round(self.search.keep * trials))
+            total, trials = total + trials * epochs, self.search.kept(trials)
         return total
 
     def science(self) -> dict[str, Any]:

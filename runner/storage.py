@@ -98,10 +98,11 @@ def _trouble(error: BaseException) -> tuple[str, bool]:
 
     Optuna hides the reason: it is somewhere in the chain of causes and contexts.
     """
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    chain = list[BaseException]()
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
     reason = next((e.orig or e for e in chain if isinstance(e, DBAPIError)), None)
     if reason is None:
         if any(isinstance(e, KeyError) for e in chain):

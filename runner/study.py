@@ -158,7 +158,7 @@ class Study:
     def survivors(self) -> list[Mapping[str, Any]]:
         """The parameters of the best share of a rung, best first."""
         done = best_first(self.records(), self.sweep.objective.sign)
-        return [r.params for r in done[: max(1, round(self.sweep.search.keep * self.target))]]
+        return [r.params for r in done[: self.sweep.search.kept(self.target)]]
 
     def importance(self) -> dict[str, float]:
         """How much of the objective each parameter explains (PED-ANOVA), the most first; empty where that is unknown.

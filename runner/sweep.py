@@ -31,7 +31,6 @@ if __name__ == "__main__":
 from .document import SpecError, no_control, printable
 from .place import Place, StorageError, load_place, redacted
 from .schedules import load
-from .space import problems
 from .spec import Record, Sweep, TrialConfig, load_sweep
 from .terminal import speak
 from .zoo import ScheduleError
@@ -141,7 +140,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         history.remember(engine=asdict(chosen), images=dataset.digest, id=history.facts.get("id", uuid.uuid4().hex))
         tracker.go_on(history.facts["id"])
         say(f"{places} on {device}; engine: {chosen}; {sweep.size}")
-        for caveat in report.caveats(sweep, place, dataset, updates, options.allow):
+        for caveat in report.caveats(sweep, place, dataset, options.allow):
             say(caveat)
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]
         for before, stage in zip([None, *rungs], [*rungs, history], strict=True):
@@ -156,7 +155,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             replicates = confirm.Confirmation(sweep, place.storage, arms, updates, options.allow)
             if not carry_out(stack.enter_context(closing(replicates))):
                 return history.records()
-        found = report.Found(sweep, place, options.file, dataset, updates, history, rungs, replicates)
+        found = report.Found(sweep, place, options.file, dataset, history, rungs, replicates)
         report.write(found, tracker)
         checkpoints.sweep()
         return history.records()
@@ -385,8 +384,7 @@ def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> 
     dataset = data.load(sweep.data, data_dir)
     model.build(sweep.model, dataset.classes, sweep.train.seed)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
-    said = problems(sweep.schedules.check(allow), updates * sweep.train.epochs, sweep.train.epochs)
-    for problem in [*report.thin(sweep, dataset), *said]:
+    for problem in report.doubts(sweep, dataset, allow):
         print(f"warning: {problem}", file=sys.stderr)
     sizes = f"{len(dataset.train)} training, {len(dataset.val)} validation, {len(dataset.test)} test images"
     print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {updates} updates each; {sizes}")
