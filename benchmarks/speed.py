@@ -42,6 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from runner import data, engine
+from runner.conv import compact
 from runner.lanes import Lanes, begin, open_lanes
 from runner.model import build
 from runner.schedules import Schedule, load, set_lr
@@ -353,7 +354,7 @@ def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes]
     speed, top = {k: spread(v) for k, v in seen.items()}, {k: spread([t[k] for t in tops]) for k in tops[0]}
     network = build(config.model, pictures.classes, 0)
     nominal = gflop(build(config.model, pictures.classes, 0), *shape)
-    computed = nominal if cuda else gflop(engine.compact(network, *shape), *shape)  # without the dead taps
+    computed = nominal if cuda else gflop(compact(network, *shape, config.engine.tiled), *shape)
     distance = {}
     for name in ours:
         second, threads = speed[name]["median"], 1 if name == "one lane" and not cuda else CORES

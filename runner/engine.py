@@ -3,8 +3,8 @@
 A ``Slot`` has room for one trial at a time and is kept from one trial to the next. Its weights, gradients and
 optimizer state are flat buffers that never move, its data and tables lie on the device, and the learning rate is a
 number in device memory. So on a GPU a whole update is one CUDA graph, captured once; a new trial copies its initial
-weights and writes other learning rates. On a CPU the same update is called directly, by one thread, and convolutions
-on a handful of pixels become one matrix product of the taps that meet a pixel: the others multiply padding.
+weights and writes other learning rates. On a CPU the same update is called directly, by one thread, with convolutions
+that take fewer multiplications (see ``conv``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
-from itertools import product
 from typing import Any, Protocol, cast
 
 import torch
@@ -25,77 +24,11 @@ from torch.nn import functional as F
 
 from . import train as reference
 from .checkpoint import State
+from .conv import LiveConv, Size, TiledConv, compact, worth_tiling
 from .data import Dataset, Split, Tables, augmented, normalised, padded, updates_per_epoch
 from .model import build
 from .spec import Engine, Model, TrialConfig
 from .train import Epoch, epochs_in, finished, make_optimizer, measure, plain, resident, uses_bf16
-
-# --------------------------------------------------------------------------------------
-# Convolutions on few pixels.
-
-
-class LiveConv(nn.Module):
-    """A convolution on so few pixels that one matrix product does it, with only the taps that ever meet a pixel.
-
-    Its ``weight`` is ``[live taps, C_in, C_out]``. On a 1x1 image a 3x3 kernel has one live tap of nine, on 2x2 with
-    stride 2 four; the dead ones never touch the output, and weight decay alone moves them (see ``Slot.state_dict``).
-    """
-
-    def __init__(self, conv: nn.Conv2d, size: tuple[int, int]) -> None:
-        super().__init__()
-        self.pairs, self.out = _pairs(conv, size)
-        self.used = sorted({pixel for pixel, _ in self.pairs})
-        self.live = sorted(set(self.pairs.values()))
-        self.weight = nn.Parameter(conv.weight.detach().flatten(2).permute(2, 1, 0)[self.live].contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        taps = dict(zip(self.live, self.weight.unbind(0), strict=True))
-        none, outputs = torch.zeros_like(self.weight[0]), range(self.out[0] * self.out[1])
-        rows = [torch.cat([taps.get(self.pairs.get((p, o), -1), none) for o in outputs], dim=1) for p in self.used]
-        pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
-        if len(self.used) < pixels.shape[1]:
-            pixels = pixels[:, self.used]
-        y = pixels.flatten(1) @ torch.cat(rows)
-        return cast("Tensor", y.unflatten(1, (*self.out, -1)).permute(0, 3, 1, 2))
-
-
-def _pairs(conv: nn.Conv2d, size: tuple[int, int]) -> tuple[dict[tuple[int, int], int], tuple[int, int]]:
-    """Which tap (row by row) joins which (input pixel, output pixel), and the size of the output."""
-    kernel, stride, padding = conv.kernel_size, conv.stride, cast("tuple[int, int]", conv.padding)
-    out = tuple((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
-    found = {}
-    for y, x, i, j in product(range(size[0]), range(size[1]), range(out[0]), range(out[1])):
-        ky, kx = y + padding[0] - i * stride[0], x + padding[1] - j * stride[1]
-        if 0 <= ky < kernel[0] and 0 <= kx < kernel[1]:
-            found[y * size[1] + x, i * out[1] + j] = ky * kernel[1] + kx
-    return found, (out[0], out[1])
-
-
-def compact(network: nn.Module, height: int, width: int) -> nn.Module:
-    """Replace the convolutions that a matrix product of live taps does with less work; the same function."""
-    sizes: dict[str, tuple[int, int]] = {}
-
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sizes[name] = (inputs[0].shape[2], inputs[0].shape[3])
-
-        return hook
-
-    convs = {name: m for name, m in network.named_modules() if type(m) is nn.Conv2d}
-    hooks = [m.register_forward_pre_hook(note(name)) for name, m in convs.items()]
-    with torch.inference_mode():
-        network.eval()(next(network.parameters()).new_zeros(1, 3, height, width))
-    for hook in hooks:
-        hook.remove()
-    for name, conv in convs.items():
-        plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.bias is None and conv.padding_mode == "zeros"
-        if name in sizes and plain and not isinstance(conv.padding, str) and max(sizes[name]) <= 4:
-            live = LiveConv(conv, sizes[name])
-            taps = conv.kernel_size[0] * conv.kernel_size[1]
-            if len(live.used) < taps or live.out == (1, 1):  # less work than every tap at every output pixel
-                network.set_submodule(name, live)
-    return network
-
 
 # --------------------------------------------------------------------------------------
 # A slot.
@@ -117,8 +50,9 @@ class Slot:
         self.bf16 = uses_bf16(config, data, device)
         self.size = min(recipe.batch_size, len(data.train))
         self.updates = updates_per_epoch(len(data.train), self.size)
-        self._source = (config.model, data.classes, (data.train.images.shape[1], data.train.images.shape[2]))
-        self.network = _network(*self._source, recipe.seed, device, dtype)
+        size = (data.train.images.shape[1], data.train.images.shape[2])
+        self._source = (config.model, data.classes, size, config.engine.tiled, device, dtype)
+        self.network = _network(*self._source, recipe.seed)
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.num_batches_tracked = None  # twenty tiny additions per update, for a number we know
@@ -142,7 +76,7 @@ class Slot:
     def _flatten(self) -> None:
         """Put all parameters into one buffer, each with the strides it has; those that compute in bf16 come first."""
         named = dict(self.network.named_parameters())
-        kinds = (nn.Conv2d, nn.Linear, LiveConv)
+        kinds = (nn.Conv2d, nn.Linear, LiveConv, TiledConv)
         cast_names = {f"{n}.weight" for n, m in self.network.named_modules() if isinstance(m, kinds) and self.bf16}
         self.names = sorted(named, key=lambda name: name not in cast_names)  # stable: the order is the network's
         self.weights = nn.Parameter(torch.cat([_dense(named[name]) for name in self.names]))
@@ -216,7 +150,7 @@ class Slot:
 
     def begin(self, seed: int) -> None:
         """Forget the last trial: the initial weights of ``seed``, and an optimizer that has seen nothing."""
-        initial = _initial(*self._source, seed, self.device, self.dtype)
+        initial = _initial(*self._source, seed)
         self.seed, self.trained, self.dead = seed, 0, (1.0, 0.0)
         if self.device.type == "cuda":
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the initial weights
@@ -325,7 +259,7 @@ class Slot:
             module = modules[name.rpartition(".")[0]]
             if name.endswith("num_batches_tracked"):
                 tensor.fill_(self.trained)
-            elif isinstance(module, LiveConv):
+            elif isinstance(module, (LiveConv, TiledConv)):
                 tensor.mul_(self.dead[0])
                 tensor.flatten(2)[:, :, module.live] = trained[name].permute(2, 1, 0).to(tensor.device)
             else:
@@ -345,21 +279,21 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _network(
-    model: Model, classes: int, size: tuple[int, int], seed: int, device: torch.device, dtype: torch.dtype
+    model: Model, classes: int, size: Size, tiled: int, device: torch.device, dtype: torch.dtype, seed: int
 ) -> nn.Module:
-    """A network with the weights of ``seed``, with live taps only where that pays."""
+    """A network with the weights of ``seed``, on a CPU with fewer multiplications."""
     network = build(model, classes, seed).to(dtype)
     if device.type == "cpu":
-        network = compact(network, *size)
+        network = compact(network, *size, tiled)
     return network.to(device).to(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=8)
 def _initial(
-    model: Model, classes: int, size: tuple[int, int], seed: int, device: torch.device, dtype: torch.dtype
+    model: Model, classes: int, size: Size, tiled: int, device: torch.device, dtype: torch.dtype, seed: int
 ) -> dict[str, Tensor]:
     """The state of that network; a sweep begins every trial with the same."""
-    return dict(_network(model, classes, size, seed, device, dtype).state_dict())
+    return dict(_network(model, classes, size, tiled, device, dtype, seed).state_dict())
 
 
 # --------------------------------------------------------------------------------------
@@ -424,7 +358,7 @@ PAYS = 0.15
 """The share of training time that compiling is taken to save (predicted: it fuses what lies between products)."""
 COMPILE_SECONDS = 60.0
 WORTH_MEASURING = 2e9
-"""Operations of an update below which a CPU stays with fp32: too few to be measured, or to matter."""
+"""Operations of an update below which a CPU stays with plain fp32: too few to be measured, or to matter."""
 FLOPS = 200e12
 """What a GPU is assumed to reach in bf16 when it is asked whether compiling pays."""
 
@@ -443,9 +377,9 @@ def loop(config: TrialConfig) -> Loop:
 def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str = "auto") -> Engine:
     """The engine for a sweep of trials like ``config``: one for all of them, so that they can be compared.
 
-    ``auto`` is the fast one on CPUs and on CUDA, in bf16 where the machine computes it faster (on a CPU that is
-    measured), compiled on a GPU where the sweep is long enough; the reference elsewhere, for networks with random
-    layers, and for data that the device cannot hold.
+    ``auto`` is the fast one on CPUs and on CUDA, in bf16 or in tiles where the machine computes it faster (on a CPU
+    that is measured), compiled on a GPU where the sweep is long enough; the reference elsewhere, for networks with
+    random layers, and for data that the device cannot hold.
     """
     data = resident(config, device)
     network = build(config.model, data.classes, config.train.seed)
@@ -454,10 +388,7 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     if wanted == "reference" or device.type not in ("cpu", "cuda") or random or not held:
         return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
     if device.type == "cpu":
-        work = _flops(network, data) * min(config.train.batch_size, len(data.train))
-        auto = config.precision == "auto" and work > WORTH_MEASURING and _faster_in_bf16(config)
-        bf16 = config.precision == "bf16" or auto
-        return Engine("fast", "bf16" if bf16 else "fp32")
+        return _on_a_cpu(config, data, _flops(network, data))
     images = trials * config.train.epochs * len(data.train)
     seconds = images * _flops(network, data) / FLOPS
     bf16 = uses_bf16(config, data, device)
@@ -474,29 +405,34 @@ def _flops(network: nn.Module, data: Dataset) -> int:
     return int(3 * counter.get_total_flops())
 
 
-def _faster_in_bf16(config: TrialConfig, rounds: int = 5, margin: float = 1.15) -> bool:
-    """Whether one thread makes an update in bf16 faster, by ``margin`` at least; a second or two."""
-    cpu = torch.cpu
-    if not (cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()):
-        return False
-    threads = torch.get_num_threads()
+def _on_a_cpu(config: TrialConfig, data: Dataset, flops: int, most: int = 32) -> Engine:
+    """What one thread is fastest with, measured with ``most`` images; a few seconds."""
+    exact, rough, size = Engine("fast", "fp32"), Engine("fast", "bf16"), min(config.train.batch_size, len(data.train))
+    if config.precision == "bf16" or flops * size < WORTH_MEASURING:
+        return rough if config.precision == "bf16" else exact
+    config = replace(config, train=config.train.model_copy(update={"batch_size": min(size, most)}))
+    network, threads = build(config.model, data.classes, config.train.seed), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        slots = [Slot(_check(config, precision), torch.device("cpu")) for precision in ("fp32", "bf16")]
-        seconds: list[list[float]] = [[], []]
-        for _ in range(rounds + 1):
-            for slot, seen in zip(slots, seconds, strict=True):
-                slot.at.zero_()
-                slot.network.train()
-                start = time.thread_time()
-                slot.update()
-                seen.append(time.thread_time() - start)
+        height, width = data.train.images.shape[1:3]
+        exact = replace(exact, tiled=worth_tiling(network, height, width, config.train.batch_size))
+        return rough if config.precision == "auto" and _faster(config, rough, exact) else exact
     finally:
         torch.set_num_threads(threads)
-    exact, rough = (statistics.median(seen[1:]) for seen in seconds)
-    return rough * margin < exact
 
 
-def _check(config: TrialConfig, precision: str) -> TrialConfig:
-    recipe = config.train.model_copy(update={"precision": precision, "batch_size": min(config.train.batch_size, 32)})
-    return replace(config, train=recipe)
+def _faster(config: TrialConfig, rough: Engine, exact: Engine, rounds: int = 5, margin: float = 1.15) -> bool:
+    """Whether an update in bf16 takes less time, by ``margin`` at least."""
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    slots = [Slot(replace(config, engine=engine), torch.device("cpu")) for engine in (rough, exact)]
+    seconds: list[list[float]] = [[], []]
+    for _ in range(rounds + 1):
+        for slot, seen in zip(slots, seconds, strict=True):
+            slot.at.zero_()
+            slot.network.train()
+            start = time.thread_time()
+            slot.update()
+            seen.append(time.thread_time() - start)
+    fast, slow = (statistics.median(seen[1:]) for seen in seconds)
+    return fast * margin < slow

@@ -7,10 +7,12 @@ A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a sha
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import logging
 import multiprocessing
 import os
+import platform
 import re
 import socket
 import threading
@@ -78,9 +80,18 @@ def _own_one_core(shared: Shared | None) -> None:
 
     _adopt(shared)
     torch.set_num_threads(1)
+    _keep_memory()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep what is freed: an update frees all it has taken, and taking it anew costs a twentieth of it."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in ((-4, 0), (-1, -1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+            libc.mallopt(option, value)
 
 
 def _adopt(shared: Shared | None) -> None:

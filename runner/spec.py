@@ -256,9 +256,12 @@ class Engine:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """What the recipe's ``auto`` stands for here."""
     compiled: bool = False
+    tiled: int = 0
+    """On a CPU: the channels from which 3x3 convolutions are done in tiles (Winograd's F(4x4, 3x3)); 0 for none."""
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.precision}{', compiled' if self.compiled else ''}"
+        tiles = f", tiles from {self.tiled} channels" if self.tiled else ""
+        return f"{self.name}, {self.precision}{', compiled' if self.compiled else ''}{tiles}"
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,16 @@ ORDER = {
     "how sure": ("confirm", "confidence"),
     "what comes out": ("report", "export", "figures", "codegen", "terminal"),
     "the other commands": ("preview", "ui", "__main__"),
-    "what can be skipped at first": ("document", "place", "storage", "sender", "stop", "checkpoint", "engine"),
+    "what can be skipped at first": (
+        "document",
+        "place",
+        "storage",
+        "sender",
+        "stop",
+        "checkpoint",
+        "engine",
+        "conv",
+    ),
 }
 
 
