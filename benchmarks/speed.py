@@ -132,7 +132,7 @@ class Script:
         self.way, self.device, self.track, cuda = way, device, track, device.startswith("cuda")
         pictures, augment = data.load(config.data, config.data_dir), config.data.augment
         norm = transforms.Normalize((pictures.mean / 255).tolist(), (pictures.std / 255).tolist())
-        crop = transforms.RandomCrop(list(pictures.train.images.shape[1:3]), padding=augment.pad)
+        crop = transforms.RandomCrop(pictures.size, padding=augment.pad)
         flip = [transforms.RandomHorizontalFlip()] if augment.flip else []
         train = Pictures(pictures.train, crop, *flip, transforms.ToTensor(), norm)
         val = Pictures(pictures.val, transforms.ToTensor(), norm)
@@ -337,7 +337,7 @@ Peers = dict[str, ProcessPoolExecutor]
 def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes], args: Any) -> dict[str, Any]:
     """Steady images per second of the four arms, the limits in the same turns, and how far ours is from them."""
     pictures, size, cuda = data.load(config.data, config.data_dir), config.train.batch_size, device.startswith("cuda")
-    shape, updates = pictures.train.images.shape[1:3], data.updates_per_epoch(len(pictures.train), size)
+    shape, updates = pictures.size, data.updates_per_epoch(len(pictures.train), size)
     for lanes in ours.values():
         on(lanes, begin, [config] * len(lanes.all))  # a trial's first epoch: its learning rates stay in the slot
     costs = on(ours["one lane"], lane_costs, [config])[0]

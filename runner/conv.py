@@ -269,12 +269,12 @@ def _seconds(module: nn.Module, x: Tensor, rounds: int) -> float:
 
 
 def _convolutions(network: nn.Module, height: int, width: int) -> dict[str, tuple[nn.Conv2d, Size]]:
-    """The plain ones of a network by name, and the size of what goes into them."""
-    found: dict[str, tuple[nn.Conv2d, Size]] = {}
+    """The plain ones of a network by name, and the size of what goes into them, where that is always the same."""
+    sizes: dict[str, set[Size]] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[name] = cast("nn.Conv2d", conv), (inputs[0].shape[2], inputs[0].shape[3])
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            sizes.setdefault(name, set()).add((inputs[0].shape[2], inputs[0].shape[3]))
 
         return hook
 
@@ -284,12 +284,13 @@ def _convolutions(network: nn.Module, height: int, width: int) -> dict[str, tupl
         network.eval()(next(network.parameters()).new_zeros(1, 3, height, width))
     for hook in hooks:
         hook.remove()
-    return found
+    return {name: (convs[name], found.pop()) for name, found in sizes.items() if len(found) == 1}
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
+    own = [name for name, _ in conv.named_parameters()] == ["weight"]  # no bias, and no other weight behind it
     padded = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return padded and conv.groups == 1 and conv.dilation == (1, 1) and conv.bias is None
+    return own and padded and conv.groups == 1 and conv.dilation == (1, 1)
 
 
 def _can_be_tiled(conv: nn.Conv2d) -> bool:

@@ -68,6 +68,11 @@ class Dataset:
     digest: str
     """SHA-256 of everything above: the same digest, the same data."""
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return self.train.images.shape[1], self.train.images.shape[2]
+
     def to(self, device: torch.device) -> Dataset:
         """The same data on ``device`` where they fit into half of its free memory, else where they are."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -67,6 +68,14 @@ class Document:
         while at and at not in self.lines:
             at = at[:-1]
         return SpecError(message, path=self.path, line=self.lines.get(at, 1), key=key)
+
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """What turns out to be wrong with a key of this file is said with its line."""
+        try:
+            yield
+        except SpecError as error:
+            raise self.error(error.key, error.message) if error.key and not error.path else error from None
 
     def parse(self, model: type[Model]) -> Model:
         """The data as ``model``; raises SpecError for the first thing that does not fit."""

@@ -50,8 +50,7 @@ class Slot:
         self.bf16 = uses_bf16(config, data, device)
         self.size = min(recipe.batch_size, len(data.train))
         self.updates = updates_per_epoch(len(data.train), self.size)
-        size = (data.train.images.shape[1], data.train.images.shape[2])
-        self._source = (config.model, data.classes, size, config.engine.tiled, device, dtype)
+        self._source = (config.model, data.classes, data.size, config.engine.tiled, device, dtype)
         self.network = _network(*self._source, recipe.seed)
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -292,8 +291,9 @@ def _network(
 def _initial(
     model: Model, classes: int, size: Size, tiled: int, device: torch.device, dtype: torch.dtype, seed: int
 ) -> dict[str, Tensor]:
-    """The state of that network; a sweep begins every trial with the same."""
-    return dict(_network(model, classes, size, tiled, device, dtype, seed).state_dict())
+    """The parameters and buffers of that network; a sweep begins every trial with the same."""
+    network = _network(model, classes, size, tiled, device, dtype, seed)
+    return {**dict(network.named_buffers()), **network.state_dict()}
 
 
 # --------------------------------------------------------------------------------------
@@ -378,15 +378,14 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     """The engine for a sweep of trials like ``config``: one for all of them, so that they can be compared.
 
     ``auto`` is the fast one on CPUs and on CUDA, in bf16 or in tiles where the machine computes it faster (on a CPU
-    that is measured), compiled on a GPU where the sweep is long enough; the reference elsewhere, for networks with
-    random layers, and for data that the device cannot hold.
+    that is measured), compiled on a GPU where the sweep is long enough; the reference elsewhere, for networks that a
+    slot does not train as they are, and for data that the device cannot hold.
     """
     data = resident(config, device)
-    network = build(config.model, data.classes, config.train.seed)
-    random = any(getattr(module, "p", 0.0) for module in network.modules())  # dropout, stochastic depth
     held = data.train.images.device == device  # not where a GPU's memory is too small for them
-    if wanted == "reference" or device.type not in ("cpu", "cuda") or random or not held:
+    if wanted == "reference" or device.type not in ("cpu", "cuda") or not held or not _fits_a_slot(config, data):
         return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
+    network = build(config.model, data.classes, config.train.seed)
     if device.type == "cpu":
         return _on_a_cpu(config, data, _flops(network, data))
     images = trials * config.train.epochs * len(data.train)
@@ -395,13 +394,30 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     return Engine("fast", "bf16" if bf16 else "fp32", compiled=seconds * PAYS > COMPILE_SECONDS)
 
 
+def _fits_a_slot(config: TrialConfig, data: Dataset) -> bool:
+    """Whether training draws no random numbers (dropout, stochastic depth), and gradients move every parameter.
+
+    One that is frozen, is not used, or has two names is for the plain loop; so is a norm that counts its batches.
+    """
+    network = build(config.model, data.classes, config.train.seed).train()
+    parameters = [parameter for _, parameter in network.named_parameters(remove_duplicate=False)]
+    counts = any(getattr(module, "momentum", 0.1) is None for module in network.modules())
+    if counts or len({*parameters}) < len(parameters) or not all(p.requires_grad for p in parameters):
+        return False
+    images = normalised(data.train.images[:2], data.mean, data.std).cpu()
+    before = torch.get_rng_state()
+    logits = network(images)
+    drawn = not torch.equal(torch.get_rng_state(), before)
+    gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    return not drawn and all(gradient is not None for gradient in gradients)
+
+
 def _flops(network: nn.Module, data: Dataset) -> int:
     """Of the forward and the backward pass of one image (the backward pass takes twice the forward's)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    height, width = data.train.images.shape[1:3]
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        network.to("meta").eval()(torch.zeros(1, 3, height, width))
+        network.to("meta").eval()(torch.zeros(1, 3, *data.size))
     return int(3 * counter.get_total_flops())
 
 
@@ -414,8 +430,7 @@ def _on_a_cpu(config: TrialConfig, data: Dataset, flops: int, most: int = 32) ->
     network, threads = build(config.model, data.classes, config.train.seed), torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        height, width = data.train.images.shape[1:3]
-        exact = replace(exact, tiled=worth_tiling(network, height, width, config.train.batch_size))
+        exact = replace(exact, tiled=worth_tiling(network, *data.size, config.train.batch_size))
         return rough if config.precision == "auto" and _faster(config, rough, exact) else exact
     finally:
         torch.set_num_threads(threads)

@@ -27,6 +27,29 @@ def build(config: Model, classes: int, seed: int) -> nn.Module:
         return _network(config, classes)
 
 
+def check(config: Model, classes: int, height: int, width: int) -> None:
+    """Build the model, and have it look at two images of this size.
+
+    Raises:
+        SpecError: it cannot be built, cannot take such images, or does not give a number for each class.
+    """
+    network, name = build(config, classes, 0), config.function or config.name
+    try:
+        given = network(torch.zeros(2, 3, height, width))
+    except (RuntimeError, ValueError) as error:
+        if config.function is not None:
+            raise  # its author wants to see where
+        said = str(error).strip().splitlines()[0]
+        hint = "a ResNet with stem: small does"
+        message = f"{name} takes no images of {height}x{width} pixels ({said}); {hint}"
+        raise SpecError(message, key=("model", "name")) from None
+    if not isinstance(given, torch.Tensor) or given.shape != (2, classes):
+        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
+        raise SpecError(
+            f"{name} gives {shape} for two images, not (2, {classes}): a number for each class", key=("model",)
+        )
+
+
 def _network(config: Model, classes: int) -> nn.Module:
     from torchvision.models import ResNet, get_model, list_models
 

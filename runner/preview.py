@@ -60,11 +60,12 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
 
 def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence[str], timing: bool = True) -> None:
     """Print what a sweep would do and draw its curves into ``out``."""
-    from . import data
+    from . import data, model
 
     epochs, drawn = sweep.train.epochs, samples(sweep.schedules, allow)
     try:
         dataset = data.load(sweep.data, data_dir)
+        model.check(sweep.model, dataset.classes, *dataset.size)
         updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
     except data.DataError as error:
         print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
@@ -152,9 +153,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"warning: {problem}", file=sys.stderr)
             draw(curves, T, args.epochs, args.out or Path("schedules.png"), "")
         else:
-            sweep, _ = load_sweep(args.sweep, args.allow_plugin)
+            sweep, document = load_sweep(args.sweep, args.allow_plugin)
             out = args.out or load_place().folder / "results" / sweep.name / "preview.png"
-            preview(sweep, args.data_dir, args.device, out, args.allow_plugin, not args.no_timing)
+            with document.locating():
+                preview(sweep, args.data_dir, args.device, out, args.allow_plugin, not args.no_timing)
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

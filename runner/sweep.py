@@ -98,7 +98,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
 
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
-    model.build(sweep.model, dataset.classes, sweep.train.seed)  # refuses what cannot be built
+    model.check(sweep.model, dataset.classes, *dataset.size)
     updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
     flat = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
@@ -355,7 +355,8 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
     sweep, document = load_sweep(args.sweep, args.allow_plugin)
     place = load_place(args.mlflow)
     if args.dry_run:
-        return dry_run(sweep, place, args.data_dir, args.allow_plugin)
+        with document.locating():
+            return dry_run(sweep, place, args.data_dir, args.allow_plugin)
     options = Options(
         document.path,
         document.text,
@@ -371,7 +372,8 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
         tuple(args.allow_plugin),
         args.sync,
     )
-    records = run(sweep, place, options, stop)
+    with document.locating():
+        records = run(sweep, place, options, stop)
     if not options.sync and not any(record.outcome == "complete" for record in records):
         raise TooManyFailedError("no trial was completed: the report above says why")
     return 0
@@ -382,7 +384,7 @@ def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> 
     from . import data, model, report
 
     dataset = data.load(sweep.data, data_dir)
-    model.build(sweep.model, dataset.classes, sweep.train.seed)
+    model.check(sweep.model, dataset.classes, *dataset.size)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
     for problem in report.doubts(sweep, dataset, allow):
         print(f"warning: {problem}", file=sys.stderr)

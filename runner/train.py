@@ -203,7 +203,7 @@ def uses_bf16(config: TrialConfig, dataset: Dataset, device: torch.device) -> bo
         return config.precision == "bf16"
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type != "cpu" or dataset.train.images.shape[1] < 16:
+    if device.type != "cpu" or dataset.size[0] < 16:
         return False  # below that, casting eats what the matrix units give
     return bool(torch.cpu._is_amx_tile_supported())
 

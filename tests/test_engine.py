@@ -189,6 +189,107 @@ def test_the_engine_is_the_fast_one_where_it_can_be_and_the_reference_where_it_i
     assert choose(dropout, CPU, 10).name == "reference"
 
 
+OWN = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Plain(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.a = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.b = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.fc = nn.Linear(512, classes)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.b(torch.relu(self.a(x)))).flatten(1))
+
+
+class Tied(Plain):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.c = self.b
+
+    def forward(self, x):
+        return super().forward(self.c(torch.relu(self.a(x))).narrow(1, 0, 3))
+
+
+class Frozen(Plain):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.a.weight.requires_grad_(False)
+
+
+class Unused(Plain):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.head = nn.Linear(3, 3)
+
+
+class Random(Plain):
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
+class Normed(Plain):
+    def __init__(self, classes):
+        super().__init__(classes)
+        nn.utils.parametrizations.weight_norm(self.b)
+
+
+class Buffered(Plain):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+
+    def forward(self, x):
+        return super().forward(x * self.scale)
+
+
+class Counting(Plain):
+    def __init__(self, classes):
+        super().__init__(classes)
+        self.norm = nn.BatchNorm2d(3, momentum=None)
+
+    def forward(self, x):
+        return super().forward(self.norm(x))
+
+
+class Twice(Plain):
+    def forward(self, x):
+        y = F.avg_pool2d(self.b(torch.relu(self.a(x))), 4)
+        return self.fc(F.interpolate(self.b(y), 8).flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen"),
+    [
+        ("Plain", "fast"),
+        ("Normed", "fast"),
+        ("Buffered", "fast"),
+        ("Twice", "fast"),
+        ("Tied", "reference"),
+        ("Frozen", "reference"),
+        ("Unused", "reference"),
+        ("Random", "reference"),
+        ("Counting", "reference"),
+    ],
+)
+def test_a_network_of_ones_own_is_trained_as_the_plain_loop_trains_it(name, chosen, tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = trial(model=Model(name="custom", function=f"own_networks.{name}"), epochs=1)
+    config = replace(config, engine=choose(config, CPU, 10))
+    assert config.engine.name == chosen
+    if config.engine.name == "fast":
+        config = replace(config, engine=Engine("fast", "fp32", tiled=8))
+    epoch, expected = next(engine.loop(config)(config, CPU)), next(train.train(config, CPU))
+    assert epoch.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+    assert epoch.val_loss == pytest.approx(expected.val_loss, rel=1e-5)
+
+
 def test_tiles_are_measured_for_large_updates_in_fp32_alone_and_said():
     wide = {"model": Model(width=32), "data": {"limit": 400}, "batch_size": 256}
     found = choose(trial(**wide), CPU, 10)

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import ResNet, resnet18
 
 from runner.document import SpecError
-from runner.model import build
+from runner.model import build, check
 from runner.spec import Model
 
 
@@ -163,3 +163,43 @@ def test_models_for_other_tasks_are_no_models_here():
 def test_a_network_that_this_loop_cannot_train_is_refused(name, settings, words):
     with pytest.raises(SpecError, match=words):
         build(Model(name=name, **settings), 10, 0)
+
+
+def test_a_network_that_cannot_take_such_small_images_is_refused():
+    with pytest.raises(
+        SpecError, match=r"^model\.name: vgg11 takes no images of 8x8 pixels \(.*\); a ResNet .* does$"
+    ):
+        check(Model(name="vgg11", stem="imagenet"), 10, 8, 8)
+    check(Model(name="vgg11", stem="imagenet"), 10, 32, 32)
+
+
+OWN = """
+import torch
+
+
+class Few(torch.nn.Flatten):
+    def __init__(self, classes):
+        super().__init__()
+
+
+class Lost(Few):
+    def forward(self, x):
+        return None
+
+
+class Wrong(Few):
+    def forward(self, x):
+        return x @ x
+"""
+
+
+def test_a_network_of_ones_own_must_give_a_number_for_each_class(tmp_path, monkeypatch):
+    (tmp_path / "own_outputs.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = {name: Model(name="custom", function=f"own_outputs.{name}") for name in ("Few", "Lost", "Wrong")}
+    with pytest.raises(SpecError, match=r"own_outputs\.Few gives \(2, 192\) for two images, not \(2, 10\): a"):
+        check(own["Few"], 10, 8, 8)
+    with pytest.raises(SpecError, match=r"own_outputs\.Lost gives NoneType for two images"):
+        check(own["Lost"], 10, 8, 8)
+    with pytest.raises(RuntimeError):  # where it went wrong is for its author to see
+        check(own["Wrong"], 10, 8, 4)

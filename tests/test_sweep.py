@@ -162,6 +162,17 @@ def test_an_unexpected_error_is_never_a_score_and_never_the_end_of_the_others(pr
     assert "Traceback" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["sweep", "sweep --dry-run", "preview"])
+def test_a_network_too_deep_for_the_images_is_refused_with_its_line_and_nothing_is_created(project, capsys, command):
+    (project / "sweeps/tiny.yaml").write_text(TINY.replace("{width: 8}", "{name: vgg11, stem: imagenet}"))
+    there, (name, *options) = sorted(project.rglob("*")), command.split()
+    program = {"sweep": sweep, "preview": preview}[name]
+    assert program.main(["sweeps/tiny.yaml", "--device", "cpu", *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: sweeps/tiny.yaml, line 3: model.name: vgg11 takes no images of 8x8 pixels")
+    assert sorted(project.rglob("*")) == there
+
+
 def test_a_sweep_in_which_most_trials_fail_stops_and_says_why(project, monkeypatch, capsys):
     def breaks(config, device, state=None):
         raise RuntimeError("out of luck")
