@@ -321,11 +321,11 @@ def limits(device: str, precision: str) -> dict[str, float]:
     return found | {"copy": 2e-9 * a.nbytes / best(b.copy_, a)}
 
 
-def gflop(network: nn.Module, height: int, width: int) -> float:
-    """Of the forward and the backward pass of one image."""
+def gflop(network: nn.Module, height: int, width: int, images: int) -> float:
+    """Of the forward and the backward pass of one image of so many: what is done once for all is shared."""
     with FlopCounterMode(display=False) as counter:
-        network.to("meta").train()(torch.zeros(2, 3, height, width, device="meta")).sum().backward()
-    return counter.get_total_flops() / 2e9
+        network.to("meta").train()(torch.zeros(images, 3, height, width, device="meta")).sum().backward()
+    return counter.get_total_flops() / images / 1e9
 
 
 # --------------------------------------------------------------------------------------
@@ -353,8 +353,8 @@ def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes]
         print({name: round(values[-1]) for name, values in seen.items()}, "images/s", file=sys.stderr)
     speed, top = {k: spread(v) for k, v in seen.items()}, {k: spread([t[k] for t in tops]) for k in tops[0]}
     network = build(config.model, pictures.classes, 0)
-    nominal = gflop(build(config.model, pictures.classes, 0), *shape)
-    computed = nominal if cuda else gflop(compact(network, *shape, config.engine.tiled), *shape)
+    nominal = gflop(build(config.model, pictures.classes, 0), *shape, size)
+    computed = nominal if cuda else gflop(compact(network, *shape, config.engine.tiled), *shape, size)
     distance = {}
     for name in ours:
         second, threads = speed[name]["median"], 1 if name == "one lane" and not cuda else CORES

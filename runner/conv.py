@@ -92,7 +92,7 @@ _TAPS += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 4]]
 _KERNELS = torch.kron(*[torch.tensor(_TAPS, dtype=torch.float64)] * 2)
 """From the 9 taps of a kernel to its values, scaled, at 6x6 points: 0, 1, -1, 2, -2 and infinity."""
 _PIXELS = 4096
-"""So many at a time: enough for the products to be large, and few enough for a core's cache."""
+"""So many at a time, or one image: enough for the products to be large, and few for a core's cache."""
 
 
 class _Tiles(torch.autograd.Function):
@@ -126,10 +126,11 @@ def _parts(images: Tensor) -> tuple[Tensor, ...]:
     return cast("tuple[Tensor, ...]", images.split(max(1, _PIXELS // (16 * tiles))))
 
 
-# Every step has its transpose beside it. Points are ``[6, 6, n, h, w, C]``; first one side of a tile, then the other.
+# Every step has its transpose beside it, and is done along a row of pixels, then along a column. Points are
+# ``[6, 6, n, h, w, C]``.
 
 Pieces = Sequence[Tensor]
-"""What one place in every tile holds, for all places of a side; ``dim`` is where the tiles of that side are."""
+"""The pixels of a side of a tile, or its points: what one of them is in all tiles, and a view to write to."""
 
 
 def expanded(x: Tensor) -> Tensor:
@@ -165,6 +166,17 @@ def contracted_back(y: Tensor) -> Tensor:
 
 
 def _expand(x: Pieces, p: Pieces, dim: int) -> None:
+    """Four pixels of a tile to six points; tiles follow one another along ``dim``.
+
+    Three taps on four pixels reach six: the last one of the tile before (l), the four, the first one of the next (n).
+
+        4 l     - 5 x1      + x3             the point 0
+          - 4 x0 - 4 x1 + x2 + x3            1
+            4 x0 - 4 x1 - x2 + x3           -1
+          - 2 x0 - x1 + 2 x2 + x3            2
+            2 x0 - x1 - 2 x2 + x3           -2
+              x0    - 5/4 x2     + n / 4     infinity
+    """
     a, b = sub(x[3], x[1], alpha=4), sub(x[2], x[0], alpha=4)
     add(a, b, out=p[1])
     sub(a, b, out=p[2])
@@ -189,6 +201,7 @@ def _expand_back(p: Pieces, x: Pieces, dim: int) -> None:
 
 
 def _contract(p: Pieces, y: Pieces) -> None:
+    """Six points to four pixels: y_i is the sum of point^i p, and infinity adds to the last one."""
     a, b, c, d = p[1] + p[2], p[1] - p[2], p[3] + p[4], p[3] - p[4]
     add(a, c, out=y[0]).add_(p[0])
     add(b, d, alpha=2, out=y[1])
@@ -228,7 +241,7 @@ def compact(network: nn.Module, height: int, width: int, tiled: int = 0) -> nn.M
     Args:
         network: is changed in place, and left in its mode of evaluation.
         height: of the images in pixels; so is ``width``.
-        tiled: the number of channels from which 3x3 convolutions are done in tiles; 0 for none.
+        tiled: the number of channels, in and out, from which 3x3 convolutions are done in tiles; 0 for none.
     """
     for name, (conv, size) in _convolutions(network, height, width).items():
         if max(size) <= 4:
@@ -241,8 +254,13 @@ def compact(network: nn.Module, height: int, width: int, tiled: int = 0) -> nn.M
     return network
 
 
-def worth_tiling(network: nn.Module, height: int, width: int, batch_size: int, rounds: int = 3) -> int:
-    """The number of channels from which tiles save a thread time, as measured on this machine; 0 for none."""
+def worth_tiling(
+    network: nn.Module, height: int, width: int, batch_size: int, rounds: int = 3, margin: float = 1.1
+) -> int:
+    """The number of channels from which tiles take a thread less time, by ``margin`` at least; 0 for none.
+
+    Measured on this machine, for the 3x3 convolutions that ``compact`` leaves in ``network`` (and it is changed).
+    """
     compact(network, height, width)
     convs = [(c, size) for c, size in _convolutions(network, height, width).values() if _can_be_tiled(c)]
     alike = Counter((conv.in_channels, conv.out_channels, *size) for conv, size in convs)
@@ -251,7 +269,7 @@ def worth_tiling(network: nn.Module, height: int, width: int, batch_size: int, r
         conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
         x = torch.randn(batch_size, c_in, *size).to(memory_format=torch.channels_last)
         plain, tiles = (_seconds(module, x, rounds) for module in (conv, TiledConv(conv)))
-        saved[_channels(conv)] += times * (plain - tiles)
+        saved[_channels(conv)] += times * (plain / margin - tiles)
     total = {fewest: sum(s for channels, s in saved.items() if channels >= fewest) for fewest in saved}
     best = max(total, key=total.__getitem__, default=0)
     return best if best and total[best] > 0 else 0
@@ -269,28 +287,27 @@ def _seconds(module: nn.Module, x: Tensor, rounds: int) -> float:
 
 
 def _convolutions(network: nn.Module, height: int, width: int) -> dict[str, tuple[nn.Conv2d, Size]]:
-    """The plain ones of a network by name, and the size of what goes into them, where that is always the same."""
-    sizes: dict[str, set[Size]] = {}
+    """The plain ones of a network by name, and the size of what goes into them."""
+    sizes: dict[str, Size] = {}
 
     def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sizes.setdefault(name, set()).add((inputs[0].shape[2], inputs[0].shape[3]))
+            sizes[name] = (inputs[0].shape[2], inputs[0].shape[3])
 
         return hook
 
     convs = {name: m for name, m in network.named_modules() if type(m) is nn.Conv2d and _is_plain(m)}
     hooks = [m.register_forward_pre_hook(note(name)) for name, m in convs.items()]
-    with torch.inference_mode():
+    with torch.no_grad():
         network.eval()(next(network.parameters()).new_zeros(1, 3, height, width))
     for hook in hooks:
         hook.remove()
-    return {name: (convs[name], found.pop()) for name, found in sizes.items() if len(found) == 1}
+    return {name: (convs[name], size) for name, size in sizes.items()}
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:
-    own = [name for name, _ in conv.named_parameters()] == ["weight"]  # no bias, and no other weight behind it
     padded = conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-    return own and padded and conv.groups == 1 and conv.dilation == (1, 1)
+    return padded and conv.groups == 1 and conv.dilation == (1, 1) and conv.bias is None
 
 
 def _can_be_tiled(conv: nn.Conv2d) -> bool:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .document import SpecError
+from .document import SpecError, first_line
 from .schedules import find_function
 from .spec import Augment, Data
 
@@ -127,8 +127,9 @@ class Tables:
         return Tables(*(table.to(device) for table in self.all()))
 
 
-def pad(images: Tensor, margin: int) -> Tensor:
-    """``[N, H, W, C]`` with ``margin`` black pixels on each side."""
+@lru_cache(maxsize=1)
+def padded(images: Tensor, margin: int) -> Tensor:
+    """``[N, H, W, C]`` with ``margin`` black pixels on each side; kept, as every epoch needs the same."""
     return torch.nn.functional.pad(images, (0, 0, margin, margin, margin, margin)) if margin else images
 
 
@@ -166,7 +167,7 @@ def adopt(config: Data, data_dir: str, values: Mapping[str, Any]) -> None:
         _ADOPTED[config, data_dir] = Dataset(**{name: tensors(value) for name, value in values.items()})
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def load(config: Data, data_dir: str = "data") -> Dataset:
     """Load a data set and split it; the same arguments give the same tensors, read once per process.
 
@@ -264,7 +265,7 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
         except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
             raise DataError(
                 f"{name} is missing or damaged under {data_dir} and cannot be downloaded "
-                f"({str(error).splitlines()[0][:120]}); put torchvision's files there, or the Hugging Face data "
+                f"({first_line(error)[:120]}); put torchvision's files there, or the Hugging Face data "
                 f"set's Parquet files as {data_dir / source}/*.parquet, or name their folder with --data-dir"
             ) from None
         images = torch.as_tensor(np.asarray(found.data))
@@ -305,7 +306,7 @@ def _parquet_split(files: Sequence[Path]) -> Split:
         try:
             table = pd.read_parquet(file)
         except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
-            raise DataError(f"{file} cannot be read ({str(error).splitlines()[0][:120]}); fetch it again") from None
+            raise DataError(f"{file} cannot be read ({first_line(error)[:120]}); fetch it again") from None
         image = next((c for c in ("img", "image", "images", "pixels") if c in table.columns), None)
         label = next((c for c in ("label", "labels", "fine_label", "target", "class") if c in table.columns), None)
         if image is None or label is None:
@@ -337,7 +338,7 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
             found = ImageFolder(str(root))
         except (OSError, FileNotFoundError) as error:
             raise DataError(
-                f"{root} is no folder of images ({str(error).splitlines()[0][:120]}); put each class "
+                f"{root} is no folder of images ({first_line(error)[:120]}); put each class "
                 f"into a folder of its own, as in {root}/cats/1.jpg"
             ) from None
         images = np.empty((len(found.samples), size, size, 3), dtype=np.uint8)
@@ -434,15 +435,3 @@ def batches(
         return images, data.labels[index]
 
     return batch
-
-
-_KEPT_PADDED: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
-
-
-def padded(images: Tensor, margin: int) -> Tensor:
-    """``pad(images, margin)``, kept for the set that is in use: every epoch of every trial needs the same."""
-    kept = _KEPT_PADDED.get((id(images), margin))
-    if kept is None or kept[0] is not images:
-        _KEPT_PADDED.clear()
-        kept = _KEPT_PADDED[(id(images), margin)] = (images, pad(images, margin))
-    return kept[1]

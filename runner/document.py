@@ -52,6 +52,11 @@ def printable(text: str) -> str:
     )
 
 
+def first_line(error: BaseException | None) -> str:
+    """What an error says first; nothing where it says nothing."""
+    return (str(error).strip().splitlines() or [""])[0]
+
+
 @dataclass(frozen=True)
 class Document:
     """The data of a file, and the line of every key."""
@@ -166,7 +171,7 @@ def read(path: Path | str) -> Document:
         raise SpecError(f"is not YAML: {error.problem}", path=path, line=mark.line + 1 if mark else 0) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         line = text[: getattr(error, "position", 0)].count("\n") + 1
-        raise SpecError(f"is not YAML: {str(error).splitlines()[0]}", path=path, line=line) from None
+        raise SpecError(f"is not YAML: {first_line(error)}", path=path, line=line) from None
     lines: dict[Key, int] = {}
     data = _value(node, (), lines, path) if node is not None else None
     if not isinstance(data, dict):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,9 @@ from torch.nn import functional as F
 from . import train as reference
 from .checkpoint import State
 from .conv import LiveConv, Size, TiledConv, compact, worth_tiling
-from .data import Dataset, Split, Tables, augmented, normalised, padded, updates_per_epoch
+from .data import Dataset, Split, Tables, adopt, augmented, normalised, padded, updates_per_epoch
 from .model import build
+from .schedules import load as load_schedule
 from .spec import Engine, Model, TrialConfig
 from .train import Epoch, epochs_in, finished, make_optimizer, measure, plain, resident, uses_bf16
 
@@ -75,8 +76,9 @@ class Slot:
     def _flatten(self) -> None:
         """Put all parameters into one buffer, each with the strides it has; those that compute in bf16 come first."""
         named = dict(self.network.named_parameters())
-        kinds = (nn.Conv2d, nn.Linear, LiveConv, TiledConv)
-        cast_names = {f"{n}.weight" for n, m in self.network.named_modules() if isinstance(m, kinds) and self.bf16}
+        kinds = (nn.Conv2d, nn.Linear, LiveConv)
+        modules = self.network.named_modules() if self.bf16 else ()
+        cast_names = {f"{name}.weight" for name, module in modules if isinstance(module, kinds)} & named.keys()
         self.names = sorted(named, key=lambda name: name not in cast_names)  # stable: the order is the network's
         self.weights = nn.Parameter(torch.cat([_dense(named[name]) for name in self.names]))
         self.weights.grad = torch.zeros_like(self.weights)
@@ -293,7 +295,7 @@ def _initial(
 ) -> dict[str, Tensor]:
     """The parameters and buffers of that network; a sweep begins every trial with the same."""
     network = _network(model, classes, size, tiled, device, dtype, seed)
-    return {**dict(network.named_buffers()), **network.state_dict()}
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
 # --------------------------------------------------------------------------------------
@@ -363,10 +365,8 @@ FLOPS = 200e12
 """What a GPU is assumed to reach in bf16 when it is asked whether compiling pays."""
 
 
-class Loop(Protocol):
-    """A training loop: ``train.train``, or one that gives the same numbers."""
-
-    def __call__(self, config: TrialConfig, device: torch.device, state: State | None = None) -> Iterator[Epoch]: ...
+Loop = Callable[..., Iterator[Epoch]]
+"""A training loop: ``train.train``, or one that gives the same numbers."""
 
 
 def loop(config: TrialConfig) -> Loop:
@@ -383,7 +383,7 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     """
     data = resident(config, device)
     held = data.train.images.device == device  # not where a GPU's memory is too small for them
-    if wanted == "reference" or device.type not in ("cpu", "cuda") or not held or not _fits_a_slot(config, data):
+    if wanted == "reference" or device.type not in ("cpu", "cuda") or not held or not _trains_alike(config, data):
         return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
     network = build(config.model, data.classes, config.train.seed)
     if device.type == "cpu":
@@ -394,30 +394,43 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     return Engine("fast", "bf16" if bf16 else "fp32", compiled=seconds * PAYS > COMPILE_SECONDS)
 
 
-def _fits_a_slot(config: TrialConfig, data: Dataset) -> bool:
-    """Whether training draws no random numbers (dropout, stochastic depth), and gradients move every parameter.
+def _trains_alike(config: TrialConfig, data: Dataset) -> bool:
+    """Whether a slot trains this network as the plain loop does, and does it again; one's own is tried.
 
-    One that is frozen, is not used, or has two names is for the plain loop; so is a norm that counts its batches.
+    It does not where training draws random numbers, where weights are frozen, shared or not used, where hooks or
+    counters change what is trained, and where the network asks more of its modules than to be called.
     """
-    network = build(config.model, data.classes, config.train.seed).train()
-    parameters = [parameter for _, parameter in network.named_parameters(remove_duplicate=False)]
-    counts = any(getattr(module, "momentum", 0.1) is None for module in network.modules())
-    if counts or len({*parameters}) < len(parameters) or not all(p.requires_grad for p in parameters):
+    if config.model.function is None:  # torchvision's: dropout, stochastic depth
+        network = build(config.model, data.classes, config.train.seed)
+        return not any(getattr(module, "p", 0.0) for module in network.modules())
+    few, where, cpu = Split(data.train.images[:8].cpu(), data.train.labels[:8].cpu()), "a few", torch.device("cpu")
+    adopt(config.data, where, replace(data.to(cpu), train=few, val=few, test=few).by_value())
+    plainly = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "batch_size": max(2, len(few) // 2)}
+    recipe = config.train.model_copy(update=plainly)
+    engine, schedule = Engine("fast", "fp32", tiled=1), load_schedule({"type": "constant", "init_lr": 0.05})
+    config = TrialConfig(config.data, config.model, recipe, schedule, where, engine)
+    initial = build(config.model, data.classes, recipe.seed).state_dict()
+    try:
+        expected = cast("Callable[[], State]", next(reference.train(config, cpu)).state)()["network"]
+        for _ in range(2):
+            next(train(config, cpu))
+            for name, tensor in _slot(config, cpu).state_dict().items():
+                moved = (expected[name] - initial[name]).abs().max()
+                if (tensor - expected[name]).abs().max() > 0.05 * moved + 1e-5:
+                    return False
+    except Exception:  # whatever it is, the plain loop does without, or says so
         return False
-    images = normalised(data.train.images[:2], data.mean, data.std).cpu()
-    before = torch.get_rng_state()
-    logits = network(images)
-    drawn = not torch.equal(torch.get_rng_state(), before)
-    gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
-    return not drawn and all(gradient is not None for gradient in gradients)
+    finally:
+        _here.__dict__.clear()
+    return True
 
 
 def _flops(network: nn.Module, data: Dataset) -> int:
     """Of the forward and the backward pass of one image (the backward pass takes twice the forward's)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        network.to("meta").eval()(torch.zeros(1, 3, *data.size))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, *data.size))
     return int(3 * counter.get_total_flops())
 
 

@@ -43,7 +43,7 @@ CONFIRMED = {
     **dict.fromkeys(["test_accuracy", "test_low", "test_high"], "Float64"),
 }
 """What fresh seeds gave: columns of the best table, where a sweep was confirmed."""
-SUFFIXES = {"csv": ".csv", "parquet": ".parquet", "json": ".json", "markdown": ".md"}
+FORMATS = ("csv", "parquet", "json", "markdown")
 
 
 def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml: str | None = None) -> pd.DataFrame:
@@ -325,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sweep", nargs="?", default="digits", help="the sweep's name or file (default: digits)")
     parser.add_argument("--table", choices=["best", "trials", "epochs"], default="best", help="which table")
     parser.add_argument("--top", type=int, metavar="K", help="the K best only")
-    parser.add_argument("--format", choices=[*SUFFIXES], default="markdown", help="default: markdown")
+    parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: markdown")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--code", type=int, metavar="K", help="print PyTorch code of the K-th best schedule")
     parser.add_argument(
@@ -363,8 +363,8 @@ def _export(args: argparse.Namespace) -> int:
     if args.code is not None:
         if args.code > len(best):
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
-        trial = int(best.iloc[args.code - 1]["trial"])
-        record = next(r for r in records if r.number == trial)
+        sign = 1 if facts["direction"] == "maximize" else -1
+        record = best_first(records, sign, facts.get("confirmed", ()))[args.code - 1]
         updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
         text: str | None = origin(facts) + code(record, updates, epochs, args.allow_plugin, args.library)
         if args.out is not None:
@@ -404,7 +404,7 @@ def result_files(
     write(trials_table(records), "csv", paths["trials.csv"])
     write(epochs_table(records), "csv", paths["epochs.csv"])
     if len(best):
-        record = next(r for r in records if r.number == int(best.iloc[0]["trial"]))
+        record = best_first(records, 1 if direction == "maximize" else -1, confirmed)[0]
         paths["best_schedule.json"] = folder / "best_schedule.json"
         paths["best_schedule.json"].write_text(json.dumps(dict(record.schedule), indent=1) + "\n", encoding="utf-8")
         paths["best_schedule.py"] = folder / "best_schedule.py"

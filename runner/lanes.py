@@ -32,7 +32,7 @@ from multiprocessing.connection import wait as wait_for
 from typing import TYPE_CHECKING, Any
 
 from . import checkpoint
-from .document import SpecError, printable
+from .document import SpecError, first_line, printable
 from .place import redacted
 from .spec import Data, Record, TrialConfig
 from .stop import Stop, held, ignore
@@ -87,7 +87,7 @@ def _own_one_core(shared: Shared | None) -> None:
 
 
 def _keep_memory() -> None:
-    """Have glibc keep what is freed: an update frees all it has taken, and taking it anew costs a twentieth of it."""
+    """Have glibc keep what is freed: an update frees all it took, and taking it anew is a twentieth of its time."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option, value in ((-4, 0), (-1, -1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
@@ -119,7 +119,7 @@ class Result:
         """Why the trial ended without being complete or diverged, in a sentence."""
         if self.outcome not in ("failed", "died"):
             return None
-        said = printable(redacted((str(self.error).strip().splitlines() or [""])[0]))
+        said = printable(redacted(first_line(self.error)))
         if _out_of_memory(self.error):
             return f"out of memory: {said}; lower train.batch_size or the number of lanes"
         if isinstance(self.error, BrokenExecutor):
@@ -395,6 +395,7 @@ class RayExecutor(Executor):
         class Worker:
             def __init__(self, shared: Shared | None) -> None:
                 _adopt(shared)
+                _keep_memory()
 
             def call(self, function: Callable[..., Any], *args: Any) -> Any:
                 return function(*args)
@@ -442,7 +443,7 @@ def _ray_lanes(
                 None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR, **local
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise SpecError(f"--ray {address}: {str(error).splitlines()[0]}") from None
+        raise SpecError(f"--ray {address}: {first_line(error)}") from None
     gpu = device.startswith("cuda")
     each = {"num_cpus": 1.0, "num_gpus": 1.0 if gpu else 0.0} | {k: v for k, v in resources.items() if v is not None}
     kinds = [(resource, each[k]) for resource, k in (("CPU", "num_cpus"), ("GPU", "num_gpus")) if each[k] > 0]

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from .document import SpecError
+from .document import SpecError, first_line
 from .schedules import find_function
 from .spec import Model
 from .zoo import did_you_mean
@@ -36,13 +36,11 @@ def check(config: Model, classes: int, height: int, width: int) -> None:
     network, name = build(config, classes, 0), config.function or config.name
     try:
         given = network(torch.zeros(2, 3, height, width))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         if config.function is not None:
             raise  # its author wants to see where
-        said = str(error).strip().splitlines()[0]
-        hint = "a ResNet with stem: small does"
-        message = f"{name} takes no images of {height}x{width} pixels ({said}); {hint}"
-        raise SpecError(message, key=("model", "name")) from None
+        message = f"{name} takes no images of {height}x{width} pixels ({first_line(error)})"
+        raise SpecError(f"{message}; a ResNet with stem: small does", key=("model", "name")) from None
     if not isinstance(given, torch.Tensor) or given.shape != (2, classes):
         shape = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
         raise SpecError(

@@ -38,8 +38,8 @@ class Stop:
     The second ends the process at once. Signals that are ignored when it begins, as under nohup, stay ignored.
     """
 
-    def __init__(self, grace: float | None = None) -> None:
-        self._grace, self._until = GRACE if grace is None else grace, math.inf
+    def __init__(self) -> None:
+        self._until = math.inf
         self._name: str | None = None
         self._since = 0.0
         self._listening = False
@@ -82,11 +82,11 @@ class Stop:
                 at_once(EXIT[name])
             return
         self._name, self._since = name, time.monotonic()
-        self._until = self._since + self._grace
+        self._until = self._since + GRACE
         if not self._listening:
             raise Stopped(name)
         again = "Ctrl-C" if name == "SIGINT" else name
-        said = f"stopping within {self._grace:.0f} s; {again} again ends it at once"  # fits a narrow terminal
+        said = f"stopping within {GRACE:.0f} s; {again} again ends it at once"  # fits a narrow terminal
         with contextlib.suppress(OSError):  # the terminal is gone
             os.write(2, f"\n{said}\n".encode())
 

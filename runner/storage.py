@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 import optuna
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from .document import SpecError
+from .document import SpecError, first_line
 from .place import StorageError, redacted
 
 PATIENCE = 60.0
@@ -108,7 +108,7 @@ def _trouble(error: BaseException) -> tuple[str, bool]:
         if any(isinstance(e, KeyError) for e in chain):
             return "has lost this study: somebody deleted it; the same command begins it again", False
         raise chain[0]  # no trouble of the storage
-    said = redacted((str(reason).strip().splitlines() or [""])[0])
+    said = redacted(first_line(reason))
     if isinstance(reason, sqlite3.Error):
         for words, advice in (
             ("disk is full", "cannot grow: the disk is full; free some space"),
@@ -125,7 +125,7 @@ def _trouble(error: BaseException) -> tuple[str, bool]:
 def unusable(storage: str, error: Exception) -> SpecError:
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    said = redacted((str(error).strip().splitlines() or [""])[0])
+    said = redacted(first_line(error))
     return SpecError(f"the study's storage {redacted(storage)} cannot be used: {said}")
 
 

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
@@ -355,11 +356,13 @@ def propose(
     names = list(space.schedules)
     turn = number % len(names) if search.balance == "equal" else None
     scratch = optuna.create_study(direction=sweep.objective.direction, sampler=_sampler(search, number))
-    scratch.add_trials(list(history))
+    scratch.add_trials(before := list(history))
     if wished is not None:
         scratch.enqueue_trial(dict(wished))
     elif search.sampler == "grid":
-        scratch.enqueue_trial(space.grid_point(number))
+        tried = {frozenset(trial.params.items()) for trial in before}  # wishes may be points of the grid
+        points = map(space.grid_point, count())
+        scratch.enqueue_trial(next(point for point in points if frozenset(point.items()) not in tried))
     elif search.sampler == "qmc":
         scratch.enqueue_trial(_quasirandom(space, search.seed, number, turn))
     elif turn is not None:

@@ -104,8 +104,8 @@ def show(rows: Sequence[Mapping[str, str]]) -> None:
 class Display:
     """The progress of a stage of a sweep. ``with`` it; tell it of epochs and of ended trials."""
 
-    def __init__(self, trials: int, epochs: int, console: Console | None = None, stage: str = "search") -> None:
-        self.console = console or CONSOLE
+    def __init__(self, trials: int, epochs: int, stage: str = "search") -> None:
+        self.console = CONSOLE
         self.trials, self.epochs, self.stage = trials, epochs, stage
         self.best: Record | None = None
         self.done = 0

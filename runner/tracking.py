@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from .data import updates_per_epoch
-from .document import SpecError
+from .document import SpecError, first_line
 from .place import Place, redacted
 from .schedules import Schedule, load
 from .sender import Sender
@@ -257,7 +257,8 @@ class Tracker:
 
     def _describe(self, run: str) -> None:
         """Write what the sweep is onto its parent run: question, settings, data, environment."""
-        self._params(run, flat({**self.sweep.science(), "trials": self.sweep.search.trials}, skip=("space",)))
+        said = {key: part for key, part in self.sweep.science().items() if key != "space"}
+        self._params(run, flat({**said, "trials": self.sweep.search.trials}))
         self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
         self.client.log_text(run, self.options.text, self.options.file.name)
         self.client.log_text(run, "\n".join(_environment()) + "\n", "environment.txt")
@@ -533,7 +534,7 @@ def unusable(place: Place, error: Exception) -> SpecError:
     """What MLflow and its database say when they cannot be used, in a sentence."""
     if isinstance(error, SpecError):
         return error
-    reason = redacted((str(error).strip().splitlines() or [""])[0])
+    reason = redacted(first_line(error))
     return SpecError(
         f"MLflow at {redacted(place.tracking_uri)} cannot be used: {reason}; check server.mlflow_tracking_uri"
     )
@@ -596,18 +597,15 @@ def plain(schedule: Schedule) -> dict[str, Any]:
     return said
 
 
-def flat(value: Mapping[str, Any], prefix: str = "", skip: Iterable[str] = ()) -> dict[str, str]:
+def flat(value: Mapping[str, Any]) -> dict[str, str]:
     """A nested mapping as dotted names and text, the way MLflow keeps params."""
-
-    def walk(value: Any, key: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping):
-            for name, inner in value.items():
-                if name not in skip:
-                    yield from walk(inner, f"{key}.{name}" if key else str(name))
-        elif value is not None:
-            yield key, json.dumps(value) if isinstance(value, (list, tuple, bool)) else str(value)
-
-    return dict(walk(value, prefix))
+    found: dict[str, str] = {}
+    for name, inner in value.items():
+        if isinstance(inner, Mapping):
+            found |= {f"{name}.{key}": text for key, text in flat(inner).items()}
+        elif inner is not None:
+            found[str(name)] = json.dumps(inner) if isinstance(inner, (list, tuple, bool)) else str(inner)
+    return found
 
 
 def escape(text: str) -> str:

@@ -228,7 +228,7 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         SpecError: no such device here.
     """
-    from .document import SpecError
+    from .document import SpecError, first_line
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -236,5 +236,5 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros((), device=device).item()  # meta has no values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SpecError(f"--device {name}: {str(error).splitlines()[0]}; try --device cpu") from None
+        raise SpecError(f"--device {name}: {first_line(error)}; try --device cpu") from None
     return device

@@ -18,7 +18,7 @@ from runner.export import best_schedules, best_table, for_people, markdown
 from runner.place import load_place
 from runner.report import audited, calibrated, edge, next_steps
 from runner.schedules import load
-from runner.spec import Record, load_sweep
+from runner.spec import Record, best_first, load_sweep
 from runner.study import earlier_noise, load_study, open_study
 from runner.train import Epoch
 
@@ -366,6 +366,17 @@ def test_what_is_wished_for_is_tried_first_and_not_twice(project, capsys):
     again = load_study("next", load_place().storage)[1]
     best = sorted(records, key=lambda r: -r.value)
     assert [r.params for r in again[:3]] == [r.params for r in best]
+
+
+def test_what_fresh_seeds_say_counts_before_what_one_seed_said_when_a_sweep_begins_from_another(project):
+    Path("sweeps/tiny.yaml").write_text(TINY)
+    assert sweep.main(HERE) == 0
+    with closing(open_study(load_sweep("sweeps/tiny.yaml")[0], load_place().storage)) as study:
+        last = best_first(study.records(), 1)[-1]
+        study.remember(confirmed=[{"trial": last.number}])
+    Path("sweeps/next.yaml").write_text(TINY.replace("trials: 3", "trials: 1"))
+    assert sweep.main(["sweeps/next.yaml", *HERE[1:], "--from", "tiny"]) == 0
+    assert load_study("next", load_place().storage)[1][0].params == last.params
 
 
 def test_fresh_seeds_never_are_the_searchs(tiny):

@@ -22,7 +22,7 @@ from runner.data import (
     batches,
     load,
     normalised,
-    pad,
+    padded,
     updates_per_epoch,
 )
 from runner.spec import Augment, Data
@@ -213,7 +213,7 @@ def by_hand(image: torch.Tensor, margin: int, dy: int, dx: int, flip: bool) -> t
 def test_augmented_images_equal_pad_crop_and_flip_one_by_one(margin, flip):
     images = torch.from_numpy(pictures(200))[:, :, :5]  # 8 x 5, so that rows and columns cannot be mixed up
     tables = Tables.draw(200, Augment(pad=margin, flip=flip), seed=3, epoch=1)
-    found = augmented(pad(images, margin), tables.order, tables.dy, tables.dx, tables.flip, margin)
+    found = augmented(padded(images, margin), tables.order, tables.dy, tables.dx, tables.flip, margin)
     shifts = zip(tables.order, tables.dy, tables.dx, tables.flip, strict=True)
     expected = torch.stack([by_hand(images[i], margin, dy, dx, bool(mirror)) for i, dy, dx, mirror in shifts])
     assert torch.equal(found, expected)

@@ -1,8 +1,10 @@
 """Lanes: the same table with any number of them, and what happens when their workers die. Real processes, Ray, and a
 real PostgreSQL server where there is one."""
 
+import multiprocessing
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -10,10 +12,12 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
 from runner import sweep
@@ -142,22 +146,23 @@ def test_what_is_proposed_does_not_depend_on_which_trial_ends_first(sampler, swe
     assert len(seen[0]) == 20
 
 
+def page_faults() -> int:
+    """Of the eighth round that makes eight tensors of 16 to 64 MiB and forgets them."""
+    for _ in range(8):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        kept = [torch.ones(n) for n in (2**22, 2**24, 2**23, 2**22)]
+        kept = [tensor + 1 for tensor in kept]
+        del kept
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return faults
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc")
 def test_a_worker_takes_memory_from_the_machine_once_and_not_for_every_update():
-    """As page faults of the eighth round that makes eight tensors of 16 to 64 MiB and forgets them."""
-    code = """
-import resource, torch
-from runner.lanes import _keep_memory
-{}
-for _ in range(8):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    kept = [torch.ones(n) for n in (2**22, 2**24, 2**23, 2**22)]
-    kept = [tensor + 1 for tensor in kept]
-    del kept
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults)"""
-    commands = [[sys.executable, "-c", code.format(first)] for first in ("_keep_memory()", "")]
-    kept, given_back = (int(subprocess.check_output(command)) for command in commands)
+    with open_lanes("1", "cpu", 1) as worker:
+        kept = worker.all[0].executor.submit(page_faults).result()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as plain:
+        given_back = plain.submit(page_faults).result()
     assert kept < 0.5 * given_back
 
 

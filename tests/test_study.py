@@ -6,6 +6,7 @@ import optuna
 import pytest
 
 from runner.document import SpecError
+from runner.schedules import load
 from runner.space import Leaf, parse
 from runner.spec import load_sweep
 from runner.study import load_study, objective, open_study
@@ -126,6 +127,18 @@ def test_a_grid_is_searched_in_order(project, sweep_file, storage):
         ("linear", 0.1),
         ("linear", 0.2),
     ]
+
+
+def test_a_grid_has_every_point_once_when_some_are_wished_for_first(project, sweep_file, storage):
+    text = sweep_file().read_text()
+    space = "space:\n  init_lr: {choice: [0.1, 0.2]}\n  schedules: {cosine: {}, linear: {}}\n"
+    sweep, _ = load_sweep(
+        sweep_file(text[: text.index("space:")] + space + "search: {trials: 4, sampler: grid, window: 2}\n")
+    )
+    study = open_study(sweep, storage)
+    study.wish([sweep.schedules.params(load({"type": "linear", "init_lr": 0.1}))])
+    seen = [(r[1], r[2]["init_lr"]) for r in finish(study)]
+    assert seen == [("linear", 0.1), ("cosine", 0.1), ("cosine", 0.2), ("linear", 0.2)]
 
 
 def test_a_grid_smaller_than_the_number_of_trials_is_refused(sweep_file):
