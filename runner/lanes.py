@@ -7,12 +7,10 @@ A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a sha
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import logging
 import multiprocessing
 import os
-import platform
 import re
 import socket
 import threading
@@ -78,20 +76,14 @@ def _own_one_core(shared: Shared | None) -> None:
     ignore()
     import torch
 
+    from . import engine
+
     _adopt(shared)
     torch.set_num_threads(1)
-    _keep_memory()
+    engine.keep_memory()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what is freed: an update frees all it took, and taking it anew is a twentieth of its time."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in ((-4, 0), (-1, -1), (-2, 2**26)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
-            libc.mallopt(option, value)
 
 
 def _adopt(shared: Shared | None) -> None:
@@ -394,8 +386,10 @@ class RayExecutor(Executor):
 
         class Worker:
             def __init__(self, shared: Shared | None) -> None:
+                from . import engine
+
                 _adopt(shared)
-                _keep_memory()
+                engine.keep_memory()
 
             def call(self, function: Callable[..., Any], *args: Any) -> Any:
                 return function(*args)
