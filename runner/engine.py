@@ -392,7 +392,7 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     slot does not train as they are, and for data that the device cannot hold.
     """
     data = resident(config, device)
-    held = data.train.images.device == device  # not where a GPU's memory is too small for them
+    held = data.train.images.device.type == device.type  # not where a GPU's memory is too small for them
     if wanted == "reference" or device.type not in ("cpu", "cuda") or not held or not _trains_alike(config, data):
         return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
     network = build(config.model, data.classes, config.train.seed)

@@ -184,6 +184,7 @@ def test_slots_in_threads_do_not_disturb_one_another():
 def test_the_engine_is_the_fast_one_where_it_can_be_and_the_reference_where_it_is_asked_for():
     assert choose(trial(), CPU, 10) == Engine("fast", "fp32")
     assert choose(trial(precision="bf16"), CPU, 10) == Engine("fast", "bf16")
+    assert choose(trial(), torch.device("cpu:0"), 10) == Engine("fast", "fp32")  # data there say "cpu"
     assert choose(trial(), CPU, 10, "reference") == Engine("reference", "fp32")
     dropout = trial(model=Model(name="mobilenet_v3_small", stem="imagenet"))
     assert choose(dropout, CPU, 10).name == "reference"
@@ -426,6 +427,12 @@ def test_lanes_train_with_the_engine_of_the_config():
 
 
 # --- on a GPU --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_a_gpu_has_the_fast_engine_with_and_without_its_number(name):
+    assert choose(trial(), torch.device(name), 10).name == "fast"
 
 
 @pytest.mark.cuda
