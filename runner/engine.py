@@ -393,33 +393,33 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     """
     data = resident(config, device)
     held = data.train.images.device.type == device.type  # not where a GPU's memory is too small for them
-    if wanted == "reference" or device.type not in ("cpu", "cuda") or not held or not _trains_alike(config, data):
-        return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
     network = build(config.model, data.classes, config.train.seed)
+    able = wanted != "reference" and device.type in ("cpu", "cuda") and held
+    if not able or not _trains_alike(config, data, network):
+        return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
     if device.type == "cpu":
-        return _on_a_cpu(config, data, _flops(network, data))
+        return _on_a_cpu(config, data, network)
     images = trials * config.train.epochs * len(data.train)
     seconds = images * _flops(network, data) / FLOPS
     bf16 = uses_bf16(config, data, device)
     return Engine("fast", "bf16" if bf16 else "fp32", compiled=seconds * PAYS > COMPILE_SECONDS)
 
 
-def _trains_alike(config: TrialConfig, data: Dataset) -> bool:
+def _trains_alike(config: TrialConfig, data: Dataset, network: nn.Module) -> bool:
     """Whether a slot trains this network as the plain loop does, and does it again; one's own is tried.
 
     It does not where training draws random numbers, where weights are frozen, shared or not used, where hooks or
     counters change what is trained, and where the network asks more of its modules than to be called.
     """
     if config.model.function is None:  # torchvision's: dropout, stochastic depth
-        network = build(config.model, data.classes, config.train.seed)
         return not any(getattr(module, "p", 0.0) for module in network.modules())
-    few, where, cpu = Split(data.train.images[:8].cpu(), data.train.labels[:8].cpu()), "a few", torch.device("cpu")
-    adopt(config.data, where, replace(data.to(cpu), train=few, val=few, test=few).by_value())
+    few, where, cpu = Split(data.train.images[:8], data.train.labels[:8]), "a few", torch.device("cpu")
+    adopt(config.data, where, replace(data, train=few, val=few, test=few).to(cpu).by_value())
     plainly = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "batch_size": max(2, len(few) // 2)}
     recipe = config.train.model_copy(update=plainly)
     engine, schedule = Engine("fast", "fp32", tiled=1), load_schedule({"type": "constant", "init_lr": 0.05})
     config = TrialConfig(config.data, config.model, recipe, schedule, where, engine)
-    initial = build(config.model, data.classes, recipe.seed).state_dict()
+    initial = network.state_dict()
     try:
         expected = cast("Callable[[], State]", next(reference.train(config, cpu)).state)()["network"]
         for _ in range(2):
@@ -444,13 +444,13 @@ def _flops(network: nn.Module, data: Dataset) -> int:
     return int(3 * counter.get_total_flops())
 
 
-def _on_a_cpu(config: TrialConfig, data: Dataset, flops: int, most: int = 32) -> Engine:
+def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module, most: int = 32) -> Engine:
     """What one thread is fastest with, measured with ``most`` images; a few seconds."""
     exact, rough, size = Engine("fast", "fp32"), Engine("fast", "bf16"), min(config.train.batch_size, len(data.train))
-    if config.precision == "bf16" or flops * size < WORTH_MEASURING:
+    if config.precision == "bf16" or _flops(network, data) * size < WORTH_MEASURING:
         return rough if config.precision == "bf16" else exact
     config = replace(config, train=config.train.model_copy(update={"batch_size": min(size, most)}))
-    network, threads = build(config.model, data.classes, config.train.seed), torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as on a lane
     keep_memory()
     try:

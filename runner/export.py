@@ -86,6 +86,11 @@ def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
     return facts | {"direction": "maximize" if objective == "val/accuracy" else "minimize"}, records
 
 
+def ranked(records: Iterable[Record], direction: str, confirmed: Iterable[Mapping[str, Any]] = ()) -> list[Record]:
+    """``best_first`` for a study that says its direction."""
+    return best_first(records, 1 if direction == "maximize" else -1, confirmed)
+
+
 def best_table(
     records: Sequence[Record],
     direction: str = "maximize",
@@ -98,7 +103,7 @@ def best_table(
     """
     import pandas as pd
 
-    done = best_first(records, 1 if direction == "maximize" else -1, confirmed)
+    done = ranked(records, direction, confirmed)
     table = trials_table(done[:top]).drop(columns=["outcome", "cause"])
     table.insert(0, "rank", range(1, len(table) + 1))
     rows = {row["trial"]: row for row in confirmed}
@@ -363,8 +368,7 @@ def _export(args: argparse.Namespace) -> int:
     if args.code is not None:
         if args.code > len(best):
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
-        sign = 1 if facts["direction"] == "maximize" else -1
-        record = best_first(records, sign, facts.get("confirmed", ()))[args.code - 1]
+        record = ranked(records, facts["direction"], facts.get("confirmed", ()))[args.code - 1]
         updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
         text: str | None = origin(facts) + code(record, updates, epochs, args.allow_plugin, args.library)
         if args.out is not None:
@@ -404,7 +408,7 @@ def result_files(
     write(trials_table(records), "csv", paths["trials.csv"])
     write(epochs_table(records), "csv", paths["epochs.csv"])
     if len(best):
-        record = best_first(records, 1 if direction == "maximize" else -1, confirmed)[0]
+        record = ranked(records, direction, confirmed)[0]
         paths["best_schedule.json"] = folder / "best_schedule.json"
         paths["best_schedule.json"].write_text(json.dumps(dict(record.schedule), indent=1) + "\n", encoding="utf-8")
         paths["best_schedule.py"] = folder / "best_schedule.py"

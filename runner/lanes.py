@@ -76,19 +76,18 @@ def _own_one_core(shared: Shared | None) -> None:
     ignore()
     import torch
 
-    from . import engine
-
-    _adopt(shared)
+    _prepare(shared)
     torch.set_num_threads(1)
-    engine.keep_memory()
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-def _adopt(shared: Shared | None) -> None:
-    from . import data
+def _prepare(shared: Shared | None) -> None:
+    """Make a worker ready to train: the data that the coordinator has read, and memory that it keeps."""
+    from . import data, engine
 
+    engine.keep_memory()
     if shared is not None:
         data.adopt(*shared)
 
@@ -386,10 +385,7 @@ class RayExecutor(Executor):
 
         class Worker:
             def __init__(self, shared: Shared | None) -> None:
-                from . import engine
-
-                _adopt(shared)
-                engine.keep_memory()
+                _prepare(shared)
 
             def call(self, function: Callable[..., Any], *args: Any) -> Any:
                 return function(*args)

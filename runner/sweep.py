@@ -31,7 +31,7 @@ if __name__ == "__main__":
 from .document import SpecError, no_control, printable
 from .place import Place, StorageError, load_place, redacted
 from .schedules import load
-from .spec import Record, Sweep, TrialConfig, best_first, load_sweep
+from .spec import Record, Sweep, TrialConfig, load_sweep
 from .terminal import speak
 from .zoo import ScheduleError
 
@@ -182,8 +182,7 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
             raise SpecError(f"--enqueue {text}: {error}") from None
     for name in options.warm:
         facts, records = export.read(name, place)
-        sign = 1 if facts["direction"] == "maximize" else -1
-        for record in best_first(records, sign, facts.get("confirmed", ()))[:WARM]:
+        for record in export.ranked(records, facts["direction"], facts.get("confirmed", ()))[:WARM]:
             try:
                 wishes.append(sweep.schedules.params(load(record.schedule, allow=options.allow), options.allow))
             except ScheduleError:

@@ -328,8 +328,6 @@ class Double(Plain):
     ],
 )
 def test_a_network_of_ones_own_is_trained_as_the_plain_loop_trains_it(name, chosen, precision, tmp_path, monkeypatch):
-    if (name, precision) == ("Double", "bf16"):
-        pytest.skip("autocast leaves float64 as it is")
     (tmp_path / "own_networks.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     config = trial(model=Model(name="custom", function=f"own_networks.{name}"), epochs=1, precision=precision)
