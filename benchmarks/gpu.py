@@ -31,7 +31,7 @@ from runner.spec import TrialConfig, load_sweep
 from runner.study import load_study
 from runner.train import pick_device
 
-SECONDS = {"tests": 90, "training": 100, "sweep": 1800, "speed": 300}
+SECONDS = {"tests": 90, "training": 100, "sweep": 1800, "short sweep": 270, "speed": 300}
 """What each part may take; a sweep that takes longer is stopped as a person would, and what it has counts."""
 
 
@@ -86,7 +86,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         (Path(folder) / "sweep.yaml").write_text(science.model_dump_json())
         command = ["-m", "runner.sweep", "sweep.yaml", "--data-dir", args.data_dir, "--device", args.device]
-        code, seconds = run(command, SECONDS["sweep"], Path(folder))
+        code, seconds = run(command, SECONDS["sweep" if args.trials is None else "short sweep"], Path(folder))
         facts, records = load_study(science.name, f"sqlite:///{folder}/optuna.db")
     done = [r.value for r in records if r.value is not None]
     rows = [{k: row[k] for k in ("name", "init_lr", "mean", "in_set", "seeds")} for row in facts.get("confirmed", ())]

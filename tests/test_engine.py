@@ -1,6 +1,7 @@
 """The fast engine against torch's own layers and optimizers in float64, and against the reference loop."""
 
 import math
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -8,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from runner import conv, engine, lanes, schedules, train
@@ -176,6 +178,34 @@ def test_slots_in_threads_do_not_disturb_one_another():
     for thread in threads:
         thread.join()
     assert [seen[i] for i in range(4)] == [alone] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+@pytest.mark.filterwarnings("default")  # torch's compiler has warnings of its own
+def test_what_was_compiled_for_one_slot_serves_all_of_them_and_gives_the_same_numbers(tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = trial(model=Model(name="custom", function="own_networks.Plain"), epochs=2)
+    compiled, seen = replace(config, engine=Engine("fast", "fp32", compiled=True)), {}
+    expected = list(engine.train(config, CPU))
+    counters["stats"].clear()
+
+    def work(name: int) -> None:
+        seen[name] = [epoch for _ in range(2) for epoch in engine.train(compiled, CPU)]
+
+    for names in ([0], [1, 2]):  # the first compiles, the others do at once what it did
+        threads = [threading.Thread(target=work, args=(i,)) for i in names]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert counters["stats"]["unique_graphs"] == 1
+    for epochs in seen.values():
+        for epoch, plain in zip(epochs, expected * 2, strict=True):
+            assert epoch.train_loss == pytest.approx(plain.train_loss, rel=1e-4)
+            assert epoch.val_loss == pytest.approx(plain.val_loss, rel=1e-4)
+    assert len(seen) == 3
 
 
 # --- which engine ----------------------------------------------------------------------------------------------
