@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import os
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +54,25 @@ STEPS: dict[str, tuple[Any, str]] = {
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Each step, before and after, at several of its calls; then the same command until it ends."""
-    wrong: list[str] = []
-    killed: dict[str, int] = {}
-    with tempfile.TemporaryDirectory() as root:
+    """Each step, before and after, at several of its calls; a sweep for each, as many at once as there are cores."""
+    cases = list(itertools.product(STEPS, (False, True), args.hits))
+    with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(mp_context=get_context("fork")) as cores:
         expected = victims.undisturbed(Path(root))
-        for name, (owner, attribute) in STEPS.items():
-            for after in (False, True):
-                point = f"{'after' if after else 'before'}: {name}"
-                for hit in args.hits:
-                    folder = victims.folder_of_a_sweep(Path(root), checkpoint_seconds=0)
-                    arm = functools.partial(trap, owner, attribute, hit, after)
-                    code = victims.wait(victims.begin(folder, prepare=arm))
-                    if code == -signal.SIGKILL:
-                        killed[point] = killed.get(point, 0) + 1
-                    elif code != 0:
-                        wrong.append(f"{point}, call {hit}: ended with {code}")
-                    seen = victims.committed(folder)
-                    found = victims.finish(folder) or victims.compared(folder, expected, seen)
-                    wrong += [f"{point}, call {hit}: {text}" for text in found]
-    return {"failpoints": len(killed), "kills": sum(killed.values()), "points": killed, "wrong": wrong}
+        found = list(cores.map(functools.partial(killed_at, Path(root), expected), cases))
+    points = Counter(point for point, killed, _ in found if killed)
+    wrong = [text for _, _, several in found for text in several]
+    return {"failpoints": len(points), "kills": points.total(), "points": points, "wrong": wrong}
+
+
+def killed_at(root: Path, expected: dict[str, str], case: tuple[str, bool, int]) -> tuple[str, bool, list[str]]:
+    """A sweep that dies at a step, then the same command until it ends: the point, whether it died, what is wrong."""
+    (step, after, hit), folder = case, victims.folder_of_a_sweep(root, checkpoint_seconds=0)
+    point, arm = f"{'after' if after else 'before'}: {step}", functools.partial(trap, *STEPS[step], hit, after)
+    code = victims.wait(victims.begin(folder, prepare=arm))
+    wrong = [] if code in (0, -signal.SIGKILL) else [f"ended with {code}"]
+    seen = victims.committed(folder)
+    wrong += victims.finish(folder) or victims.compared(folder, expected, seen)
+    return point, code == -signal.SIGKILL, [f"{point}, call {hit}: {text}" for text in wrong]
 
 
 def trap(owner: Any, attribute: str, hit: int, after: bool) -> None:
