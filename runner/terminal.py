@@ -170,14 +170,14 @@ class Display:
         if _output != "text":
             return
         said = f"{record.value:.4g}" if record.value is not None else record.outcome
-        head, lr = f"[{self.done}/{self.trials}] {record.title}", f"{record.schedule['init_lr']:.3g}"
-        live = self.console.is_terminal
+        lr, live, digits = f"{record.schedule['init_lr']:.3g}", self.console.is_terminal, len(str(self.trials))
+        head = f"[{self.done:>{digits}}/{self.trials}] {record.title:<{16 if record.arm else 6 + digits}}"
         if self._narrow:
-            line = f"{head} {record.name} {lr}: {said}{' best' * better}"
+            line = f"{head.strip()} {record.name} {lr}: {said}{' best' * better}"
         else:  # what fits, in one line
             room = not live or self.console.width >= 100
             rates = sparkline([e["lr"] for e in record.epochs], 16 if room else 8)
-            line = f"{head:<{24 if record.arm else 15}} {record.name:<15} init_lr {lr:<8} {rates} {said}"
+            line = f"{head} {record.name:<15} init_lr {lr:<8} {rates} {said}"
             line += " best so far" * better + f" ({duration(record.seconds)})" * room
             if self.done < self.trials and not live:  # which says so below
                 line += f"  {duration(self.eta())} left"
