@@ -140,8 +140,9 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     sign, seeds = sweep.objective.sign, sweep.confirm.seeds
     done = scores(records, arms, sweep)
     result = contest(done, seeds)
-    order = sorted(arms, key=lambda a: -float(np.mean(done[a.number])) if done.get(a.number) else math.inf)
-    order.sort(key=lambda a: a.number not in result.alive)  # the set first
+    mean = {n: float(np.mean(seen)) for n, seen in done.items() if seen}
+    place = {number: i for i, number in enumerate(result.alive)}  # the set first, ties as the sentence has them
+    order = sorted(arms, key=lambda a: (place.get(a.number, len(place)), -mean.get(a.number, -math.inf)))
     typed = {r.number for r in best_of_each(arms)}
     rows = [_row(arm, records, done, result, sign) | {"best_of_type": arm.number in typed} for arm in order]
     measured = noise(list(done.values()))

@@ -98,6 +98,15 @@ def test_an_arm_that_is_clearly_worse_gets_no_more_seeds(tiny, tmp_path):
     assert "Another seed moves a result by 0.15 points (one standard deviation). 6 seeds each" in answer.sentences[1]
 
 
+def test_schedules_with_the_same_mean_stand_in_the_table_as_in_the_sentence(tiny, tmp_path):
+    plan = tiny(confirm="{top: 2, types: false, seeds: 5}")
+    values = {"0": [0.25, 0.5, 0.5, 0.75, 0.75], "1": [0.75, 0.5, 0.5, 0.5, 0.5]}  # 1 was ahead at the first look
+    study = confirmed(plan, tmp_path / "a.db", searched(0.9, 0.8), lambda a, s: values[a][s - 1])
+    answer = verdict(study.records(), study.arms, plan)
+    assert "with 5 seeds each: b (trial 1), a (trial 0). " in answer.sentences[0]
+    assert [row["trial"] for row in answer.rows] == answer.alive == [1, 0]
+
+
 def test_a_clear_winner_ends_the_confirmation_at_the_first_look(tiny, tmp_path):
     plan = tiny(confirm="{top: 2, types: false, seeds: 50}")
     study = confirmed(
