@@ -270,10 +270,11 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
     above.plot(lost, [min(v for _, v, _ in done)] * len(lost), "x", color="0.5", markersize=5)
     low, high = _upper([v for _, v, _ in done], sign)
     above.set_ylim(low, high)
-    below.set_ylim(-0.02 * (high - low), 0.6 * (high - low))
+    regret = [best[-1] - b for b in best]
+    below.set_ylim(-0.02 * (high - low), min(1.05 * max(regret), high - low) or high - low)
     above.set_ylabel("objective, one seed (line: best so far)", fontsize=8)
     above.legend(fontsize=6, ncols=4)
-    below.plot(numbers, [best[-1] - b for b in best], color="black", drawstyle="steps-post")
+    below.plot(numbers, regret, color="black", drawstyle="steps-post")
     below.set_ylabel("regret, one seed", fontsize=8)
     below.set_xlabel("trial")
     return figure
