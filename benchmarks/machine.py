@@ -65,5 +65,8 @@ def save(path: Path, result: Mapping[str, Any]) -> None:
 
 
 def _git(*args: str) -> str:
-    done = subprocess.run(["git", *args], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    except OSError:  # no git here
+        return ""
     return done.stdout.strip()

@@ -9,7 +9,9 @@ that take fewer multiplications (see ``conv``).
 
 from __future__ import annotations
 
+import copy
 import ctypes
+import gc
 import platform
 import statistics
 import threading
@@ -69,7 +71,6 @@ class Slot:
         self.loss, self.val = torch.zeros((), device=device, dtype=dtype), torch.zeros(2, device=device)
         self.dead, self.seed, self.trained = (1.0, 0.0), recipe.seed, 0
         self.owner: object = None
-        self._forward = torch.compile(self._loss) if config.engine.compiled else self._loss
         self.network.train()  # a graph keeps the mode in which it was captured
         self._update = self._ready(self.update)
         self.network.eval()
@@ -84,7 +85,8 @@ class Slot:
         self.names = sorted(named, key=lambda name: name not in cast_names)  # stable: the order is the network's
         self.weights = nn.Parameter(torch.cat([_dense(named[name]) for name in self.names]))
         self.weights.grad = torch.zeros_like(self.weights)
-        lower = sum(named[name].numel() for name in cast_names)
+        lower, n = sum(named[name].numel() for name in cast_names), len(cast_names)
+        self.alike = [s for s in (slice(n), slice(n, None)) if self.names[s]]  # of one type, copied at once
         self.master, self.shadow = self.weights.data[:lower], self.weights.data[:lower].bfloat16()
         self.leaves: list[Tensor] = []
         self.gradients: list[Tensor] = []
@@ -115,8 +117,12 @@ class Slot:
                     self.at.zero_()
             self.stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                function()
+            gc.disable()  # a graph that is freed during a capture ends it
+            try:
+                with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                    function()
+            finally:
+                gc.enable()
         return graph.replay
 
     # --- what a graph holds: tensors only, nothing that depends on their values, no random numbers
@@ -129,8 +135,11 @@ class Slot:
         margin = self.config.data.augment.pad
         images = augmented(self.padded, index, dy, dx, flip, margin)
         inputs = normalised(images, self.dataset.mean, self.dataset.std)
-        loss = self._forward(inputs, train.labels.index_select(0, index))
-        torch._foreach_copy_(self.gradients, torch.autograd.grad(loss, self.leaves))
+        forward = _compiled() if self.config.engine.compiled else Slot._loss
+        loss = forward(self, inputs, train.labels.index_select(0, index))
+        gradients = torch.autograd.grad(loss, self.leaves)
+        for several in self.alike:
+            torch._foreach_copy_(self.gradients[several], gradients[several])
         self.lr.copy_(self.lrs.index_select(0, self.at).squeeze(0))
         self.optimizer.step()
         self.shadow.copy_(self.master)
@@ -166,6 +175,8 @@ class Slot:
             for state in self.optimizer.state.values():
                 for tensor in state.values():
                     tensor.zero_()
+        if self.device.type == "cuda":  # nobody takes the memory of the initial weights before they are read
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def state(self) -> dict[str, Any]:
         """What ``go_on`` needs, with its tensors on the CPU."""
@@ -276,6 +287,12 @@ class Slot:
         return sum(t.nbytes for t in (self.weights, *states))
 
 
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[[Slot, Tensor, Tensor], Tensor]:
+    """``Slot._loss``, compiled once for all slots; a method that a slot kept of its own would keep the slot."""
+    return torch.compile(Slot._loss)
+
+
 def _dense(tensor: Tensor) -> Tensor:
     """The elements in the order of memory."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
@@ -340,6 +357,8 @@ def _slot(config: TrialConfig, device: torch.device) -> Slot:
     key = (config.data, config.data_dir, config.model, recipe, config.engine, device)
     if getattr(_here, "key", None) != key:
         _here.key = _here.slot = None  # let go of the last one first
+        with _CAPTURE:
+            gc.collect()
         _here.slot = Slot(config, device)
         _here.key = key
     return cast("Slot", _here.slot)
@@ -395,7 +414,7 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     held = data.train.images.device.type == device.type  # not where a GPU's memory is too small for them
     network = build(config.model, data.classes, config.train.seed)
     able = wanted != "reference" and device.type in ("cpu", "cuda") and held
-    if not able or not _trains_alike(config, data, network):
+    if not able or not _trains_alike(config, data, network) or not _can_be_captured(config, data, network):
         return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
     if device.type == "cpu":
         return _on_a_cpu(config, data, network)
@@ -432,6 +451,23 @@ def _trains_alike(config: TrialConfig, data: Dataset, network: nn.Module) -> boo
         return False
     finally:
         _here.__dict__.clear()
+    return True
+
+
+def _can_be_captured(config: TrialConfig, data: Dataset, network: nn.Module) -> bool:
+    """Whether nobody waits for the GPU in the forward pass, as in a graph nobody can; one's own network is tried."""
+    device = data.train.images.device
+    if config.model.function is None or device.type != "cuda":
+        return True
+    mode = torch.cuda.get_sync_debug_mode()
+    try:
+        there, images = copy.deepcopy(network).to(device), normalised(data.train.images[:8], data.mean, data.std)
+        torch.cuda.set_sync_debug_mode("error")
+        there(images).sum().backward()
+    except Exception:  # whatever it is, the plain loop does without, or says so
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
     return True
 
 

@@ -7,6 +7,7 @@ A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a sha
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import multiprocessing
@@ -199,7 +200,9 @@ class Lane:
 def _out_of_memory(error: BaseException | None) -> bool:
     import torch
 
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    if isinstance(error, RuntimeError):  # CUDA's libraries have words of their own
+        return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|ALLOC_FAILED", str(error)))
+    return isinstance(error, MemoryError)
 
 
 class Lanes:
@@ -324,25 +327,24 @@ def open_lanes(
             lambda: ProcessPoolExecutor(1, spawn, initializer=_own_one_core, initargs=(shared,)),
         )
     devices = _gpus() if device == "cuda" else [device]
-    slots, note = 1, ""
+    warm, note = list[Executor](), ""
     if wanted == "auto" and config is not None and config.engine.name == "fast":
-        slots, size = busy_slots(config, devices[0], max(1, most // len(devices)))
+        warm, size = busy_slots(config, devices[0], max(1, most // len(devices)))
         note = f" with {size / 1e6:.0f} MB of weights and optimizer state each"
-    n = number(len(devices) * slots)
-    return Lanes([devices[i % len(devices)] for i in range(n)], lambda: ThreadPoolExecutor(1), note=note)
+    n = number(len(devices) * max(1, len(warm)))
+    where = [devices[i % len(devices)] for i in range(n)]
+    return Lanes(where, lambda: warm.pop() if warm else ThreadPoolExecutor(1), note=note)
 
 
-def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 1.0) -> tuple[int, int]:
-    """How many slots make a device busy: the fewest that train within 3 % of the best total rate; and their bytes.
+def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 1.0) -> tuple[list[Executor], int]:
+    """The slots that make a device busy: the fewest that train within 3 % of the best total rate; and a slot's bytes.
 
-    Each of 1, 2, 3, 4, 6, 8 and 12 slots trains for ``seconds``, up to ``most`` and to the device's memory.
+    Each of 1, 2, 3, 4, 6, 8 and 12 slots trains for ``seconds``, up to ``most`` and to the device's memory. A slot is
+    given as the thread that has it, warm.
     """
-    import torch
-
     from . import engine
 
-    threads: list[ThreadPoolExecutor] = []
-    rates, size = dict[int, float](), 0
+    threads, kept, rates, size = list[Executor](), 0, dict[int, float](), 0
     try:
         for n in (1, 2, 3, 4, 6, 8, 12):
             if n > max(1, most):
@@ -351,12 +353,16 @@ def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 1.0
                 threads.append(ThreadPoolExecutor(1))
                 size = threads[-1].submit(engine.warm, config, device).result()
             rates[n] = sum([f.result() for f in [t.submit(engine.rate, config, device, seconds) for t in threads]])
-    except torch.OutOfMemoryError:
-        pass  # as many as fitted, then
+            kept = min(n for n, rate in rates.items() if rate >= 0.97 * max(rates.values()))
+    except RuntimeError as error:
+        if not _out_of_memory(error):
+            raise
+        # as many as fitted, then
     finally:
-        for thread in threads:
+        for thread in threads[kept:]:
             thread.shutdown()
-    return min((n for n, rate in rates.items() if rate >= 0.97 * max(rates.values())), default=1), size
+        gc.collect()  # their slots make room
+    return threads[:kept], size
 
 
 def _shared(config: TrialConfig | None) -> Shared | None:

@@ -215,6 +215,8 @@ _LOADING = threading.Lock()  # the lanes of a GPU are threads, and share one cop
 def resident(config: TrialConfig, device: torch.device) -> Dataset:
     """The trial's data on ``device``; copied there once, and kept while no other data are asked for."""
     loaded = datasets.load(config.data, config.data_dir)
+    if device.type == "cuda" and device.index is None:  # one copy, whatever the GPU is called
+        device = torch.device("cuda", torch.cuda.current_device())
     with _LOADING:
         kept = _RESIDENT.get(str(device))
         if kept is None or kept[0] is not loaded:
