@@ -8,8 +8,6 @@ from pathlib import Path
 from .stop import leave
 
 COMMANDS = ("preview", "sweep", "export", "ui")
-
-
 AFTER = {
     "export digits --top 5": "what was found, how sure, and what next",
     "export digits --code 1": "the first one as PyTorch code",

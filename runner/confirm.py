@@ -140,11 +140,10 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     sign, seeds = sweep.objective.sign, sweep.confirm.seeds
     done = scores(records, arms, sweep)
     result = contest(done, seeds)
-    mean = {n: float(np.mean(seen)) for n, seen in done.items() if seen}
-    place = {number: i for i, number in enumerate(result.alive)}  # the set first, ties as the sentence has them
-    order = sorted(arms, key=lambda a: (place.get(a.number, len(place)), -mean.get(a.number, -math.inf)))
     typed = {r.number for r in best_of_each(arms)}
-    rows = [_row(arm, records, done, result, sign) | {"best_of_type": arm.number in typed} for arm in order]
+    rows = [_row(arm, records, done, result, sign) | {"best_of_type": arm.number in typed} for arm in arms]
+    place = {number: i for i, number in enumerate(result.alive)}  # the set first, ties as the sentence has them
+    rows.sort(key=lambda r: (place.get(r["trial"], len(place)), math.inf if r["mean"] is None else -sign * r["mean"]))
     measured = noise(list(done.values()))
     names = {arm.number: f"{arm.name} (trial {arm.number})" for arm in arms}
     said = [_answer(result, names, done, "highest" if sign > 0 else "lowest")]

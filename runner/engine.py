@@ -357,7 +357,7 @@ def _slot(config: TrialConfig, device: torch.device) -> Slot:
     key = (config.data, config.data_dir, config.model, recipe, config.engine, device)
     if getattr(_here, "key", None) != key:
         _here.key = _here.slot = None  # let go of the last one first
-        with _CAPTURE:
+        with _CAPTURE:  # not while another slot is being captured
             gc.collect()
         _here.slot = Slot(config, device)
         _here.key = key

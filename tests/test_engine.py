@@ -183,7 +183,10 @@ def test_slots_in_threads_do_not_disturb_one_another():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+@pytest.mark.skipif(
+    shutil.which("g++") is None,
+    reason="for a CPU torch.compile writes C++, which g++ compiles",
+)
 @pytest.mark.filterwarnings("default")  # torch's compiler has warnings of its own
 def test_what_was_compiled_for_one_slot_serves_all_of_them_and_gives_the_same_numbers(tmp_path, monkeypatch):
     (tmp_path / "own_networks.py").write_text(OWN)
@@ -449,6 +452,9 @@ def test_running_out_of_memory_while_slots_are_counted_makes_their_number_smalle
     assert size == Slot(trial(), CPU).bytes
     monkeypatch.setattr(engine, "warm", lambda *_: warm(*_) and warm(*_))  # not even one
     assert lanes.busy_slots(trial(), "cpu", 12, seconds=0.05)[0] == []
+    monkeypatch.setattr(lanes, "_gpus", lambda: ["cpu"])  # the lanes of a GPU, on a CPU
+    with lanes.open_lanes("auto", "cuda", 12, config=trial()) as opened:
+        assert len(opened.all) == 1
 
 
 def test_lanes_take_the_slots_that_were_counted_and_let_go_of_the_others(monkeypatch):
