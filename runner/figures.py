@@ -15,7 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from .schedules import Schedule, load, summary
 from .spec import Record, best_first
@@ -40,9 +40,10 @@ def style(kind: str) -> dict[str, Any]:
 
 
 def curve(schedule: Schedule, T: int, epochs: int, history: Sequence[float] = ()) -> tuple[list[float], list[float]]:
-    """Epochs (fractional) and learning rates of at most a thousand updates."""
+    """Epochs (fractional) and learning rates of at most a thousand updates, the last one's until training ends."""
     at = range(T) if T <= 1000 else sorted({round(i * (T - 1) / 999) for i in range(1000)})
-    return [t * epochs / T for t in at], [schedule.lr(t, T, epochs=epochs, history=history) for t in at]
+    lrs = [schedule.lr(t, T, epochs=epochs, history=history) for t in at]
+    return [*(t * epochs / T for t in at), float(epochs)], [*lrs, lrs[-1]]
 
 
 def schedules(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, title: str = "") -> Figure:
@@ -85,6 +86,8 @@ def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: 
         axes.plot(x, y, color=colour, linestyle=line, linewidth=1.2, drawstyle="steps-post")
     axes.set_yscale("log")
     axes.set_ylim(*_log_limits(plans))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("epoch")
     axes.set_ylabel("learning rate")
     figure.colorbar(colours, ax=axes, label="validation accuracy, one seed", extend="min")
@@ -334,7 +337,7 @@ def accuracy_against_lr(
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(*_decade([r.schedule["init_lr"] for r in records]))
         axes.set_ylim(*limits)
         axes.set_title(name, fontsize=9)
@@ -438,7 +441,12 @@ def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Fig
 
 
 def save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=140)
+    if path.suffix == ".png":
+        figure.set_dpi(140)
+        # savefig would draw it once more, for its layout
+        FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
+    else:
+        figure.savefig(path)
     return path
 
 

@@ -18,7 +18,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -627,6 +627,7 @@ def facts() -> dict[str, str]:
     return said
 
 
+@lru_cache(maxsize=1)  # half a second
 def _environment() -> list[str]:
     """What is installed, a line each."""
     return sorted({f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower)

@@ -528,6 +528,12 @@ def test_any_schedule_can_be_drawn_by_name_or_json(project, capsys):
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("name", "start"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.pdf", b"%PDF")])
+def test_a_figure_is_what_its_name_says(project, name, start):
+    assert preview.main(["--schedule", "cosine", "--out", name]) == 0
+    assert Path(name).read_bytes().startswith(start)
+
+
 # --- export ----------------------------------------------------------------------------------------------------
 
 
