@@ -80,7 +80,9 @@ class Confirmation(Study):
         result = contest(done, confirm.seeds)
         if confirm.strip and result.decided and result.alive:
             winner = next(arm for arm in self.arms if arm.number == result.alive[0])
-            yield from ((winner, change, fresh(self.sweep, n)) for n in range(first) for change in STRIP)
+            warms = self.schedule(winner).warmup.length.value > 0
+            changes = [change for change in STRIP if warms or not change.startswith("warmup")]
+            yield from ((winner, change, fresh(self.sweep, n)) for n in range(first) for change in changes)
 
     def config(self, record: Record, example: TrialConfig) -> TrialConfig:
         return replace(super().config(record, example), test=True)
@@ -99,6 +101,11 @@ def changed(schedule: Schedule, change: str, epochs: int, updates: int) -> tuple
     what, _, by = change.partition(" x")
     if what == "init_lr":
         return replace(schedule, init_lr=schedule.init_lr * float(by)), epochs
+    if what == "warmup":
+        length = schedule.warmup.length
+        longer = length.value * float(by)
+        longer = min(longer, 1.0) if length.unit == "fraction" else longer
+        return replace(schedule, warmup=replace(schedule.warmup, length=replace(length, value=longer))), epochs
     if what == "epochs":
         other = max(1, round(epochs * float(by)))
         return schedule.rescaled(other / epochs, updates * epochs, epochs=epochs), other

@@ -375,10 +375,10 @@ def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def robustness(strip: Sequence[Mapping[str, Any]]) -> Figure:
-    """What halving and doubling the winner's init_lr and its budget does."""
-    figure = _figure(6, 2.4)
-    axes = figure.add_subplot()
+    """What halving and doubling the winner's init_lr, warmup and budget does."""
     known = [row for row in strip if row["difference"] is not None]
+    figure = _figure(6, 0.32 * len(known) + 1.0)
+    axes = figure.add_subplot()
     for y, row in enumerate(known):
         if math.isfinite(row["low"]):
             axes.plot([row["low"], row["high"]], [y, y], color="black", linewidth=1.4)

@@ -245,6 +245,14 @@ def next_steps(
     for end in ("lower", "upper"):
         if at := [name for name, where in ends.items() if where == end]:
             said.append(f"init_lr at the {end} end of its range: {', '.join(at)}. A new sweep may widen it there.")
+    if alike and not sweep.confirm.strip:
+        winner = next(r for r in records if r.number == rows[0]["trial"])
+        warmup = any(winner.schedule["warmup"].get(unit) for unit in ("fraction", "epochs", "updates"))
+        needs = "its init_lr, and whether its warmup" if warmup else "its init_lr"
+        said.append(
+            f"How exactly {winner.name} (trial {winner.number}) needs {needs}: with confirm.strip: true in the file, "
+            "the same command trains it with less and more of each."
+        )
     return said
 
 

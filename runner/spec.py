@@ -22,8 +22,8 @@ from .zoo import ScheduleError
 SOURCES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "folder", "parquet", "custom"]
 FIRST_LOOK = 3
 """Fresh seeds of each before anything is compared."""
-STRIP = ("init_lr x0.5", "init_lr x2", "epochs x0.5", "epochs x2")
-"""What the robustness strip does to the winner, with as many seeds."""
+STRIP = ("init_lr x0.5", "init_lr x2", "warmup x0", "warmup x2", "epochs x0.5", "epochs x2")
+"""What the robustness strip does to the winner, with as many seeds; of a warmup only where it has one."""
 Function = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.:]*$", max_length=200)]
 """The name of a user's own function: a dotted path that ``--allow-plugin`` permits."""
 
@@ -154,7 +154,7 @@ class Confirm(Frozen):
     seeds: Annotated[int, Field(ge=2, le=1000)] = 5
     """At most this many for each; one that is clearly worse than another gets no more."""
     strip: bool = False
-    """The winner at init_lr x0.5 and x2, and at half and twice the budget."""
+    """The winner at half and twice its init_lr and its budget, without its warmup and with twice of it."""
 
 
 class Objective(Frozen):

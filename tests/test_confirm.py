@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import closing
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -160,19 +161,27 @@ def test_what_is_trained_next_does_not_depend_on_the_order_in_which_trainings_en
 
 def test_the_strip_changes_one_thing_at_a_time(tiny, tmp_path):
     cosine = load({"type": "cosine", "init_lr": 0.1, "warmup": 0.2})
-    assert changed(cosine, "init_lr x0.5", 10, 4)[0].init_lr == 0.05
+    assert changed(cosine, "init_lr x0.5", 10, 4) == (replace(cosine, init_lr=0.05), 10)
     longer, epochs = changed(cosine, "epochs x2", 10, 4)
     assert (epochs, longer.moment(0, 80).w) == (20, cosine.moment(0, 40).w)
+    for said, by, w in ((0.2, "x0", 0), (0.2, "x2", 16), (0.7, "x2", 40), ({"epochs": 1}, "x2", 8)):
+        other, epochs = changed(load({"type": "cosine", "init_lr": 0.1, "warmup": said}), f"warmup {by}", 10, 4)
+        assert (other.moment(0, 40, 10).w, epochs) == (w, 10)
+        assert replace(other, warmup=cosine.warmup) == cosine
     plan = tiny(confirm="{top: 2, types: false, seeds: 3, strip: true}")
-    study = confirmed(
-        plan, tmp_path / "a.db", searched(0.9, 0.8), lambda a, s: 0.5 + 0.3 * a.startswith("1") + 0.01 * s
-    )
-    extra = [r for r in study.records() if " " in r.arm]
-    assert {r.arm for r in extra} == {f"1 {change}" for change in STRIP}
-    assert {r.recipe(plan).epochs for r in extra} == {1, 2, 4}
-    rows = verdict(study.records(), study.arms, plan).strip
-    assert [row["change"] for row in rows] == list(STRIP)
-    assert all(row["difference"] == pytest.approx(0.0) for row in rows)
+    for warmup, changes in ((0.2, STRIP), (0.0, [c for c in STRIP if not c.startswith("warmup")])):
+        chosen = [
+            replace(r, schedule=load(dict(r.schedule) | {"warmup": warmup}).to_json()) for r in searched(0.9, 0.8)
+        ]
+        study = confirmed(
+            plan, tmp_path / f"{warmup}.db", chosen, lambda a, s: 0.5 + 0.3 * a.startswith("1") + 0.01 * s
+        )
+        extra = [r for r in study.records() if " " in r.arm]
+        assert {r.arm for r in extra} == {f"1 {change}" for change in changes}
+        assert {r.recipe(plan).epochs for r in extra} == {1, 2, 4}
+        rows = verdict(study.records(), study.arms, plan).strip
+        assert [row["change"] for row in rows] == list(changes)
+        assert all(row["difference"] == pytest.approx(0.0) for row in rows)
 
 
 # --- a whole sweep ---------------------------------------------------------------------------------------------
@@ -448,15 +457,29 @@ def test_the_report_says_where_hardly_anything_was_learnt(tiny):
 
 def test_the_report_says_how_many_seeds_would_tell_the_first_two_apart(tiny):
     many = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
-    measured = Noise(0.01, 0.012)
-    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.89, name="step")], tiny(), measured)
+    measured, plan = Noise(0.01, 0.012), tiny(confirm="{strip: true}")
+    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.89, name="step")], plan, measured)
     assert said.startswith("If cosine (trial 0) and step (trial 5) differ by the 1 point that was measured, about ")
     assert f"about {seeds_needed(0.01, 0.012)} seeds each show it" in said
-    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.8999, name="step")], tiny(), measured)
+    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.8999, name="step")], plan, measured)
     assert said.endswith("(trial 5) differ by 0.01 points as measured; to show that takes more than 100 seeds each.")
-    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.9, name="step")], tiny(), measured)
+    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.9, name="step")], plan, measured)
     assert said.startswith("cosine (trial 0) and step (trial 5) have the same mean")
-    assert next_steps(many, [row(0, 0.9), row(5, 0.7, in_set=False)], tiny(), measured) == []
+    assert next_steps(many, [row(0, 0.9), row(5, 0.7, in_set=False)], plan, measured) == []
+
+
+def test_the_report_says_how_to_learn_what_the_first_one_needs(tiny):
+    warm = trial_of("cosine", 0, 0.9)
+    warm = replace(warm, schedule=load({"type": "cosine", "init_lr": 0.05, "warmup": {"epochs": 1}}).to_json())
+    many = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
+    records, rows = [warm, *many[1:]], [row(0, 0.9), row(5, 0.7, in_set=False, name="step")]
+    (said,) = next_steps(records, rows, tiny(), Noise(0.01, 0.012))
+    assert said.startswith(
+        "How exactly cosine (trial 0) needs its init_lr, and whether its warmup: with confirm.strip"
+    )
+    (said,) = next_steps(records, [row(5, 0.9, name="step")], tiny(), Noise(0.01, 0.012))
+    assert said.startswith("How exactly step (trial 5) needs its init_lr: ")
+    assert next_steps(records, rows, tiny(confirm="{strip: true}"), Noise(0.01, 0.012)) == []
 
 
 @pytest.mark.parametrize(("init_lr", "end"), [(0.0031, "lower"), (0.03, None), (0.29, "upper")])
@@ -527,7 +550,7 @@ def test_the_page_of_curves_says_how_a_trial_ended_and_of_many_shows_the_best(mo
         ("{top: 0, types: false}", "3 trainings"),
         ("{top: 2, types: false, seeds: 2}", "3 trainings, then at most 4 with fresh seeds"),
         ("{top: 5, types: true, seeds: 4}", "3 trainings, then at most 12 with fresh seeds"),
-        ("{top: 1, types: false, seeds: 4, strip: true}", "3 trainings, then at most 16 with fresh seeds"),
+        ("{top: 1, types: false, seeds: 4, strip: true}", "3 trainings, then at most 22 with fresh seeds"),
     ],
 )
 def test_the_size_of_a_sweep_is_said_before_it_begins(sweep_file, confirm, size):

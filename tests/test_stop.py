@@ -17,7 +17,7 @@ from runner.study import load_study
 from .conftest import TINY, epochs_on_record
 
 COMMAND = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]
-EPOCHS = 60
+EPOCHS = 30
 LONG = TINY.replace("epochs: 2", f"epochs: {EPOCHS}").replace("trials: 3", "trials: 1")
 
 
