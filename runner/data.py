@@ -24,15 +24,14 @@ from .document import SpecError, first_line
 from .schedules import find_function
 from .spec import Augment, Data
 
-TORCHVISION: dict[
-    str, tuple[str, Callable[[bool], dict[str, Any]]]
-] = {  # source: (class, how its splits are asked for)
-    "cifar10": ("CIFAR10", lambda train: {"train": train}),
-    "cifar100": ("CIFAR100", lambda train: {"train": train}),
-    "fashion_mnist": ("FashionMNIST", lambda train: {"train": train}),
-    "mnist": ("MNIST", lambda train: {"train": train}),
-    "svhn": ("SVHN", lambda train: {"split": "train" if train else "test"}),
+TORCHVISION = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "fashion_mnist": "FashionMNIST",
+    "mnist": "MNIST",
+    "svhn": "SVHN",
 }
+"""The class that reads each source."""
 
 
 class DataError(SpecError):
@@ -253,15 +252,16 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
     """A data set that torchvision downloads (checksum verified) or finds under ``data_dir``."""
     from torchvision import datasets
 
-    name, arguments = TORCHVISION[source]
+    name = TORCHVISION[source]
     kind: Callable[..., Any] = getattr(datasets, name)
 
     def split(train: bool) -> Split:
+        which = {"split": "train" if train else "test"} if source == "svhn" else {"train": train}
         try:
             try:
-                found = kind(data_dir, download=False, **arguments(train))
+                found = kind(data_dir, download=False, **which)
             except RuntimeError:  # torchvision's word for "not here, or damaged"
-                found = kind(data_dir, download=True, **arguments(train))
+                found = kind(data_dir, download=True, **which)
         except (OSError, RuntimeError, ValueError, EOFError, AssertionError) as error:
             raise DataError(
                 f"{name} is missing or damaged under {data_dir} and cannot be downloaded "
