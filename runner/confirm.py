@@ -159,7 +159,7 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     lost = [names[arm.number] for arm in arms if arm.number not in done]
     if lost:
         said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
-    strip = [_strip(change, records, result.alive[0], done, sign) for change in STRIP] if result.alive else []
+    strip = [_strip(change, records, result.alive[0]) for change in STRIP] if result.alive else []
     return Verdict(rows, result.alive, measured, [s for s in strip if s["seeds"]], said)
 
 
@@ -234,18 +234,17 @@ def ledger(measured: Noise, seeds: int, points: bool = True) -> str:
     )
 
 
-def _strip(
-    change: str, records: Sequence[Record], winner: int, done: Mapping[int, Sequence[float]], sign: int
-) -> dict[str, Any]:
+def _strip(change: str, records: Sequence[Record], winner: int) -> dict[str, Any]:
+    own = {r.train["seed"]: r.value for r in records if r.arm == str(winner) and r.value is not None}
     mine = [r for r in records if r.arm == f"{winner} {change}" and r.outcome is not None]
-    values = [r.value for r in sorted(mine, key=lambda r: r.train["seed"]) if r.value is not None]
-    apart = [sign * v - s for v, s in zip(values, done[winner], strict=False)]
+    values = {r.train["seed"]: r.value for r in mine if r.value is not None}
+    apart = [value - own[seed] for seed, value in values.items()]  # seed by seed
     low, high = interval(apart)
     return {
         "change": change,
         "seeds": len(mine),
         "diverged": sum(r.outcome == "diverged" for r in mine),
-        "mean": float(np.mean(values)) if values else None,
+        "mean": float(np.mean(list(values.values()))) if values else None,
         "difference": float(np.mean(apart)) if apart else None,
         "low": low,
         "high": high,

@@ -290,16 +290,22 @@ def _sentences(
         few = f" {len(records)} trials are few for {len(weights)} parameters: take it as a hint." * hint
         said.append(f"What mattered: {shares}.{few}{biased}")
     if answer and answer.strip:
-        around = "; ".join(_stripped(row, sweep.objective.points) for row in answer.strip)
-        said.append(f"Around the winner: {around}.")
+        said.append(around(answer.strip, sweep.objective.points))
     return said
 
 
-def _stripped(row: Mapping[str, Any], points: bool) -> str:
-    if row["difference"] is None:
-        return f"{row['change']} diverged"
-    apart, low, high = (f"{row[k]:+.2%}" if points else f"{row[k]:+.2g}" for k in ("difference", "low", "high"))
-    return f"{row['change']} {apart} ({low} to {high})"
+def around(strip: Sequence[Mapping[str, Any]], points: bool) -> str:
+    """What the strip's changes did to the winner, in a sentence."""
+    unit, scale, parts = (" in points" if points else ""), (100 if points else 1), []
+    for row in strip:
+        said = "diverged"
+        if row["difference"] is not None:
+            apart, low, high = (f"{row[k] * scale:+.2g}" for k in ("difference", "low", "high"))
+            said = f"{apart} ({low} to {high})" + f", {row['diverged']} of {row['seeds']} diverged" * (
+                row["diverged"] > 0
+            )
+        parts.append(f"{row['change']} {said}")
+    return f"Around the winner, seed by seed (mean difference{unit}, 95 % interval): {'; '.join(parts)}."
 
 
 def calibrated(rung: Sequence[Record], full: Sequence[Record], sweep: Sweep) -> str:

@@ -17,7 +17,7 @@ from runner.confirm import STRIP, Confirmation, arms, changed, fresh, scores, ve
 from runner.document import SpecError
 from runner.export import best_schedules, best_table, for_people, markdown
 from runner.place import load_place
-from runner.report import audited, calibrated, edge, next_steps
+from runner.report import around, audited, calibrated, edge, next_steps
 from runner.schedules import load
 from runner.spec import Record, best_first, load_sweep
 from runner.study import earlier_noise, load_study, open_study
@@ -48,7 +48,7 @@ def confirmed(sweep_, path, chosen, outcome) -> Confirmation:
     study = Confirmation(sweep_, f"sqlite:///{path}", chosen, updates=4)
     while (record := study.next()) is not None:
         value = outcome(record.arm, record.train["seed"])
-        metrics = {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0, "lr": 0.1, "test/accuracy": value - 0.01}
+        metrics = {"val/accuracy": value, "val/loss": value, "seconds": 1.0, "lr": 0.1, "test/accuracy": value - 0.01}
         study.commit(record.number, 0, metrics)
         study.tell(record.number, "complete" if math.isfinite(value) else "diverged")
     return study
@@ -182,6 +182,36 @@ def test_the_strip_changes_one_thing_at_a_time(tiny, tmp_path):
         rows = verdict(study.records(), study.arms, plan).strip
         assert [row["change"] for row in rows] == list(changes)
         assert all(row["difference"] == pytest.approx(0.0) for row in rows)
+
+
+@pytest.mark.parametrize("metric", ["val/accuracy", "val/loss"])
+def test_the_strip_compares_seed_by_seed_also_where_one_diverged(tiny, tmp_path, metric):
+    plan = tiny(confirm="{top: 1, types: false, seeds: 4, strip: true}", objective=f"{{metric: {metric}}}")
+    seeds = {1: 0.1, 2: 0.5, 3: 0.7, 4: 0.8}  # what another seed does is much more than the change
+
+    def outcome(arm: str, seed: int) -> float:
+        return math.nan if (arm, seed) == ("0 init_lr x2", 2) else seeds[seed] + 0.01 * (" x2" in arm)
+
+    study = confirmed(plan, tmp_path / "a.db", searched(0.9), outcome)
+    rows = {row["change"]: row for row in verdict(study.records(), study.arms, plan).strip}
+    doubled = rows["init_lr x2"]
+    assert (doubled["seeds"], doubled["diverged"]) == (3, 1)
+    assert doubled["difference"] == pytest.approx(0.01)
+    assert doubled["high"] - doubled["low"] == pytest.approx(0.0, abs=1e-9)
+    assert rows["init_lr x0.5"]["difference"] == pytest.approx(0.0)
+
+
+def test_the_strip_in_words_has_the_unit_of_what_is_judged():
+    rows = [
+        {"change": "warmup x0", "seeds": 3, "diverged": 0, "difference": -0.0125, "low": -0.02, "high": -0.005},
+        {"change": "init_lr x2", "seeds": 3, "diverged": 1, "difference": 0.01, "low": -0.01, "high": 0.03},
+        {"change": "warmup x2", "seeds": 3, "diverged": 3, "difference": None, "low": math.nan, "high": math.nan},
+    ]
+    assert around(rows, True) == (
+        "Around the winner, seed by seed (mean difference in points, 95 % interval): "
+        "warmup x0 -1.2 (-2 to -0.5); init_lr x2 +1 (-1 to +3), 1 of 3 diverged; warmup x2 diverged."
+    )
+    assert around(rows[:1], False).endswith("(mean difference, 95 % interval): warmup x0 -0.013 (-0.02 to -0.005).")
 
 
 # --- a whole sweep ---------------------------------------------------------------------------------------------

@@ -418,7 +418,7 @@ def test_a_loss_is_no_percentage_in_the_report(project, capsys):
     said = next(
         line for line in Path("results/tiny/report.md").read_text().splitlines() if "Around the winner" in line
     )
-    assert "%" not in said
+    assert "points" not in said
 
 
 IMAGES = """\
