@@ -51,7 +51,7 @@ class Confirmation(Study):
     ) -> None:
         super().__init__(sweep, opened(sweep, storage, STAGE), allow, STAGE)
         self.arms, self.updates = arms, updates
-        self.target = len(arms) * sweep.confirm.seeds
+        self.target = sweep.confirm.trainings(len(arms))
 
     def _proposed(self) -> Any:
         begun = {(r.arm, r.train["seed"]): r for r in self.records()}

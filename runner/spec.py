@@ -156,6 +156,11 @@ class Confirm(Frozen):
     strip: bool = False
     """The winner at half and twice its init_lr and its budget, without its warmup and with twice of it."""
 
+    def trainings(self, arms: int) -> int:
+        """How many so many trials need at most."""
+        strip = len(STRIP) * min(FIRST_LOOK, self.seeds) * (self.strip and arms > 0)
+        return arms * self.seeds + strip
+
 
 class Objective(Frozen):
     """What a trial is judged by, on the validation split."""
@@ -222,9 +227,8 @@ class Sweep(Frozen):
     @property
     def replicates(self) -> int:
         """How many trainings with fresh seeds follow the search at most."""
-        arms = min(self.confirm.top + len(self.schedules.schedules) * self.confirm.types, self.search.trials)
-        strip = len(STRIP) * min(FIRST_LOOK, self.confirm.seeds) * (self.confirm.strip and arms > 0)
-        return arms * self.confirm.seeds + strip
+        chosen = self.confirm.top + len(self.schedules.schedules) * self.confirm.types
+        return self.confirm.trainings(min(chosen, self.search.trials))
 
     @property
     def size(self) -> str:

@@ -179,6 +179,7 @@ def test_the_strip_changes_one_thing_at_a_time(tiny, tmp_path):
         extra = [r for r in study.records() if " " in r.arm]
         assert {r.arm for r in extra} == {f"1 {change}" for change in changes}
         assert {r.recipe(plan).epochs for r in extra} == {1, 2, 4}
+        assert len(study.records()) <= study.target  # which the progress bar counts to
         rows = verdict(study.records(), study.arms, plan).strip
         assert [row["change"] for row in rows] == list(changes)
         assert all(row["difference"] == pytest.approx(0.0) for row in rows)
