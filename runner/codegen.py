@@ -45,8 +45,8 @@ def code(schedule: Schedule, T: int, *, epochs: int | None = None, library: str 
     if schedule.type == "plateau" and native:
         step = "# call scheduler.step(validation_accuracy) after every epoch\n"
     elif schedule.type == "plateau":
-        step = "# after every epoch: history.append(validation_accuracy); after every update: scheduler.step()\n"
-        step = step.replace("update", schedule.interval)
+        step = f"# call scheduler.step() after every {schedule.interval}; before the one that ends an epoch call\n"
+        step += "# history.append(validation_accuracy)\n"
     else:
         step = f"# call scheduler.step() after every {schedule.interval}\n"
     body = native or _inlined(schedule, moment)
@@ -70,11 +70,9 @@ def _adapted(schedule: Schedule, body: str, moment: Moment, T: int, library: str
         return f"import torch\n\ndef configure_optimizers(self):  # of your LightningModule\n{made}{inside}{result}"
     if library == "transformers":
         if schedule.interval == "epoch":  # Trainer calls step() after every update
-            each = T // moment.total
+            epoch = f"min(t * {moment.total} // {T}, {moment.total})"
             inside = textwrap.indent(_inlined(schedule, moment), "    ")
-            inside = inside.replace(
-                "LambdaLR(optimizer, factor)", f"LambdaLR(optimizer, lambda t: factor(t // {each}))"
-            )
+            inside = inside.replace("LambdaLR(optimizer, factor)", f"LambdaLR(optimizer, lambda t: factor({epoch}))")
         made = f"# optimizer = {optimizer.format('model.parameters()')}\n"
         use = "# Trainer(model, args, ..., optimizers=(optimizer, make_scheduler(optimizer)))\n"
         return f"def make_scheduler(optimizer):\n{inside}    return scheduler\n\n{made}{use}"

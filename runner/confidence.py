@@ -21,14 +21,22 @@ K = TypeVar("K", bound=Hashable)
 ALPHA = 0.05
 
 
+def looks(seeds: int) -> list[int]:
+    """The numbers of seeds at which the arms are compared, each half as many again as the one before."""
+    at = [seeds]
+    while round(at[-1] / 1.5) >= FIRST_LOOK:
+        at.append(round(at[-1] / 1.5))
+    return at[::-1]
+
+
 def levels(seeds: int, alpha: float = ALPHA) -> dict[int, float]:
     """What each look may spend of ``alpha``, by the number of seeds at which it is taken; they sum to ``alpha``.
 
     O'Brien and Fleming's spending function in Lan and DeMets' form (Biometrika 70, 1983): little early, most of it at
-    the end. The looks' errors are added up, which is conservative.
+    the end. The looks' errors are added up, which is conservative; so there are few looks.
     """
     bound, spent, found = stats.norm.isf(alpha / 2), 0.0, {}
-    for n in range(min(FIRST_LOOK, seeds), seeds + 1):
+    for n in looks(seeds):
         until = float(2 * stats.norm.sf(bound / math.sqrt(n / seeds)))
         found[n], spent = until - spent, until
     return found
@@ -67,7 +75,7 @@ def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPH
         seeds: the number of seeds that were planned for each arm.
     """
     alive, differences = list(scores), dict[K, Difference]()
-    others = max(2, len(scores) - 1)  # two alike must not crown one of them: either of them could be
+    others = _others(len(scores))
     for n, level in levels(seeds, alpha).items():
         if len(alive) < 2 or any(len(scores[arm]) < n for arm in alive):
             break
@@ -83,6 +91,11 @@ def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPH
         alive = [alive[i] for i in np.argsort(behind, kind="stable") if behind[i] <= margin[i] + 1e-12]
     full = all(len(scores[arm]) >= seeds for arm in alive)
     return Contest(alive, differences, len(alive) < 2 or full)
+
+
+def _others(arms: int) -> int:
+    """Among how many comparisons a look's level is shared: two alike must not crown one of them, be it either."""
+    return max(2, arms - 1)
 
 
 def _residual_variance(table: np.ndarray) -> float:
@@ -115,38 +128,48 @@ class Noise:
 def noise(scores: Sequence[Sequence[float]]) -> Noise | None:
     """The seed noise in ``scores`` by arm; None where two arms do not have two seeds in common.
 
-    An arm that learns with some seeds only (nine times the median's variance) says nothing of the others.
+    An arm that learns with some seeds only (nine times the median's variance) says nothing of the others. Where
+    some were out early, so many seeds count as say the most of the difference: all of a few arms, or a few of all.
     """
     several = [list(s) for s in scores if len(s) >= 2]
     if len(several) < 2:
         return None
     variances = [float(np.var(s, ddof=1)) for s in several]
     calm = [(s, v) for s, v in zip(several, variances, strict=True) if v <= 9 * float(np.median(variances))]
-    n, seed = min(len(s) for s, _ in calm), math.sqrt(float(np.mean([v for _, v in calm])))
-    return Noise(seed, math.sqrt(2 * _residual_variance(np.array([s[:n] for s, _ in calm]))))
+    n = max({len(s) for s, _ in calm}, key=lambda n: (n - 1) * (sum(len(s) >= n for s, _ in calm) - 1))
+    paired = math.sqrt(2 * _residual_variance(np.array([s[:n] for s, _ in calm if len(s) >= n])))
+    return Noise(math.sqrt(float(np.mean([v for _, v in calm]))), paired)
 
 
-def power(difference: float, deviation: float, seeds: int, alpha: float = ALPHA) -> float:
-    """The power of the two-sided paired t test for a true ``difference``."""
+def power(difference: float, deviation: float, seeds: int, arms: int = 2) -> float:
+    """How likely the last look of ``contest`` over ``arms`` tells two of them apart; earlier ones may have done so.
+
+    Args:
+        difference: the true one of the two.
+        deviation: of their difference in the same seed.
+        seeds: of each.
+        arms: how many are compared in all.
+    """
+    alpha = 2 * list(levels(seeds).values())[-1] / _others(arms)
     critical, shift = stats.t.isf(alpha / 2, seeds - 1), difference * math.sqrt(seeds) / deviation
     above, below = (f(c, seeds - 1, shift) for f, c in ((stats.nct.sf, critical), (stats.nct.cdf, -critical)))
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))  # scipy's word for a far shift
 
 
-def smallest_difference(deviation: float, seeds: int, wanted: float = 0.8) -> float:
-    """The smallest true difference that ``seeds`` pairs show with power ``wanted``, in the deviation's unit."""
-    return deviation * float(optimize.brentq(lambda d: power(d, 1.0, seeds) - wanted, 1e-6, 1e3))
+def smallest_difference(deviation: float, seeds: int, arms: int = 2, wanted: float = 0.8) -> float:
+    """The smallest true difference that ``seeds`` show with power ``wanted``, in the deviation's unit."""
+    return deviation * float(optimize.brentq(lambda d: power(d, 1.0, seeds, arms) - wanted, 1e-6, 1e3))
 
 
-def seeds_needed(difference: float, deviation: float, wanted: float = 0.8) -> int:
+def seeds_needed(difference: float, deviation: float, arms: int = 2, wanted: float = 0.8) -> int:
     """How many seeds per arm show a true ``difference`` with power ``wanted``."""
     high = 2
-    while power(difference, deviation, high) < wanted and high < 2**20:
+    while power(difference, deviation, high, arms) < wanted and high < 2**20:
         high *= 2
     low = max(2, high // 2)
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(difference, deviation, middle) >= wanted else (middle + 1, high)
+        low, high = (low, middle) if power(difference, deviation, middle, arms) >= wanted else (middle + 1, high)
     return low
 
 

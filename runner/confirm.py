@@ -19,20 +19,21 @@ from .confidence import (
     Noise,
     contest,
     interval,
+    looks,
     noise,
     seeds_needed,
     smallest_difference,
 )
 from .schedules import Schedule
-from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first
+from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first, distinct
 from .study import Study, created, opened
 
 STAGE = "confirm"
 
 
 def arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
-    """The trials to confirm, best first: the ``top`` of all, and the best of every schedule."""
-    ranked = best_first(records, sweep.objective.sign)
+    """The trials to confirm, best first: the ``top`` of all, and the best of every schedule; none of them twice."""
+    ranked = distinct(best_first(records, sweep.objective.sign))
     chosen = ranked[: sweep.confirm.top]
     best = {r.number for r in best_of_each(ranked)} if sweep.confirm.types else set()
     return [r for r in ranked if r in chosen or r.number in best]
@@ -58,7 +59,7 @@ class Confirmation(Study):
         for arm, change, seed in self._plan():
             key = f"{arm.number} {change}".strip()
             if (key, seed) not in begun:
-                schedule, epochs = changed(self.schedule(arm), change, self.sweep.train.epochs, self.updates)
+                schedule, epochs = changed(self.schedule(arm), self.sweep.train.epochs, change, self.updates)
                 train = {"seed": seed} | ({"epochs": epochs} if epochs != self.sweep.train.epochs else {})
                 return created(arm.name, schedule, arm=key, train=train)
         return None
@@ -67,9 +68,9 @@ class Confirmation(Study):
         """Everything to train as far as it is known now, in order: (arm, what is changed, seed)."""
         confirm, done = self.sweep.confirm, scores(self.records(), self.arms, self.sweep)
         ended = {(r.arm, r.train["seed"]) for r in self.ended()}
-        alive, first = list(self.arms), min(FIRST_LOOK, confirm.seeds)
+        alive, before = list(self.arms), looks(confirm.seeds)[:-1]
         for n in range(confirm.seeds):
-            if n >= first:  # a look lies between: it needs everything before it
+            if n in before:  # a look lies between: it needs everything before it
                 if any((str(arm.number), fresh(self.sweep, i)) not in ended for arm in alive for i in range(n)):
                     return
                 so_far = {number: values[:n] for number, values in done.items()}
@@ -80,9 +81,10 @@ class Confirmation(Study):
         result = contest(done, confirm.seeds)
         if confirm.strip and result.decided and result.alive:
             winner = next(arm for arm in self.arms if arm.number == result.alive[0])
-            warms = self.schedule(winner).warmup.length.value > 0
-            changes = [change for change in STRIP if warms or not change.startswith("warmup")]
-            yield from ((winner, change, fresh(self.sweep, n)) for n in range(first) for change in changes)
+            as_it_is = self.schedule(winner), self.sweep.train.epochs
+            changes = [change for change in STRIP if changed(*as_it_is, change, self.updates) != as_it_is]
+            first = range(min(FIRST_LOOK, confirm.seeds))
+            yield from ((winner, change, fresh(self.sweep, n)) for n in first for change in changes)
 
     def config(self, record: Record, example: TrialConfig) -> TrialConfig:
         return replace(super().config(record, example), test=True)
@@ -96,11 +98,12 @@ def fresh(sweep: Sweep, n: int) -> int:
     return (sweep.train.seed + 1 + n) % 2**32
 
 
-def changed(schedule: Schedule, change: str, epochs: int, updates: int) -> tuple[Schedule, int]:
-    """A schedule and a number of epochs with one of ``STRIP`` done to them."""
+def changed(schedule: Schedule, epochs: int, change: str, updates: int) -> tuple[Schedule, int]:
+    """A schedule and a number of epochs with one of ``STRIP`` done to them, which may change nothing."""
     what, _, by = change.partition(" x")
     if what == "init_lr":
-        return replace(schedule, init_lr=schedule.init_lr * float(by)), epochs
+        highest = Schedule.SHARED["init_lr"].high
+        return replace(schedule, init_lr=min(schedule.init_lr * float(by), highest)), epochs
     if what == "warmup":
         length = schedule.warmup.length
         longer = length.value * float(by)
@@ -108,7 +111,8 @@ def changed(schedule: Schedule, change: str, epochs: int, updates: int) -> tuple
         return replace(schedule, warmup=replace(schedule.warmup, length=replace(length, value=longer))), epochs
     if what == "epochs":
         other = max(1, round(epochs * float(by)))
-        return schedule.rescaled(other / epochs, updates * epochs, epochs=epochs), other
+        if other != epochs:
+            return schedule.rescaled(other / epochs, updates * epochs, epochs=epochs), other
     return schedule, epochs
 
 
@@ -148,14 +152,14 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     done = scores(records, arms, sweep)
     result = contest(done, seeds)
     typed = {r.number for r in best_of_each(arms)}
-    rows = [_row(arm, records, done, result, sign) | {"best_of_type": arm.number in typed} for arm in arms]
+    rows = [_row(arm, records, done, result, sweep) | {"best_of_type": arm.number in typed} for arm in arms]
     place = {number: i for i, number in enumerate(result.alive)}  # the set first, ties as the sentence has them
     rows.sort(key=lambda r: (place.get(r["trial"], len(place)), math.inf if r["mean"] is None else -sign * r["mean"]))
     measured = noise(list(done.values()))
     names = {arm.number: f"{arm.name} (trial {arm.number})" for arm in arms}
     said = [_answer(result, names, done, "highest" if sign > 0 else "lowest")]
     if measured is not None:
-        said.append(ledger(measured, max(map(len, done.values())), sweep.objective.points))
+        said.append(ledger(measured, max(map(len, done.values())), sweep.objective.points, len(done)))
     lost = [names[arm.number] for arm in arms if arm.number not in done]
     if lost:
         said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
@@ -164,10 +168,12 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
 
 
 def _row(
-    arm: Record, records: Sequence[Record], done: Mapping[int, Sequence[float]], result: Contest[int], sign: int
+    arm: Record, records: Sequence[Record], done: Mapping[int, Sequence[float]], result: Contest[int], sweep: Sweep
 ) -> dict[str, Any]:
-    values = [sign * s for s in done.get(arm.number, [])]
-    tests = [r.epochs[-1]["test/accuracy"] for r in records if r.arm == str(arm.number) and r.outcome == "complete"]
+    values = [sweep.objective.sign * s for s in done.get(arm.number, [])]
+    seeds = [fresh(sweep, n) for n in range(len(values))]  # the same that the values are of
+    mine = [r for r in records if r.arm == str(arm.number) and r.train["seed"] in seeds]
+    tests = [r.epochs[-1]["test/accuracy"] for r in mine if r.outcome == "complete"]
     low, high = interval(values)
     gap = result.differences.get(arm.number)
     return {
@@ -198,10 +204,10 @@ def _answer(result: Contest[int], names: Mapping[int, str], done: Mapping[int, S
         return "Nothing could be confirmed."
     if not result.decided:
         return "The confirmation has not ended."
-    if len(names) == 1:
+    if len(done) == 1:
         return f"Only {names[result.alive[0]]} was confirmed: there is nothing to compare it with."
     if len(result.alive) == 1:
-        rest = len(names) - 1
+        rest = len(done) - 1
         others = f"the {rest} others are" if rest > 1 else "the other is"
         return f"{names[result.alive[0]]} is the best: {others} behind by more than seeds explain."
     said = ", ".join(names[n] for n in result.alive)
@@ -219,18 +225,19 @@ def amount(value: float, points: bool) -> str:
     return f"{shown} point{'s' * (shown != '1')}"
 
 
-def ledger(measured: Noise, seeds: int, points: bool = True) -> str:
-    """What seeds do, what so many of them can show, and how many would show more, in a sentence."""
+def ledger(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> str:
+    """What seeds do, what so many of them can show of ``arms``, and how many would show more, in a sentence."""
     said = partial(amount, points=points)
     if measured.paired < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
-    needed = [(seeds_needed(w, measured.paired), said(w)) for w in wanted]
+    needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted]
     needs = ", ".join(f"{n} for {what}" for n, what in needed if n <= 1000 or n == needed[0][0])
+    shown = said(smallest_difference(measured.paired, max(2, seeds), arms))
     return (
         f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds each show a "
-        f"difference of {said(smallest_difference(measured.paired, max(2, seeds)))} between two schedules with 80 % "
-        f"power (paired t test); smaller ones stay hidden, and need more seeds each: {needs}."
+        f"difference of {shown} between {'two' if arms < 3 else f'two of {arms}'} schedules with 80 % power; smaller "
+        f"ones stay hidden, and need more seeds each: {needs}."
     )
 
 

@@ -375,12 +375,14 @@ def _export(args: argparse.Namespace) -> int:
             _write_text(args.out, text or "")
             text = None
     else:
+        first = best["trial"][: args.top].tolist()
+        some = records if args.top is None else [r for r in records if r.number in first]
         tables = {
-            "best": lambda: best,
-            "trials": lambda: trials_table(records),
-            "epochs": lambda: epochs_table(records),
+            "best": lambda: best[: args.top],
+            "trials": lambda: trials_table(some),
+            "epochs": lambda: epochs_table(some),
         }
-        text = write(tables[args.table]().head(args.top or len(records) * 10**6), args.format, args.out)
+        text = write(tables[args.table](), args.format, args.out)
         asked = args.table == "best" and args.format == "markdown"
         if text is not None and asked:  # by a person, who asks what it means
             text += "".join(f"\n{line}\n" for line in facts.get("answer", ()))

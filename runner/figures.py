@@ -269,9 +269,9 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
         above.plot(*zip(*mine, strict=True), label=kind, **look)
     numbers = [n for n, _, _ in done]
     above.plot(numbers, [sign * b for b in best], color="black", linewidth=1, drawstyle="steps-post")
-    lost = [r.number for r in records if r.value is None]
-    above.plot(lost, [min(v for _, v, _ in done)] * len(lost), "x", color="0.5", markersize=5)
     low, high = _upper([v for _, v, _ in done], sign)
+    lost = [r.number for r in records if r.value is None]
+    above.plot(lost, [low if sign > 0 else high] * len(lost), "x", color="0.5", markersize=5, clip_on=False)
     above.set_ylim(low, high)
     regret = [best[-1] - b for b in best]
     below.set_ylim(-0.02 * (high - low), min(1.05 * max(regret), high - low) or high - low)
@@ -318,7 +318,7 @@ def accuracy_against_lr(
         colour = style(several[0].schedule["type"])["color"]
         axes.plot(
             [r.schedule["init_lr"] for r in several],
-            [r.value or math.nan for r in several],
+            [math.nan if r.value is None else r.value for r in several],
             "o",
             color=colour,
             alpha=0.6,

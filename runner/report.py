@@ -79,7 +79,8 @@ def caveats(sweep: Sweep, place: Place, dataset: Dataset, allow: Sequence[str] =
     if known is not None:
         name, measured = known
         seeds = max(2, sweep.confirm.seeds)
-        said.append(f"known from {name}: {ledger(Noise(**measured), seeds, sweep.objective.points)}")
+        sentence = ledger(Noise(**measured), seeds, sweep.objective.points, max(2, sweep.arms))
+        said.append(f"known from {name}: {sentence}")
     return said
 
 
@@ -135,7 +136,8 @@ def write(found: Found, tracker: Tracker) -> None:
         paths["lr_curves.html"].write_text(html, encoding="utf-8")
 
     table, sentences = export.best_table(records, direction, 10, rows), _sentences(found, records, answer, weights)
-    steps = next_steps(records, rows, sweep, answer.noise if answer else None, guessing(found.dataset))
+    measured, first = answer.noise if answer else None, found.rungs[0].ended() if found.rungs else None
+    steps = next_steps(records, rows, sweep, measured, guessing(found.dataset), first)
     history.remember(answer=[*sentences, *steps])
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
@@ -189,10 +191,12 @@ def next_steps(
     sweep: Sweep,
     measured: Noise | None,
     chance: float = 0.0,
+    searched: Sequence[Record] | None = None,
 ) -> list[str]:
     """What would make the answer better, each with how to do it; most urgent first.
 
-    ``chance`` is the accuracy that no learning at all would give.
+    ``chance`` is the accuracy that no learning at all would give; ``searched`` are the trials of the first rung, of a
+    search that has rungs.
     """
     said = list[str]()
     best = max((a for r in records for a in r.history if math.isfinite(a)), default=1.0)
@@ -201,44 +205,22 @@ def next_steps(
             f"Hardly anything was learnt: the best accuracy is {best:.2f}, and always giving the most frequent class "
             f"has {chance:.2f}. More images, more epochs or another range of init_lr come first."
         )
-    tried = Counter(r.name for r in records)
-    ended = Counter(r.name for r in best_first(records, 1))
-    names = list(sweep.schedules.schedules)
-    without = [r for r in records if not ended[r.name]]
-    if lost := list(dict.fromkeys(r.name for r in without if r.outcome == "diverged")):
-        said.append(f"Always diverged: {', '.join(lost)}. A lower init_lr may help.")
-    if causes := {r.name: r.cause for r in without if r.outcome == "failed"}:
-        said.append("Always failed: " + "; ".join(f"{name} ({cause})" for name, cause in causes.items()) + ".")
-    if missing := [name for name in names if not tried[name]]:
-        said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
-    if few := [name for name in names if 0 < ended[name] < FEW]:
-        even = 1 < len(few) == len(names) and len(set(ended.values())) == 1
-        listed = f"{ended[few[0]]} of each schedule" if even else ", ".join(f"{name} {ended[name]}" for name in few)
-        said.append(f"Few trials: {listed}. Another init_lr may be better there.")
-    if missing or few:
-        equal = sweep.search.balance == "equal" or len(names) < 2
-        enough = len(records) + sum(FEW - ended[name] for name in [*missing, *few])
-        goes_on = (
-            f" gives {FEW} of each; the same command goes on with them."
-            if equal
-            else ", and the same command goes on with them; balance: equal, in a new sweep, gives each as many."
-        )
-        said[-1] += f" In the file, search.trials: {enough}{goes_on}"
+    said += _hardly_tried(records if searched is None else searched, sweep)
     alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
     if len(alive) > 1 and measured is not None and measured.paired > 0:
         first, second = alive[:2]
-        apart = abs(first["mean"] - second["mean"])
+        apart, arms = abs(first["mean"] - second["mean"]), sum(row["mean"] is not None for row in rows)
         unit = amount(apart, sweep.objective.points)
         pair = " and ".join(f"{row['name']} (trial {row['trial']})" for row in (first, second))
-        needed = seeds_needed(apart, measured.paired) if apart > measured.paired / 50 else math.inf
+        needed = seeds_needed(apart, measured.paired, arms) if apart > measured.paired / 50 else math.inf
         if apart == 0:
             said.append(f"{pair} have the same mean: how many seeds would tell them apart is not known.")
         elif needed > MANY:
             said.append(f"{pair} differ by {unit} as measured; to show that takes more than {MANY} seeds each.")
         else:
             said.append(
-                f"If {pair} differ by the {unit} that was measured, about {needed} seeds each show it: raise "
-                "confirm.seeds, and the same command goes on with them."
+                f"If {pair} differ by the {unit} that was measured, about {max(needed, first['seeds'] + 1)} seeds "
+                "each show it: raise confirm.seeds, and the same command goes on with them."
             )
     alike = {row["trial"] for row in rows if row["in_set"]}
     ends = {f"{r.name} (trial {r.number})": edge(r, sweep) for r in records if r.number in alike}
@@ -253,6 +235,39 @@ def next_steps(
             f"How exactly {winner.name} (trial {winner.number}) needs {needs}: with confirm.strip: true in the file, "
             "the same command trains it with less and more of each."
         )
+    return said
+
+
+def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
+    """The schedules of which the search knows little or nothing, and how many trials would change that."""
+    said, names = list[str](), list(sweep.schedules.schedules)
+    tried, ended = Counter(r.name for r in searched), Counter(r.name for r in best_first(searched, 1))
+    ways = {n: Counter(str(r.outcome) for r in searched if r.name == n) for n in names if tried[n] and not ended[n]}
+    if lost := [name for name, way in ways.items() if set(way) == {"diverged"}]:
+        said.append(f"Always diverged: {', '.join(lost)}. A lower init_lr may help.")
+    if others := {name: way for name, way in ways.items() if name not in lost}:
+        causes = {r.name: f": {r.cause}" for r in searched if r.cause}
+        listed = (
+            f"{name} ({', '.join(f'{n} {outcome}' for outcome, n in way.items())}{causes.get(name, '')})"
+            for name, way in others.items()
+        )
+        said.append(f"Never came to an end: {'; '.join(listed)}.")
+    missing = [name for name in names if not tried[name]]
+    if missing:
+        said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
+    few = [name for name in names if 0 < ended[name] < FEW]
+    if few:
+        even = 1 < len(few) == len(names) and len(set(ended.values())) == 1
+        listed_few = f"{ended[few[0]]} of each schedule" if even else ", ".join(f"{n} {ended[n]}" for n in few)
+        said.append(f"Few trials: {listed_few}. Another init_lr may be better there.")
+    lacking = [FEW - ended[name] for name in [*missing, *few]]
+    if lacking and sweep.search.sampler != "grid":  # which has no more points than it was given
+        if sweep.search.balance == "equal" or len(names) < 2:
+            more, goes_on = len(names) * max(lacking), f" gives {FEW} of each; the same command goes on with them."
+        else:
+            more = sum(lacking)
+            goes_on = ", and the same command goes on with them; balance: equal, in a new sweep, gives each as many."
+        said[-1] += f" In the file, search.trials: {len(searched) + more}{goes_on}"
     return said
 
 
@@ -298,7 +313,7 @@ def around(strip: Sequence[Mapping[str, Any]], points: bool) -> str:
     """What the strip's changes did to the winner, in a sentence."""
     unit, scale, parts = (" in points" if points else ""), (100 if points else 1), []
     for row in strip:
-        said = "diverged"
+        said = "diverged" if row["diverged"] else "failed"
         if row["difference"] is not None:
             apart, low, high = (f"{row[k] * scale:+.2g}" for k in ("difference", "low", "high"))
             said = f"{apart} ({low} to {high})" + f", {row['diverged']} of {row['seeds']} diverged" * (
@@ -328,12 +343,15 @@ def calibrated(rung: Sequence[Record], full: Sequence[Record], sweep: Sweep) -> 
 def audited(records: Sequence[Record], sweep: Sweep) -> str:
     """What a pruner saved, and how often it was wrong, by the trials on parole.
 
-    A stop is false where the trial, trained to its end, beats the median of the trials that were let pass.
+    A stop is false where the trial, trained to its end, beats the median of the trials that were let pass; one that
+    then diverged does not.
     """
     sign = sweep.objective.sign
     passed = [sign * r.value for r in records if r.value is not None and r.stop is None]
     stopped = [r for r in records if r.outcome == "stopped"]
-    parole = [(r, sign * r.value) for r in records if r.stop is not None and r.value is not None]
+    worst = -math.inf
+    ended = [r for r in records if r.stop is not None and r.outcome in ("complete", "diverged")]
+    parole = [(r, worst if r.value is None else sign * r.value) for r in ended]
     saved = sum(sweep.train.epochs - len(r.epochs) for r in stopped) / max(1, len(records) * sweep.train.epochs)
     said = f"The {sweep.search.pruner} pruner stopped {len(stopped)} trials and saved {saved:.0%} of the epochs."
     if not parole or not passed:

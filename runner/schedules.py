@@ -32,7 +32,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .zoo import TYPES, WARMUPS, Function, Length, Param, ScheduleError, choice, did_you_mean, length
+from .zoo import TINY, TYPES, WARMUPS, Function, Length, Param, ScheduleError, choice, did_you_mean, length
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -178,9 +178,9 @@ class Schedule:
     def rescaled(self, scale: float, T: int, *, epochs: int | None = None) -> Schedule:
         """This schedule, made for ``T`` updates, for a training of ``scale`` times that length.
 
-        Fractions of training stay fractions, so the shape is the same; lengths in epochs or updates, a patience and a
-        ``gamma`` per epoch shrink or grow with the training. The warmup keeps its number of updates, which is what it
-        is for, and takes at most half of the training.
+        Fractions of training stay fractions, so the shape is the same; lengths in epochs or updates, plateau's
+        patience and cooldown and a ``gamma`` per epoch shrink or grow with the training. The warmup keeps its number
+        of updates, which is what it is for, and takes at most half of the training.
         """
         moment = self.moment(0, T, epochs)
         warmup = replace(self.warmup, length=Length(min(0.5, moment.w / moment.total / scale)))
@@ -190,10 +190,10 @@ class Schedule:
                 return value if value.unit == "fraction" else Length(value.value * scale, value.unit)
             if isinstance(value, tuple):
                 return tuple(scaled(name, v) for v in value)
-            if name == "patience":
+            if self.type == "plateau" and name in ("patience", "cooldown"):
                 return round(value * scale)
             per_epoch = name == "gamma" and value is not None and "final" in TYPES[self.type].params
-            return value ** (1 / scale) if per_epoch else value
+            return max(TINY, value ** (1 / scale)) if per_epoch else value
 
         own = self.params if self.type == "custom" else Params({k: scaled(k, v) for k, v in self.params.items()})
         return replace(self, warmup=warmup if moment.w else self.warmup, params=own)

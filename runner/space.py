@@ -292,22 +292,28 @@ def _read(template: Any, said: Any, found: dict[str, Any]) -> Any:
     """
     if isinstance(template, Leaf):
         value = said["fraction"] if isinstance(said, Mapping) and "fraction" in said else said
-        inside = (
-            value in template.values
-            if template.kind == "choice"
-            else template.values[0] <= value <= template.values[1]
-        )
-        if not inside:
+        if template.kind == "choice":
+            i = next((i for i, option in enumerate(template.values) if _is(option, value)), None)
+            if i is None:
+                raise ValueError(value)
+            found[template.name] = template.encoded()[i]
+            return template.values[i]
+        if not template.values[0] <= value <= template.values[1]:
             raise ValueError(value)
-        found[template.name] = (
-            template.encoded()[template.values.index(value)] if template.kind == "choice" else value
-        )
+        found[template.name] = value
         return value
     if isinstance(template, Mapping):
         return {key: _read(value, said[key], found) for key, value in template.items()}
     return (
         [_read(t, s, found) for t, s in zip(template, said, strict=True)] if isinstance(template, list) else template
     )
+
+
+def _is(option: Any, said: Any) -> bool:
+    """Whether an option of a choice is what a schedule's JSON says, where a warmup has more than stands in a file."""
+    if isinstance(option, Mapping) and isinstance(said, Mapping) and "form" in said:
+        return load({"type": "linear", "warmup": option}).warmup == load({"type": "linear", "warmup": said}).warmup
+    return bool(option == said)
 
 
 def _fill(value: Any, leaf: Callable[[Leaf], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,6 +139,12 @@ class Search(Frozen):
         return value
 
     @model_validator(mode="after")
+    def _a_grid_has_an_order_of_its_own(self) -> Search:
+        if self.sampler == "grid" and self.balance == "equal":
+            raise ValueError("a grid has every point once: leave balance out")
+        return self
+
+    @model_validator(mode="after")
     def _rungs_have_trials_of_their_own(self) -> Search:
         if self.rungs and (self.sampler == "grid" or self.pruner != "none"):
             raise ValueError("rungs go with no grid and no pruner: screening stops trials by itself")
@@ -225,10 +232,15 @@ class Sweep(Frozen):
         return lengths
 
     @property
+    def arms(self) -> int:
+        """How many trials are confirmed at most: the best of all has its place among the best of every schedule."""
+        names, top = len(self.schedules.schedules), self.confirm.top
+        return min(names + max(0, top - 1) if self.confirm.types else top, self.search.trials)
+
+    @property
     def replicates(self) -> int:
         """How many trainings with fresh seeds follow the search at most."""
-        chosen = self.confirm.top + len(self.schedules.schedules) * self.confirm.types
-        return self.confirm.trainings(min(chosen, self.search.trials))
+        return self.confirm.trainings(self.arms)
 
     @property
     def size(self) -> str:
@@ -338,11 +350,17 @@ class Record:
 def best_first(records: Iterable[Record], sign: int, confirmed: Iterable[Mapping[str, Any]] = ()) -> list[Record]:
     """The complete trials by objective, ``sign`` 1 where higher is better; equals in the order they were tried.
 
-    Before them those in the rows of ``confirmed``, in the order of the rows: fresh seeds know better than one.
+    Before them those in the rows of ``confirmed``, in the order of the rows: fresh seeds know better than one. Behind
+    them all those that did not come to their end with every fresh seed.
     """
-    place = {row["trial"]: i for i, row in enumerate(confirmed)}
+    place = {row["trial"]: math.inf if row["mean"] is None else i for i, row in enumerate(confirmed)}
     done = [r for r in records if r.outcome == "complete" and r.value is not None]
     return sorted(done, key=lambda r: (place.get(r.number, len(place)), -sign * (r.value or 0.0)))
+
+
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """The first trial of every schedule: a space of choices may have tried one twice."""
+    return list({json.dumps(dict(r.schedule), sort_keys=True): r for r in reversed(list(records))}.values())[::-1]
 
 
 def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:

@@ -28,7 +28,7 @@ from .document import SpecError
 from .place import redacted
 from .schedules import Schedule, load
 from .space import Space
-from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first
+from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first, distinct
 from .storage import connect, disconnect, persist, sqlite_path, unusable
 
 if TYPE_CHECKING:
@@ -73,6 +73,12 @@ class Study:
     def facts(self) -> dict[str, Any]:
         """What is true of the study as a whole, such as its parent run."""
         return dict(self._study.user_attrs)
+
+    @property
+    def epochs(self) -> int:
+        """Of each of its trainings: a rung has fewer."""
+        rung = self.stage.removeprefix("rung-")
+        return int(rung) if rung.isdecimal() else self.sweep.train.epochs
 
     def remember(self, **facts: Any) -> None:
         for key, value in facts.items():
@@ -139,9 +145,9 @@ class Study:
         proposed, name, mapping = propose(number, [*known, *map(_as_running, under_way)], self.sweep, wished)
         schedule, train = load(mapping, allow=self.allow), {}
         if self.stage:  # a rung: the whole of the schedule in fewer epochs
-            full, train = self.sweep.train.epochs, {"epochs": int(self.stage.removeprefix("rung-"))}
+            full, train = self.sweep.train.epochs, {"epochs": self.epochs}
             updates = self.facts["updates_per_epoch"] * full
-            schedule = schedule.rescaled(train["epochs"] / full, updates, epochs=full)
+            schedule = schedule.rescaled(self.epochs / full, updates, epochs=full)
         return created(
             name,
             schedule,
@@ -157,8 +163,8 @@ class Study:
         self.target = len(self._queue)
 
     def survivors(self) -> list[Mapping[str, Any]]:
-        """The parameters of the best share of a rung, best first."""
-        done = best_first(self.records(), self.sweep.objective.sign)
+        """The parameters of the best share of a rung, best first, none of them twice."""
+        done = distinct(best_first(self.records(), self.sweep.objective.sign))
         return [r.params for r in done[: self.sweep.search.kept(self.target)]]
 
     def importance(self) -> dict[str, float]:
@@ -185,7 +191,10 @@ class Study:
 
     def wish(self, wishes: Iterable[Mapping[str, Any]]) -> None:
         """Try these parameters next, before the sampler's own; what was wished for before is not tried twice."""
-        new = [dict(w) for w in wishes if dict(w) not in self._queue.values()]
+        new: list[dict[str, Any]] = []
+        for wish in map(dict, wishes):
+            if wish not in self._queue.values() and wish not in new:
+                new.append(wish)
         start = max([len(self._records), *(int(n) + 1 for n in self._queue)])
         self._queue |= {str(start + i): w for i, w in enumerate(new)}
         self.remember(queue=self._queue)
@@ -398,11 +407,13 @@ def _quasirandom(space: Space, seed: int, number: int, turn: int | None) -> dict
     without conditions."""
     from scipy.stats import qmc
 
-    sequence = qmc.Sobol(1 + len(space.axes()), scramble=True, rng=seed)
+    types, sequence = len(space.schedules), qmc.Sobol(1 + len(space.axes()), scramble=True, rng=seed)
+    if turn is not None:
+        number //= types  # every type has the same points: Sobol's would go with the turns, half of each for one type
     if number:
         sequence.fast_forward(number)
     u = sequence.random(1)[0].tolist()
-    return space.point(u if turn is None else [(turn + 0.5) / len(space.schedules), *u[1:]])
+    return space.point(u if turn is None else [(turn + 0.5) / types, *u[1:]])
 
 
 # --------------------------------------------------------------------------------------

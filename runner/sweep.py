@@ -99,7 +99,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
     model.check(sweep.model, dataset.classes, *dataset.size)
-    updates, epochs = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size), sweep.train.epochs
+    updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
     flat = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
     known = study.begun_with(sweep, place.storage, options.engine, dataset.digest, must=options.sync)
@@ -130,7 +130,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
                 say(f"sent {len(stage.ended())} trials to MLflow; lacking: {tracker.settle() or 'nothing'}")
                 return stage.complete()
             title = {"": "search", confirm.STAGE: "fresh seeds"}.get(stage.stage, stage.stage)
-            with Display(stage.target, epochs, stage=title) as display, stop.listening():
+            with Display(stage.target, stage.epochs, stage=title) as display, stop.listening():
                 search(stage, tracker, places, display, example)
             return True
 

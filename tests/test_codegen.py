@@ -38,6 +38,34 @@ def sgd(model, schedule) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=schedule.init_lr)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize(("T", "epochs"), [(10, 3), (3, 10), (30, 6)])
+def test_transformers_counts_epochs_as_training_here_does_when_they_do_not_divide_the_updates(T, epochs):
+    schedule = load({"type": "step", "init_lr": 0.1, "step_size": 0.3, "gamma": 0.5, "interval": "epoch"})
+    scope, optimizer, seen = {}, sgd(network(), schedule), []
+    exec(code(schedule, T, epochs=epochs, library="transformers"), scope)
+    scheduler = scope["make_scheduler"](optimizer)
+    for _ in range(T):
+        seen.append(optimizer.param_groups[0]["lr"])
+        scheduler.step()
+    assert seen == pytest.approx(schedule.lrs(T, epochs=epochs))
+
+
+def test_an_inlined_plateau_that_is_called_as_its_comment_says_gives_the_same_rates():
+    schedule = load({"type": "plateau", "init_lr": 0.1, "patience": 0, "gamma": 0.5, "warmup": {"epochs": 1}})
+    source, scope = code(schedule, 18, epochs=6), {"optimizer": sgd(network(), schedule)}
+    assert "scheduler.step() after every update; before the one that ends an epoch call\n# history.append" in source
+    exec(source, scope)
+    accuracies, seen = [0.5, 0.6, 0.6, 0.6, 0.7, 0.7], []
+    for update in range(18):
+        seen.append(scope["optimizer"].param_groups[0]["lr"])
+        scope["optimizer"].step()
+        if update % 3 == 2:
+            scope["history"].append(accuracies[update // 3])
+        scope["scheduler"].step()
+    assert seen == pytest.approx(schedule.lrs(18, epochs=6, history=accuracies))
+
+
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step", "ignore:The epoch parameter in")
 @pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: f"{s['type']}")
 @pytest.mark.parametrize("library", LIBRARIES[1:])

@@ -20,7 +20,7 @@ from runner.place import load_place
 from runner.report import around, audited, calibrated, edge, next_steps
 from runner.schedules import load
 from runner.spec import Record, best_first, load_sweep
-from runner.study import earlier_noise, load_study, open_study
+from runner.study import earlier_noise, load_study, open_study, propose
 from runner.train import Epoch
 
 from .conftest import TINY
@@ -141,6 +141,50 @@ def test_an_arm_that_diverges_with_a_fresh_seed_is_no_answer(tiny, tmp_path):
     assert list(scores(study.records(), study.arms, plan)) == [1]
 
 
+def test_what_is_said_of_an_arm_that_was_lost_is_not_that_it_is_worse(tiny, tmp_path):
+    plan = tiny(confirm="{top: 2, types: false, seeds: 3}")
+    study = confirmed(
+        plan,
+        tmp_path / "a.db",
+        searched(0.9, 0.8),
+        lambda a, s: math.nan if (a, s) == ("0", 2) else 0.9 - 0.4 * int(a) + 0.001 * s,
+    )
+    answer = verdict(study.records(), study.arms, plan)
+    assert answer.sentences[0] == "Only b (trial 1) was confirmed: there is nothing to compare it with."
+    lost = next(row for row in answer.rows if row["trial"] == 0)
+    assert (lost["mean"], lost["test_accuracy"]) == (None, None)
+    assert [r.number for r in best_first(searched(0.9, 0.8, 0.7), 1, answer.rows)] == [1, 2, 0]
+
+
+def test_the_test_split_is_shown_for_the_same_seeds_as_the_objective(tiny, tmp_path):
+    wide, small = (tiny(confirm=f"{{top: 1, types: false, seeds: {n}}}") for n in (5, 3))
+    study = confirmed(wide, tmp_path / "a.db", searched(0.9), lambda _, s: 0.1 * s)
+    (row_,) = verdict(study.records(), study.arms, small).rows
+    assert (row_["seeds"], row_["mean"]) == (3, pytest.approx(0.2))
+    assert row_["test_accuracy"] == pytest.approx(0.19)
+
+
+def test_no_schedule_is_confirmed_or_goes_on_twice(sweep_file, tmp_path):
+    same = searched(0.9, 0.9, 0.8, 0.7)
+    copies = [same[0], replace(same[0], number=9, value=0.9), same[2], same[3]]
+    plan, _ = load_sweep(sweep_file(confirm="confirm: {top: 3, types: false}"))
+    assert [r.number for r in arms(copies, plan)] == [0, 2, 3]
+    choices = "space: {init_lr: {choice: [0.01, 0.1]}, schedules: {cosine: {}}}"
+    lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
+    search = "search: {trials: 6, sampler: random, rungs: [1, T], keep: 0.5}"
+    plan, _ = load_sweep(sweep_file("\n".join([*lines, choices, search]) + "\n"))
+    with closing(open_study(plan, f"sqlite:///{tmp_path / 'a.db'}", stage="rung-1")) as rung:
+        rung.remember(updates_per_epoch=3)
+        while (record := rung.next()) is not None:
+            rung.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
+            rung.tell(record.number, "complete")
+        assert rung.epochs == 1
+        left = rung.survivors()
+        assert len(left) == 2 == len({params["init_lr"] for params in left})
+        rung.wish([{"type": "rex"}, {"type": "rex"}])
+        assert list(rung.facts["queue"].values()).count({"type": "rex"}) == 1
+
+
 def test_what_is_trained_next_does_not_depend_on_the_order_in_which_trainings_end(tiny, tmp_path):
     plan, tables = tiny(confirm="{top: 3, types: false, seeds: 5}"), []
     for name, last in (("a", False), ("b", True)):
@@ -161,11 +205,14 @@ def test_what_is_trained_next_does_not_depend_on_the_order_in_which_trainings_en
 
 def test_the_strip_changes_one_thing_at_a_time(tiny, tmp_path):
     cosine = load({"type": "cosine", "init_lr": 0.1, "warmup": 0.2})
-    assert changed(cosine, "init_lr x0.5", 10, 4) == (replace(cosine, init_lr=0.05), 10)
-    longer, epochs = changed(cosine, "epochs x2", 10, 4)
+    assert changed(cosine, 10, "init_lr x0.5", 4) == (replace(cosine, init_lr=0.05), 10)
+    longer, epochs = changed(cosine, 10, "epochs x2", 4)
     assert (epochs, longer.moment(0, 80).w) == (20, cosine.moment(0, 40).w)
+    assert changed(cosine, 1, "epochs x0.5", 4) == (cosine, 1)  # which the strip leaves out
+    fastest, _ = changed(replace(cosine, init_lr=60.0), 10, "init_lr x2", 4)
+    assert load(fastest.to_json()) == fastest
     for said, by, w in ((0.2, "x0", 0), (0.2, "x2", 16), (0.7, "x2", 40), ({"epochs": 1}, "x2", 8)):
-        other, epochs = changed(load({"type": "cosine", "init_lr": 0.1, "warmup": said}), f"warmup {by}", 10, 4)
+        other, epochs = changed(load({"type": "cosine", "init_lr": 0.1, "warmup": said}), 10, f"warmup {by}", 4)
         assert (other.moment(0, 40, 10).w, epochs) == (w, 10)
         assert replace(other, warmup=cosine.warmup) == cosine
     plan = tiny(confirm="{top: 2, types: false, seeds: 3, strip: true}")
@@ -212,6 +259,8 @@ def test_the_strip_in_words_has_the_unit_of_what_is_judged():
         "Around the winner, seed by seed (mean difference in points, 95 % interval): "
         "warmup x0 -1.2 (-2 to -0.5); init_lr x2 +1 (-1 to +3), 1 of 3 diverged; warmup x2 diverged."
     )
+    failed = {"change": "epochs x2", "seeds": 3, "diverged": 0, "difference": None, "low": math.nan, "high": math.nan}
+    assert around([failed], True).endswith(": epochs x2 failed.")
     assert around(rows[:1], False).endswith("(mean difference, 95 % interval): warmup x0 -0.013 (-0.02 to -0.005).")
 
 
@@ -289,6 +338,10 @@ def test_a_rescaled_schedule_keeps_its_shape_and_the_updates_of_its_warmup():
     assert third.moment(0, 100).w == schedule.moment(0, 300).w == 30
     assert third.params == schedule.params
     assert load({"type": "cosine", "warmup": 0.3}).rescaled(1 / 3, 300).warmup.length.value == 0.5
+    steep = load({"type": "exponential", "gamma": 0.1}).rescaled(0.1, 300, epochs=30)
+    assert load(steep.to_json()) == steep  # as steep as can be
+    flat = load({"type": "plateau", "patience": 6, "cooldown": 3}).rescaled(1 / 3, 300, epochs=30)
+    assert (flat.params["patience"], flat.params["cooldown"]) == (2, 1)
     step = load({"type": "step", "step_size": {"epochs": 30}, "gamma": 0.1}).rescaled(1 / 3, 90)
     assert [step.factor(t, 30) for t in (9, 10, 20)] == pytest.approx([1.0, 0.1, 0.01])
     by_epoch = load({"type": "exponential", "gamma": 0.9})
@@ -356,6 +409,8 @@ def test_the_audit_counts_what_would_have_been_among_the_better_half(sweep_file)
     assert "50% false stops" in said
     assert "a 1 of 2, b 1 of 2" in said
     assert "beat all that it let pass" in said
+    lost = [replace(r, outcome="diverged", value=None) for r in parole[:2]]
+    assert "Of 4 on parole 0 ended above the median" in audited([*passed, *lost, *parole[2:]], plan)
 
 
 def test_a_named_pruner_comes_with_its_warning(project, capsys):
@@ -384,7 +439,19 @@ def test_balance_gives_every_type_its_turn(sweep_file, tmp_path, sampler):
         study.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
         study.tell(record.number, "complete")
     assert [r.name for r in study.records()] == ["cosine", "step", "wsd"] * 4
-    assert len({r.params["init_lr"] for r in study.records()}) == 12
+    assert len({(r.name, r.params["init_lr"]) for r in study.records()}) == 12
+
+
+def test_quasi_random_points_of_a_type_cover_its_whole_range_whatever_the_number_of_types(sweep_file):
+    for types in ("cosine: {}, step: {}", "cosine: {}, step: {}, wsd: {}, rex: {}"):
+        text = f"space: {{init_lr: {{uniform: [0.0, 1.0]}}, schedules: {{{types}}}}}".replace("[0.0", "[0.001")
+        lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
+        text = "\n".join([*lines, text, "search: {trials: 32, sampler: qmc, balance: equal}"]) + "\n"
+        plan, _ = load_sweep(sweep_file(text))
+        drawn = [propose(n, [], plan) for n in range(32)]
+        for name in plan.schedules.schedules:
+            values = [trial.params["init_lr"] for trial, given, _ in drawn if given == name]
+            assert (min(values) < 0.3, max(values) > 0.7) == (True, True), name
 
 
 def test_a_schedule_finds_its_way_back_into_the_space(sweep_file):
@@ -396,6 +463,12 @@ def test_a_schedule_finds_its_way_back_into_the_space(sweep_file):
         name, mapping = plan.schedules.sample(trial)
         assert plan.schedules.params(load(mapping)) == trial.params
         assert name == trial.params["type"]
+    choice = "space: {warmup: {choice: [0.1, {epochs: 1}, {epochs: 1, form: cosine}]}, schedules: {cosine: {}}}"
+    lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space"))]
+    chosen, _ = load_sweep(sweep_file("\n".join([*lines, choice]) + "\n", name="chosen.yaml"))
+    for said in (0.1, {"epochs": 1}, {"epochs": 1, "form": "cosine"}):
+        found = chosen.schedules.params(load({"type": "cosine", "warmup": said}))
+        assert found["warmup"] == (said if said == 0.1 else json.dumps(said))
     for outside in ({"type": "cosine", "init_lr": 50.0}, {"type": "rex"}, {"type": "step", "gamma": 0.9}):
         with pytest.raises(ValueError, match="the search space holds no such"):
             plan.schedules.params(load(outside))
@@ -422,7 +495,7 @@ def test_what_fresh_seeds_say_counts_before_what_one_seed_said_when_a_sweep_begi
     assert sweep.main(HERE) == 0
     with closing(open_study(load_sweep("sweeps/tiny.yaml")[0], load_place().storage)) as study:
         last = best_first(study.records(), 1)[-1]
-        study.remember(confirmed=[{"trial": last.number}])
+        study.remember(confirmed=[{"trial": last.number, "mean": 0.5}])
     Path("sweeps/next.yaml").write_text(TINY.replace("trials: 3", "trials: 1"))
     assert sweep.main(["sweeps/next.yaml", *HERE[1:], "--from", "tiny"]) == 0
     assert load_study("next", load_place().storage)[1][0].params == last.params
@@ -474,8 +547,24 @@ def test_the_report_names_the_schedules_of_which_little_is_known(tiny):
     said = next_steps([*many, trial_of("step", 5, None, outcome="diverged")], [], tiny(), None)
     assert said[0] == "Always diverged: step. A lower init_lr may help."
     assert said[1].startswith("Never tried: wsd. The answer says nothing about it. In the file, search.trials: 11")
+    failed = replace(trial_of("step", 5, None, outcome="failed"), cause="RuntimeError: no")
+    said = next_steps([*many, failed, trial_of("step", 6, None, outcome="stopped")], [], tiny(), None)
+    assert said[0] == "Never came to an end: step (1 failed, 1 stopped: RuntimeError: no)."
     enough = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
     assert next_steps(enough, [], tiny(), None) == []
+    assert next_steps(enough[:3], [], tiny(), None, searched=enough) == []  # the others were screened out
+
+
+def test_the_number_of_trials_that_the_report_asks_for_gives_what_it_says(tiny):
+    names = ["cosine", "step", "wsd"]
+    turns = [
+        trial_of(names[n % 3], n, 0.9 if n % 3 else None, outcome="complete" if n % 3 else "failed") for n in range(9)
+    ]
+    (_, few) = next_steps(turns, [], tiny(search="{trials: 9, balance: equal}"), None)
+    assert "search.trials: 15 gives 5 of each" in few  # step and wsd lack two; cosine's turns come with them
+    plan = tiny(search="{trials: 9}")
+    grid = plan.model_copy(update={"search": plan.search.model_copy(update={"sampler": "grid"})})
+    assert not any("search.trials" in said for said in next_steps(turns, [], grid, None))
 
 
 def test_the_report_says_where_hardly_anything_was_learnt(tiny):
@@ -492,6 +581,10 @@ def test_the_report_says_how_many_seeds_would_tell_the_first_two_apart(tiny):
     (said,) = next_steps(many, [row(0, 0.9), row(5, 0.89, name="step")], plan, measured)
     assert said.startswith("If cosine (trial 0) and step (trial 5) differ by the 1 point that was measured, about ")
     assert f"about {seeds_needed(0.01, 0.012)} seeds each show it" in said
+    assert f"about {seeds_needed(0.01, 0.012)} seeds" in said
+    few = Noise(0.001, 0.0012)
+    (said,) = next_steps(many, [row(0, 0.9), row(5, 0.89, name="step")], plan, few)
+    assert "about 4 seeds each" in said  # more than there are
     (said,) = next_steps(many, [row(0, 0.9), row(5, 0.8999, name="step")], plan, measured)
     assert said.endswith("(trial 5) differ by 0.01 points as measured; to show that takes more than 100 seeds each.")
     (said,) = next_steps(many, [row(0, 0.9), row(5, 0.9, name="step")], plan, measured)
@@ -543,6 +636,14 @@ def test_one_schedule_that_learns_with_some_seeds_only_does_not_blur_what_a_seed
     )
     answer = verdict(study.records(), study.arms, plan)
     assert answer.noise.seed < 0.01
+
+
+@pytest.mark.parametrize(("sign", "worse"), [(1, 0), (-1, 1)])
+def test_trials_without_a_result_stand_at_the_worse_end_of_the_history(sign, worse):
+    records = [trial_of("cosine", n, v) for n, v in enumerate((0.8, 0.5, 0.6))]
+    above, _ = figures.history([*records, trial_of("step", 3, None, outcome="diverged")], sign).axes
+    (lost,) = [line for line in above.lines if line.get_marker() == "x"]
+    assert lost.get_ydata()[0] == above.get_ylim()[worse]
 
 
 def test_what_lies_outside_a_figure_is_an_arrow_with_its_number():

@@ -58,6 +58,7 @@ BAD = {
     "an impossible character": ('question: "\\UFFFFFFFF"', ["not YAML"]),
     "an unknown sampler": ("search: {trials: 3, sampler: tpee}", ["search.sampler", "did you mean 'tpe'"]),
     "a grid over a range": ("search: {trials: 3, sampler: grid}", ["init_lr", "a grid needs choice or int"]),
+    "a grid with turns": ("search: {trials: 3, sampler: grid, balance: equal}", ["search", "leave balance out"]),
     "a list for a mapping": ("search: [1, 2]", ["search", "mapping"]),
     "nothing for a mapping": ("search:", ["search", "mapping"]),
     "an unknown data source": ("data: {source: cifar11}", ["data.source", "did you mean 'cifar10'"]),

@@ -585,6 +585,13 @@ def test_every_table_in_every_format(swept, capsys, kind, which):
         assert len(Path("t.markdown").read_text().splitlines()) == rows + 2
 
 
+def test_the_k_best_are_the_best_in_every_table(swept, capsys):
+    first = best_schedules("tiny")["trial"][0]
+    for which, rows in (("best", 1), ("trials", 1), ("epochs", 2)):
+        assert export.main(["tiny", "--table", which, "--top", "1", "--format", "json", "--out", "t.json"]) == 0
+        assert [row["trial"] for row in json.loads(Path("t.json").read_text())] == [first] * rows
+
+
 def test_exact_values_survive_csv_json_and_parquet(swept, capsys):
     best = best_schedules("tiny")
     for kind in ("csv", "json", "parquet"):
