@@ -137,7 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are (default: data)")
     parser.add_argument("--device", default="auto", help="for the estimate of time (default: auto)")
     parser.add_argument("--no-timing", action="store_true", help="do not measure how long an epoch takes")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="default: results/<sweep>/preview.png")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=".png, .svg, .pdf (default: results/<sweep>/preview.png, or schedules.png)",
+    )
     parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
     args = parser.parse_args(argv)
     try:

@@ -122,7 +122,7 @@ class Search(Frozen):
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 1 / 3
     """The share of a rung's trials that goes on to the next."""
     pruner: Literal["none", "median", "percentile", "successive_halving", "hyperband"] = "none"
-    """An Optuna pruner that stops trials early; none stops those that diverge, and no other."""
+    """An Optuna pruner that stops trials early. With ``none``, those that diverge are stopped, and no others."""
     parole: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """The share of the trials that a pruner would stop which train to their end all the same, to audit it."""
 

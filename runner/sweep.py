@@ -2,7 +2,7 @@
 
     python -m runner.sweep                              the default sweep, sweeps/digits.yaml
     python -m runner.sweep sweeps/cifar10.yaml --data-dir ~/data
-    python -m runner.sweep sweeps/cifar10.yaml --dry-run    check everything, train nothing
+    python -m runner.sweep sweeps/cifar10.yaml --dry-run    check files, data and model, train nothing
 
 The same command continues a sweep that was stopped, and adds trials to one whose file asks for more.
 """
@@ -257,7 +257,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lanes",
         default="auto",
-        help="trials at once: a number, or auto (default): one per core or GPU; 0: one, in this process",
+        help="trials at once: a number, or auto (default): one per core, or as many as make a GPU busy, but no more "
+        "than search.window; 0: one, in this process",
     )
     parser.add_argument(
         "--ray",
@@ -285,7 +286,7 @@ def arguments() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="SWEEP",
-        help=f"try the {WARM} best schedules of an earlier sweep first (repeatable)",
+        help=f"try the {WARM} best schedules of an earlier sweep first, as far as this space holds them (repeatable)",
     )
     parser.add_argument(
         "--enqueue",
@@ -301,13 +302,15 @@ def arguments() -> argparse.ArgumentParser:
             f"--{output}", dest="output", action="store_const", const=output, default="text", help=said
         )
     parser.add_argument("--sync", action="store_true", help="train nothing; send what MLflow lacks, and report")
-    parser.add_argument("--dry-run", action="store_true", help="check the files, print the warnings, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check files, data and model, print warnings, and stop"
+    )
     parser.add_argument(
         "--allow-plugin",
         action="append",
         default=[],
         metavar="PACKAGE.",
-        help="let the sweep file name schedule functions of this package (repeatable); it runs their code",
+        help="let the sweep file name schedules, models and data of this package (repeatable); it runs their code",
     )
     return parser
 

@@ -214,7 +214,7 @@ def cosine(t: int, T: int) -> float:
 def cosine_restarts(
     t: int, T: int, cycles: int, t_mult: float, peak_decay: float, t_0: float | None, floor: float
 ) -> float:
-    """floor + (peak_decay**i - floor) (1 + cos(pi z_i)) / 2, cycle i being t_mult**i times as long as the first.
+    """floor + (p - floor) (1 + cos(pi z_i)) / 2, p = max(peak_decay**i, floor), cycle i t_mult**i times the first.
 
     The first cycle is as long as it takes for training to end with a cycle, or t_0 where that is given.
     Loshchilov and Hutter 2017, arXiv 1608.03983; torch CosineAnnealingWarmRestarts, timm cosine.

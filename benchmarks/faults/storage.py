@@ -66,19 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 subprocess.run(["umount", results], check=True)
                 case("the results become read-only", folder, code, victims.committed(folder), {4})
         for seconds in (5, 75):
-            folder = victims.folder_of_a_sweep(Path(root))
-            pid = victims.begun(folder)
-            with closing(sqlite3.connect(folder / "optuna.db", timeout=60, isolation_level=None)) as database:
-                database.execute("BEGIN IMMEDIATE")
-                seen = victims.committed(folder)
-                started = time.monotonic()
-                code = None
-                while time.monotonic() < started + seconds and code is None:
-                    done, status = os.waitpid(pid, os.WNOHANG)
-                    code = os.waitstatus_to_exitcode(status) if done else None
-                    time.sleep(0.1)
-                database.execute("ROLLBACK")
-            code = victims.wait(pid) if code is None else code
+            folder, code, seen = locked(Path(root), seconds)
             case(f"locked for {seconds} s", folder, code, seen, {0} if seconds < 60 else {4})
         folder = victims.folder_of_a_sweep(Path(root))
         pid = victims.begun(folder)
@@ -91,6 +79,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shutil.copy(victims.template(), folder / "mlflow.db")
         case("the study is deleted", folder, code, {}, {4})
     return {"cases": cases, "wrong": wrong}
+
+
+def locked(root: Path, seconds: float) -> tuple[Path, int | None, dict[tuple[Any, ...], str]]:
+    """A sweep whose database another process locks for so long; its folder, its exit code, what was on record then."""
+    folder = victims.folder_of_a_sweep(root)
+    pid = victims.begun(folder)
+    with closing(sqlite3.connect(folder / "optuna.db", timeout=60, isolation_level=None)) as database:
+        database.execute("BEGIN IMMEDIATE")
+        seen, started, code = victims.committed(folder), time.monotonic(), None
+        while time.monotonic() < started + seconds and code is None:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if done else None
+            time.sleep(0.1)
+        database.execute("ROLLBACK")
+    if code == 0:  # it had nothing left to write when the lock came
+        return locked(root, seconds)
+    return folder, victims.wait(pid) if code is None else code, seen
 
 
 @contextmanager
