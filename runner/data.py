@@ -112,8 +112,7 @@ class Tables:
     @staticmethod
     def draw(n: int, augment: Augment, seed: int, epoch: int) -> Tables:
         """The tables of (seed, epoch), drawn on the CPU so that every device has the same."""
-        digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+        generator = torch.Generator().manual_seed(seed_of(seed, epoch))
         order = torch.randperm(n, generator=generator)
         dy, dx = torch.randint(0, 2 * augment.pad + 1, (2, n), generator=generator)
         flip = torch.rand(n, generator=generator) < (0.5 if augment.flip else 0.0)
@@ -124,6 +123,12 @@ class Tables:
 
     def to(self, device: torch.device) -> Tables:
         return Tables(*(table.to(device) for table in self.all()))
+
+
+def seed_of(*what: object) -> int:
+    """A seed for a purpose, such as an epoch of a trial: seeds and epochs that follow one another share nothing."""
+    digest = hashlib.sha256("/".join(map(str, what)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
 
 
 @lru_cache(maxsize=1)

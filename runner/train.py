@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from . import data as datasets
 from .checkpoint import State
-from .data import Dataset, Split, batches, normalised, updates_per_epoch
+from .data import Dataset, Split, batches, normalised, seed_of, updates_per_epoch
 from .model import build
 from .schedules import set_lr
 from .spec import Train, TrialConfig
@@ -97,7 +97,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
         network.train()
         batch = batches(dataset.train, config.data.augment, recipe.seed, number, size)
         loss_sum, lrs = torch.zeros((), device=device), list[float]()
-        with seeded(recipe.seed + number, device):  # dropout, where a model has it
+        with seeded(seed_of("dropout", recipe.seed, number), device):  # where a model has it
             for i in range(updates):
                 factor = schedule.factor(number * updates + i, total, epochs=recipe.epochs, history=history)
                 set_lr(optimizer, factor)

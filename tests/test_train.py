@@ -13,7 +13,7 @@ from torchvision.models import ResNet
 from torchvision.transforms import functional as TF
 
 from runner import schedules
-from runner.data import Tables, load
+from runner.data import Tables, load, seed_of
 from runner.document import SpecError
 from runner.model import build
 from runner.spec import Augment, Data, Model, Train, TrialConfig
@@ -357,6 +357,11 @@ def test_the_gpu_trains_nearly_as_the_cpu_does():
     here, there = run(config)[0], next(train(config, torch.device("cuda")))
     assert there.lrs == here.lrs
     assert there.train_loss == pytest.approx(here.train_loss, rel=0.02)
+
+
+def test_no_epoch_of_a_seed_draws_what_an_epoch_of_another_does():
+    drawn = {seed_of(what, seed, epoch) for what in ("dropout", "order") for seed in range(30) for epoch in range(30)}
+    assert len(drawn) == 2 * 30 * 30
 
 
 def test_a_model_with_dropout_trains_alike_twice():

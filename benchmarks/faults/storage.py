@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def locked(root: Path, seconds: float) -> tuple[Path, int | None, dict[tuple[Any, ...], str]]:
-    """A sweep whose database another process locks for so long; its folder, its exit code, what was on record then."""
+    """A sweep whose database another process locks for so long: its folder, its exit code, what was on record."""
     folder = victims.folder_of_a_sweep(root)
     pid = victims.begun(folder)
     with closing(sqlite3.connect(folder / "optuna.db", timeout=60, isolation_level=None)) as database:
