@@ -12,11 +12,12 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def answer() -> str:
-    """The default sweep's recorded report, without its figures."""
-    said = (ROOT / "docs/digits/report.md").read_text().split("\n\n")
-    kept = "\n\n".join(part.strip("\n") for part in said if part.strip() and not part.startswith(("![", "[")))
-    return re.sub(r"\\([()_])", r"\1", kept) + "\n"  # escaped for whatever shows it; here nothing is foreign
+def answer(file: str, start: str = "") -> str:
+    """The parts of a recorded report that start so, without its figures."""
+    said = (ROOT / "docs/digits" / file).read_text().split("\n\n")
+    kept = [part.strip("\n") for part in said if part.strip() and not part.startswith(("![", "["))]
+    shown = "\n\n".join(part for part in kept if part.startswith(start))
+    return re.sub(r"\\([()_])", r"\1", shown) + "\n"  # escaped for whatever shows it; here nothing is foreign
 
 
 def measured() -> dict[str, str]:
@@ -159,7 +160,8 @@ def tree() -> str:
 def filled(text: str) -> str:
     """The README with every made part as it should be."""
     parts = {
-        "report: docs/digits/report.md": answer(),
+        "report: docs/digits/report.md": answer("report.md"),
+        "strip: docs/digits/strip.md": answer("strip.md", "Around the winner"),
         "file: sweeps/digits.yaml": f"```yaml\n{(ROOT / 'sweeps/digits.yaml').read_text()}```\n",
         "loop: runner/sweep.py": f"```python\n{loop()}\n```\n",
         "reference: runner/spec.py": reference(Data, Augment, Model, Train, Search, Confirm, Objective),
