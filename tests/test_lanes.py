@@ -157,6 +157,7 @@ def page_faults() -> int:
     return faults
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     platform.libc_ver()[0] != "glibc",
     reason="mallopt is glibc's own; elsewhere a worker leaves the allocator as it is",

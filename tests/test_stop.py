@@ -108,6 +108,7 @@ def test_the_second_signal_ends_it_at_once(project):
     assert load_study("tiny", load_place().storage)[1][0].outcome is None
 
 
+@pytest.mark.slow
 def test_an_epoch_that_does_not_end_in_time_is_abandoned_with_what_was_kept(project):
     process = slow(grace=1.0)
     start = time.monotonic()
@@ -165,6 +166,7 @@ def test_a_full_disk_under_its_output_is_no_success(swept):
     assert done.stderr == "error: what was to be printed is not complete: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_a_command_without_an_output_works_all_the_same(swept):
     command = f"{sys.executable} -m runner.export"
     for rest, code in (("tiny >&-", 0), ("tiny 2>&-", 0), ("nothing 2>&-", 2)):
