@@ -71,9 +71,9 @@ def caveats(sweep: Sweep, place: Place, dataset: Dataset, allow: Sequence[str] =
     said, pruner = [f"warning: {problem}" for problem in doubts(sweep, dataset, allow)], sweep.search.pruner
     if pruner != "none":
         said.append(
-            f"warning: the {pruner} pruner judges truncated curves, which favour schedules that decay early: in "
-            "simulated sweeps it stopped the eventual best more often than not; "
-            f"{sweep.search.parole:.0%} of what it stops is trained to its end to measure that"
+            f"warning: the {pruner} pruner judges truncated curves, which favour schedules that decay early "
+            f"(docs/trust.md has what that cost); {sweep.search.parole:.0%} of what it stops is trained to its end, "
+            "to measure that"
         )
     known = earlier_noise(sweep, place.storage)
     if known is not None:

@@ -50,7 +50,8 @@ class Data(Frozen):
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """The share of the training images that the search is judged on."""
     test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """The share held back for the confirmed winners, where the data bring no test split of their own."""
+    """The share held back for the confirmed winners, where the data bring no test split of their own. Of folders of
+    images ``test`` beside ``train`` is one, or else ``val``."""
     limit: Annotated[int, Field(ge=20)] | None = None
     """Use at most this many images for training and validation together."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
