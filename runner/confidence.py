@@ -142,7 +142,7 @@ def noise(scores: Sequence[Sequence[float]]) -> Noise | None:
 
 
 def power(difference: float, deviation: float, seeds: int, arms: int = 2) -> float:
-    """How likely the last look of ``contest`` over ``arms`` tells two of them apart; earlier ones may have done so.
+    """How likely, at least, ``contest`` over ``arms`` tells two of them apart: by its last look, all others out.
 
     Args:
         difference: the true one of the two.
@@ -150,8 +150,8 @@ def power(difference: float, deviation: float, seeds: int, arms: int = 2) -> flo
         seeds: of each.
         arms: how many are compared in all.
     """
-    alpha = 2 * list(levels(seeds).values())[-1] / _others(arms)
-    critical, shift = stats.t.isf(alpha / 2, seeds - 1), difference * math.sqrt(seeds) / deviation
+    level = list(levels(seeds).values())[-1] / _others(arms)
+    critical, shift = stats.t.isf(level, seeds - 1), difference * math.sqrt(seeds) / deviation
     above, below = (f(c, seeds - 1, shift) for f, c in ((stats.nct.sf, critical), (stats.nct.cdf, -critical)))
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))  # scipy's word for a far shift
 

@@ -6,6 +6,7 @@ is trained next is a pure function of that history, so the number of lanes does 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from .confidence import (
     smallest_difference,
 )
 from .schedules import Schedule
-from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first, distinct
+from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first
 from .study import Study, created, opened
 
 STAGE = "confirm"
@@ -33,7 +34,10 @@ STAGE = "confirm"
 
 def arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
     """The trials to confirm, best first: the ``top`` of all, and the best of every schedule; none of them twice."""
-    ranked = distinct(best_first(records, sweep.objective.sign))
+    tried: dict[tuple[str, str], Record] = {}
+    for record in best_first(records, sweep.objective.sign):
+        tried.setdefault((record.name, json.dumps(dict(record.schedule), sort_keys=True)), record)
+    ranked = list(tried.values())
     chosen = ranked[: sweep.confirm.top]
     best = {r.number for r in best_of_each(ranked)} if sweep.confirm.types else set()
     return [r for r in ranked if r in chosen or r.number in best]
@@ -41,7 +45,10 @@ def arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
 
 def best_of_each(ranked: Sequence[Record]) -> list[Record]:
     """The first trial of every schedule's name."""
-    return list({r.name: r for r in reversed(ranked)}.values())[::-1]
+    found: dict[str, Record] = {}
+    for record in ranked:
+        found.setdefault(record.name, record)
+    return list(found.values())
 
 
 class Confirmation(Study):
@@ -68,7 +75,7 @@ class Confirmation(Study):
         """Everything to train as far as it is known now, in order: (arm, what is changed, seed)."""
         confirm, done = self.sweep.confirm, scores(self.records(), self.arms, self.sweep)
         ended = {(r.arm, r.train["seed"]) for r in self.ended()}
-        alive, before = list(self.arms), looks(confirm.seeds)[:-1]
+        alive, before, upto = list(self.arms), looks(confirm.seeds)[:-1], confirm.seeds
         for n in range(confirm.seeds):
             if n in before:  # a look lies between: it needs everything before it
                 if any((str(arm.number), fresh(self.sweep, i)) not in ended for arm in alive for i in range(n)):
@@ -76,14 +83,15 @@ class Confirmation(Study):
                 so_far = {number: values[:n] for number, values in done.items()}
                 alive = [arm for arm in alive if arm.number in contest(so_far, confirm.seeds).alive]
                 if len(alive) < 2:
+                    upto = n
                     break
             yield from ((arm, "", fresh(self.sweep, n)) for arm in alive)
         result = contest(done, confirm.seeds)
-        if confirm.strip and result.decided and result.alive:
+        over = all((str(arm.number), fresh(self.sweep, n)) in ended for arm in alive for n in range(upto))
+        if confirm.strip and over and result.decided and result.alive:
             winner = next(arm for arm in self.arms if arm.number == result.alive[0])
-            as_it_is = self.schedule(winner), self.sweep.train.epochs
-            changes = [change for change in STRIP if changed(*as_it_is, change, self.updates) != as_it_is]
-            first = range(min(FIRST_LOOK, confirm.seeds))
+            schedule, epochs = self.schedule(winner), self.sweep.train.epochs
+            first, changes = range(min(FIRST_LOOK, confirm.seeds)), possible(schedule, epochs, self.updates)
             yield from ((winner, change, fresh(self.sweep, n)) for n in first for change in changes)
 
     def config(self, record: Record, example: TrialConfig) -> TrialConfig:
@@ -99,21 +107,34 @@ def fresh(sweep: Sweep, n: int) -> int:
 
 
 def changed(schedule: Schedule, epochs: int, change: str, updates: int) -> tuple[Schedule, int]:
-    """A schedule and a number of epochs with one of ``STRIP`` done to them, which may change nothing."""
+    """A schedule and a number of epochs with one of ``STRIP`` done to them."""
     what, _, by = change.partition(" x")
     if what == "init_lr":
-        highest = Schedule.SHARED["init_lr"].high
-        return replace(schedule, init_lr=min(schedule.init_lr * float(by), highest)), epochs
+        return replace(schedule, init_lr=schedule.init_lr * float(by)), epochs
     if what == "warmup":
         length = schedule.warmup.length
-        longer = length.value * float(by)
-        longer = min(longer, 1.0) if length.unit == "fraction" else longer
-        return replace(schedule, warmup=replace(schedule.warmup, length=replace(length, value=longer))), epochs
+        longer = replace(schedule.warmup, length=replace(length, value=length.value * float(by)))
+        return replace(schedule, warmup=longer), epochs
     if what == "epochs":
         other = max(1, round(epochs * float(by)))
-        if other != epochs:
-            return schedule.rescaled(other / epochs, updates * epochs, epochs=epochs), other
+        return schedule.rescaled(other / epochs, updates * epochs, epochs=epochs), other
     return schedule, epochs
+
+
+def possible(schedule: Schedule, epochs: int, updates: int) -> list[str]:
+    """Those of ``STRIP`` that change one thing of a schedule, and leave one that can be."""
+
+    def told(one: Schedule, n: int) -> tuple[float, int, int]:
+        return one.init_lr, one.moment(0, updates * n, n).w, n
+
+    found, before = list[str](), told(schedule, epochs)
+    for change in STRIP:
+        other, n = changed(schedule, epochs, change, updates)
+        lr, w, _ = after = told(other, n)
+        bounds, follows = Schedule.SHARED["init_lr"], change.startswith("warmup") and schedule.type == "inverse_sqrt"
+        if after != before and not follows and bounds.low <= lr <= bounds.high and w < updates * n:
+            found.append(change)
+    return found
 
 
 def scores(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> dict[int, list[float]]:
@@ -231,13 +252,13 @@ def ledger(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> s
     if measured.paired < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
-    needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted]
+    least = smallest_difference(measured.paired, max(2, seeds), arms)
+    needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted if w < least]
     needs = ", ".join(f"{n} for {what}" for n, what in needed if n <= 1000 or n == needed[0][0])
-    shown = said(smallest_difference(measured.paired, max(2, seeds), arms))
     return (
         f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds each show a "
-        f"difference of {shown} between {'two' if arms < 3 else f'two of {arms}'} schedules with 80 % power; smaller "
-        f"ones stay hidden, and need more seeds each: {needs}."
+        f"difference of {said(least)} between {'two' if arms < 3 else f'two of {arms}'} schedules with 80 % power; "
+        f"smaller ones may stay hidden{f', and need more seeds each: {needs}' if needs else ''}."
     )
 
 
@@ -251,6 +272,7 @@ def _strip(change: str, records: Sequence[Record], winner: int) -> dict[str, Any
         "change": change,
         "seeds": len(mine),
         "diverged": sum(r.outcome == "diverged" for r in mine),
+        "failed": sum(r.outcome == "failed" for r in mine),
         "mean": float(np.mean(list(values.values()))) if values else None,
         "difference": float(np.mean(apart)) if apart else None,
         "low": low,

@@ -261,8 +261,11 @@ def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
         listed_few = f"{ended[few[0]]} of each schedule" if even else ", ".join(f"{n} {ended[n]}" for n in few)
         said.append(f"Few trials: {listed_few}. Another init_lr may be better there.")
     lacking = [FEW - ended[name] for name in [*missing, *few]]
-    if lacking and sweep.search.sampler != "grid":  # which has no more points than it was given
-        if sweep.search.balance == "equal" or len(names) < 2:
+    points = sweep.schedules.grid() if sweep.search.sampler == "grid" else math.inf
+    if lacking and len(searched) < points:
+        if points < math.inf:  # schedule after schedule
+            more, goes_on = int(points) - len(searched), " is the whole grid; the same command goes on with it."
+        elif sweep.search.balance == "equal" or len(names) < 2:
             more, goes_on = len(names) * max(lacking), f" gives {FEW} of each; the same command goes on with them."
         else:
             more = sum(lacking)
@@ -313,12 +316,13 @@ def around(strip: Sequence[Mapping[str, Any]], points: bool) -> str:
     """What the strip's changes did to the winner, in a sentence."""
     unit, scale, parts = (" in points" if points else ""), (100 if points else 1), []
     for row in strip:
-        said = "diverged" if row["diverged"] else "failed"
-        if row["difference"] is not None:
+        lost = [f"{row[how]} of {row['seeds']} {how}" for how in ("diverged", "failed") if row[how]]
+        if row["difference"] is None:
+            said = "diverged" if row["diverged"] == row["seeds"] else ", ".join(lost)
+        else:
             apart, low, high = (f"{row[k] * scale:+.2g}" for k in ("difference", "low", "high"))
-            said = f"{apart} ({low} to {high})" + f", {row['diverged']} of {row['seeds']} diverged" * (
-                row["diverged"] > 0
-            )
+            within = f" ({low} to {high})" if math.isfinite(row["low"]) else ""
+            said = ", ".join([apart + within, *lost])
         parts.append(f"{row['change']} {said}")
     return f"Around the winner, seed by seed (mean difference{unit}, 95 % interval): {'; '.join(parts)}."
 

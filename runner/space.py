@@ -291,13 +291,11 @@ def _read(template: Any, said: Any, found: dict[str, Any]) -> Any:
         LookupError, TypeError, ValueError: the JSON says nothing there, or something that is not in a leaf's range.
     """
     if isinstance(template, Leaf):
-        value = said["fraction"] if isinstance(said, Mapping) and "fraction" in said else said
         if template.kind == "choice":
-            i = next((i for i, option in enumerate(template.values) if _is(option, value)), None)
-            if i is None:
-                raise ValueError(value)
+            i = [_is(option, said) for option in template.values].index(True)
             found[template.name] = template.encoded()[i]
             return template.values[i]
+        value = said["fraction"] if isinstance(said, Mapping) and "fraction" in said else said
         if not template.values[0] <= value <= template.values[1]:
             raise ValueError(value)
         found[template.name] = value
@@ -311,7 +309,7 @@ def _read(template: Any, said: Any, found: dict[str, Any]) -> Any:
 
 def _is(option: Any, said: Any) -> bool:
     """Whether an option of a choice is what a schedule's JSON says, where a warmup has more than stands in a file."""
-    if isinstance(option, Mapping) and isinstance(said, Mapping) and "form" in said:
+    if isinstance(said, Mapping) and "form" in said:
         return load({"type": "linear", "warmup": option}).warmup == load({"type": "linear", "warmup": said}).warmup
     return bool(option == said)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -357,11 +356,6 @@ def best_first(records: Iterable[Record], sign: int, confirmed: Iterable[Mapping
     place = {row["trial"]: math.inf if row["mean"] is None else i for i, row in enumerate(confirmed)}
     done = [r for r in records if r.outcome == "complete" and r.value is not None]
     return sorted(done, key=lambda r: (place.get(r.number, len(place)), -sign * (r.value or 0.0)))
-
-
-def distinct(records: Iterable[Record]) -> list[Record]:
-    """The first trial of every schedule: a space of choices may have tried one twice."""
-    return list({json.dumps(dict(r.schedule), sort_keys=True): r for r in reversed(list(records))}.values())[::-1]
 
 
 def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:

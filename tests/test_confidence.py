@@ -107,15 +107,22 @@ def test_noise_is_measured_as_it_was_made():
     assert found.paired == pytest.approx(0.4 * math.sqrt(2), rel=0.1)
 
 
-@pytest.mark.parametrize("arms", [2, 6])
-def test_power_agrees_with_contests(arms):
-    """The best is a known difference above all others."""
-    apart, seeds = 1.6, 8
-    means, own = [0.0] + [-apart] * (arms - 1), math.sqrt(1 - 0.7**2)
-    told = np.mean([1 not in result.alive for result in replay(means, [1.0] * arms, seeds, 600)])
-    expected = power(apart, own * math.sqrt(2), seeds, arms)
-    assert 0.5 < expected < 0.95
-    assert expected - 0.04 < told < expected + 0.1  # more: earlier looks, and the variance that all arms share
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+def test_power_is_that_of_contests_between_two(seeds):
+    own = math.sqrt(1 - 0.7**2) * math.sqrt(2)
+    apart = smallest_difference(own, seeds)
+    told = np.mean([1 not in result.alive for result in replay([0.0, -apart], [1.0, 1.0], seeds, 600)])
+    assert told == pytest.approx(0.8, abs=0.05)
+
+
+@pytest.mark.parametrize("far", [1, 3], ids=["all others like the second", "all others far behind"])
+@pytest.mark.parametrize("seeds", [3, 5, 8])
+def test_power_is_promised_and_kept_however_many_there_are(seeds, far):
+    own = math.sqrt(1 - 0.7**2) * math.sqrt(2)
+    apart = smallest_difference(own, seeds, arms=6)
+    means = [0.0, -apart, *[-far * apart] * 4]
+    told = np.mean([1 not in result.alive for result in replay(means, [1.0] * 6, seeds, 400)])
+    assert told >= 0.8 - 0.04
 
 
 def test_the_ledger_asks_for_few_seeds_more_than_a_single_test_would():

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from runner import export, figures, sweep, terminal
 from runner.confidence import Noise, seeds_needed
-from runner.confirm import STRIP, Confirmation, arms, changed, fresh, scores, verdict
+from runner.confirm import STRIP, Confirmation, arms, best_of_each, changed, fresh, ledger, possible, scores, verdict
 from runner.document import SpecError
 from runner.export import best_schedules, best_table, for_people, markdown
 from runner.place import load_place
@@ -141,6 +141,25 @@ def test_an_arm_that_diverges_with_a_fresh_seed_is_no_answer(tiny, tmp_path):
     assert list(scores(study.records(), study.arms, plan)) == [1]
 
 
+def test_the_strip_waits_for_the_winner_however_many_trainings_run_at_once(tiny, tmp_path):
+    plan, tables = tiny(confirm="{top: 2, types: false, seeds: 3, strip: true}"), []
+    for name, lanes in (("one", 1), ("many", 8)):
+        study = Confirmation(plan, f"sqlite:///{tmp_path / name}.db", searched(0.9, 0.8), updates=4)
+        running: list[Record] = []
+        while True:
+            while len(running) < lanes and (record := study.next()) is not None:
+                running.append(record)
+            if not running:
+                break
+            record = running.pop(0)
+            lost = record.train["seed"] == 3 or record.arm == "1"
+            study.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
+            study.tell(record.number, "diverged" if lost else "complete")
+        tables.append([(r.number, r.arm, r.train["seed"]) for r in study.records()])
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == 6
+
+
 def test_what_is_said_of_an_arm_that_was_lost_is_not_that_it_is_worse(tiny, tmp_path):
     plan = tiny(confirm="{top: 2, types: false, seeds: 3}")
     study = confirmed(
@@ -166,9 +185,14 @@ def test_the_test_split_is_shown_for_the_same_seeds_as_the_objective(tiny, tmp_p
 
 def test_no_schedule_is_confirmed_or_goes_on_twice(sweep_file, tmp_path):
     same = searched(0.9, 0.9, 0.8, 0.7)
-    copies = [same[0], replace(same[0], number=9, value=0.9), same[2], same[3]]
-    plan, _ = load_sweep(sweep_file(confirm="confirm: {top: 3, types: false}"))
-    assert [r.number for r in arms(copies, plan)] == [0, 2, 3]
+    copies = [same[0], same[1], replace(same[0], number=9, value=0.9), replace(same[0], number=8, value=0.1)]
+    for top, expected in ((1, [0]), (3, [0, 1])):
+        plan, _ = load_sweep(sweep_file(confirm=f"confirm: {{top: {top}, types: false}}"))
+        assert [r.number for r in arms(copies, plan)] == expected
+    twins = [same[0], replace(same[0], number=5, name="b", value=0.8)]
+    plan, _ = load_sweep(sweep_file(confirm="confirm: {top: 1, types: true}"))
+    assert [r.number for r in arms(twins, plan)] == [0, 5]  # a schedule of two names is the best of each
+    assert [r.number for r in best_of_each(searched(0.9, 0.8, 0.7, 0.6))] == [0, 1]
     choices = "space: {init_lr: {choice: [0.01, 0.1]}, schedules: {cosine: {}}}"
     lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
     search = "search: {trials: 6, sampler: random, rungs: [1, T], keep: 0.5}"
@@ -183,6 +207,20 @@ def test_no_schedule_is_confirmed_or_goes_on_twice(sweep_file, tmp_path):
         assert len(left) == 2 == len({params["init_lr"] for params in left})
         rung.wish([{"type": "rex"}, {"type": "rex"}])
         assert list(rung.facts["queue"].values()).count({"type": "rex"}) == 1
+
+
+def test_trials_that_are_one_on_a_rung_are_still_several(sweep_file, tmp_path):
+    leaves = "space: {init_lr: 0.1, warmup: {choice: [0.2, 0.3, 0.4, 0.45]}, schedules: {cosine: {}}}"
+    lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search", "train"))]
+    search = "search: {trials: 12, sampler: random, rungs: [T/3, T], keep: 0.5}"
+    text = [*lines, "train: {epochs: 6, batch_size: 32}", leaves, search]
+    plan, _ = load_sweep(sweep_file("\n".join(text) + "\n"))
+    with closing(open_study(plan, f"sqlite:///{tmp_path / 'a.db'}", stage="rung-2")) as rung:
+        rung.remember(updates_per_epoch=3)
+        while (record := rung.next()) is not None:
+            rung.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
+            rung.tell(record.number, "complete")
+        assert sorted(params["warmup"] for params in rung.survivors()) == [0.2, 0.3, 0.4, 0.45]
 
 
 def test_what_is_trained_next_does_not_depend_on_the_order_in_which_trainings_end(tiny, tmp_path):
@@ -208,9 +246,16 @@ def test_the_strip_changes_one_thing_at_a_time(tiny, tmp_path):
     assert changed(cosine, 10, "init_lr x0.5", 4) == (replace(cosine, init_lr=0.05), 10)
     longer, epochs = changed(cosine, 10, "epochs x2", 4)
     assert (epochs, longer.moment(0, 80).w) == (20, cosine.moment(0, 40).w)
-    assert changed(cosine, 1, "epochs x0.5", 4) == (cosine, 1)  # which the strip leaves out
-    fastest, _ = changed(replace(cosine, init_lr=60.0), 10, "init_lr x2", 4)
-    assert load(fastest.to_json()) == fastest
+    warm, brief, long = ({"type": "cosine", "init_lr": 0.1, "warmup": w} for w in (0.2, 0.01, 0.5))
+    for said, epochs, without in (
+        (warm, 10, set()),
+        (warm, 1, {"epochs x0.5"}),  # which would be the winner again
+        (brief, 10, {"warmup x0"}),  # of no update
+        (long, 10, {"warmup x2"}),  # all of training
+        (warm | {"init_lr": 60.0}, 10, {"init_lr x2"}),
+        (warm | {"type": "inverse_sqrt"}, 10, {"warmup x0", "warmup x2"}),  # whose decay is as long as its warmup
+    ):
+        assert possible(load(said), epochs, 4) == [change for change in STRIP if change not in without]
     for said, by, w in ((0.2, "x0", 0), (0.2, "x2", 16), (0.7, "x2", 40), ({"epochs": 1}, "x2", 8)):
         other, epochs = changed(load({"type": "cosine", "init_lr": 0.1, "warmup": said}), 10, f"warmup {by}", 4)
         assert (other.moment(0, 40, 10).w, epochs) == (w, 10)
@@ -249,18 +294,27 @@ def test_the_strip_compares_seed_by_seed_also_where_one_diverged(tiny, tmp_path,
     assert rows["init_lr x0.5"]["difference"] == pytest.approx(0.0)
 
 
+def test_what_seeds_show_is_never_asked_for_with_more_of_them():
+    hidden = "smaller ones may stay hidden"
+    assert ledger(Noise(0.001, 0.001), 5).endswith(f"{hidden}, and need more seeds each: 11 for 0.1 points.")
+    assert ledger(Noise(0.0001, 0.0001), 5).endswith(f"{hidden}.")
+
+
 def test_the_strip_in_words_has_the_unit_of_what_is_judged():
     rows = [
-        {"change": "warmup x0", "seeds": 3, "diverged": 0, "difference": -0.0125, "low": -0.02, "high": -0.005},
-        {"change": "init_lr x2", "seeds": 3, "diverged": 1, "difference": 0.01, "low": -0.01, "high": 0.03},
-        {"change": "warmup x2", "seeds": 3, "diverged": 3, "difference": None, "low": math.nan, "high": math.nan},
+        {"change": "warmup x0", "diverged": 0, "difference": -0.0125, "low": -0.02, "high": -0.005},
+        {"change": "init_lr x2", "diverged": 1, "difference": 0.01, "low": -0.01, "high": 0.03},
+        {"change": "warmup x2", "diverged": 3, "difference": None, "low": math.nan, "high": math.nan},
     ]
+    rows = [row | {"seeds": 3, "failed": 0} for row in rows]
     assert around(rows, True) == (
         "Around the winner, seed by seed (mean difference in points, 95 % interval): "
         "warmup x0 -1.2 (-2 to -0.5); init_lr x2 +1 (-1 to +3), 1 of 3 diverged; warmup x2 diverged."
     )
-    failed = {"change": "epochs x2", "seeds": 3, "diverged": 0, "difference": None, "low": math.nan, "high": math.nan}
-    assert around([failed], True).endswith(": epochs x2 failed.")
+    failed = rows[2] | {"diverged": 1, "failed": 2}
+    assert around([failed], True).endswith(": warmup x2 1 of 3 diverged, 2 of 3 failed.")
+    single = rows[1] | {"diverged": 2, "low": math.nan, "high": math.nan}
+    assert around([single], True).endswith(": init_lr x2 +1, 2 of 3 diverged.")
     assert around(rows[:1], False).endswith("(mean difference, 95 % interval): warmup x0 -0.013 (-0.02 to -0.005).")
 
 
@@ -463,10 +517,11 @@ def test_a_schedule_finds_its_way_back_into_the_space(sweep_file):
         name, mapping = plan.schedules.sample(trial)
         assert plan.schedules.params(load(mapping)) == trial.params
         assert name == trial.params["type"]
-    choice = "space: {warmup: {choice: [0.1, {epochs: 1}, {epochs: 1, form: cosine}]}, schedules: {cosine: {}}}"
+    options = "[0.1, {epochs: 1}, {epochs: 1, form: cosine}, {fraction: 0.2, form: cosine}]"
+    choice = f"space: {{warmup: {{choice: {options}}}, schedules: {{cosine: {{}}}}}}"
     lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space"))]
     chosen, _ = load_sweep(sweep_file("\n".join([*lines, choice]) + "\n", name="chosen.yaml"))
-    for said in (0.1, {"epochs": 1}, {"epochs": 1, "form": "cosine"}):
+    for said in (0.1, {"epochs": 1}, {"epochs": 1, "form": "cosine"}, {"fraction": 0.2, "form": "cosine"}):
         found = chosen.schedules.params(load({"type": "cosine", "warmup": said}))
         assert found["warmup"] == (said if said == 0.1 else json.dumps(said))
     for outside in ({"type": "cosine", "init_lr": 50.0}, {"type": "rex"}, {"type": "step", "gamma": 0.9}):
@@ -555,16 +610,20 @@ def test_the_report_names_the_schedules_of_which_little_is_known(tiny):
     assert next_steps(enough[:3], [], tiny(), None, searched=enough) == []  # the others were screened out
 
 
-def test_the_number_of_trials_that_the_report_asks_for_gives_what_it_says(tiny):
+def test_the_number_of_trials_that_the_report_asks_for_gives_what_it_says(tiny, sweep_file):
     names = ["cosine", "step", "wsd"]
     turns = [
         trial_of(names[n % 3], n, 0.9 if n % 3 else None, outcome="complete" if n % 3 else "failed") for n in range(9)
     ]
     (_, few) = next_steps(turns, [], tiny(search="{trials: 9, balance: equal}"), None)
     assert "search.trials: 15 gives 5 of each" in few  # step and wsd lack two; cosine's turns come with them
-    plan = tiny(search="{trials: 9}")
-    grid = plan.model_copy(update={"search": plan.search.model_copy(update={"sampler": "grid"})})
-    assert not any("search.trials" in said for said in next_steps(turns, [], grid, None))
+    lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
+    leaves = "space: {init_lr: {choice: [0.01, 0.1]}, schedules: {cosine: {}, step: {}, wsd: {}}}"
+    for points, advice in ((turns[:3], "search.trials: 6 is the whole grid"), (turns[:6], None)):
+        text = "\n".join([*lines, leaves, "search: {trials: 3, sampler: grid}"]) + "\n"
+        said = next_steps(points, [], load_sweep(sweep_file(text, name="grid.yaml"))[0], None)
+        assert any("search.trials" in s for s in said) == (advice is not None)
+        assert advice is None or advice in said[-1]
 
 
 def test_the_report_says_where_hardly_anything_was_learnt(tiny):
