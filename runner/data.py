@@ -184,6 +184,9 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     if config.size is not None:
         train = Split(_resized(train.images, config.size), train.labels)
         test = test and Split(_resized(test.images, config.size), test.labels)
+    if test is not None and test.images.shape[1:] != train.images.shape[1:]:
+        sizes = " and ".join("{1}x{2}".format(*split.images.shape) for split in (train, test))
+        raise DataError(f"{config.source}: training and test images are of {sizes} pixels; set data.size")
     generator = torch.Generator().manual_seed(config.split_seed)
     order = torch.randperm(len(train), generator=generator)
     if test is None:
@@ -204,6 +207,7 @@ def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
         return _digits(), None
     if config.function is not None:
         return _custom(config.function)
+    data_dir = data_dir.expanduser()
     folder = data_dir / Path(config.path or config.source).expanduser()
     if config.source == "folder":
         return _folder(folder, config.size or 64)
@@ -230,9 +234,13 @@ def _custom(name: str) -> tuple[Split, Split | None]:
             or x.shape[3] != 3
             or y.shape != x.shape[:1]
             or y.is_floating_point()
+            or not len(y)
+            or y.min() < 0
         ):
             said = f"{x.dtype} {list(x.shape)} and {y.dtype} {list(y.shape)}"
-            raise DataError(f"{name}() gives {said}; wanted: images uint8 [N, H, W, 3], labels whole numbers [N]")
+            raise DataError(
+                f"{name}() gives {said}; wanted: images uint8 [N, H, W, 3], labels whole numbers [N] from 0"
+            )
         return Split(x.contiguous(), y.to(torch.int64))
 
     try:
@@ -241,6 +249,8 @@ def _custom(name: str) -> tuple[Split, Split | None]:
         splits = [split(*pair) for pair in pairs]
     except (TypeError, ValueError) as error:
         raise DataError(f"{name}() does not give images and labels: {error}") from None
+    if len(splits) > 2:
+        raise DataError(f"{name}() gives {len(splits)} pairs; wanted: one, or two for training and test")
     return splits[0], splits[1] if len(splits) > 1 else None
 
 
@@ -292,7 +302,8 @@ def _parquet(folder: Path) -> tuple[Split, Split | None]:
         return [
             f
             for f in files
-            if f.stem.lower().startswith(words) or (f.parent != folder and f.parent.name.lower() in words)
+            if f.stem.lower().startswith(words)
+            or (f.parent not in (folder, folder.parent) and f.parent.name.lower() in words)
         ]
 
     held = named("test") or named("validation", "valid", "val")
@@ -324,8 +335,10 @@ def _parquet_split(files: Sequence[Path]) -> Split:
             except (OSError, TypeError, ValueError, SyntaxError) as error:
                 raise DataError(f"{file}, row {row}: the image cannot be decoded ({error}); fetch it again") from None
         numbers = pd.to_numeric(table[label], errors="coerce")
-        if not len(table) or not (numbers >= 0).all() or not (numbers == numbers.round()).all():
+        if not len(table) or numbers.isna().any() or not ((numbers >= 0) & (numbers == numbers.round())).all():
             raise DataError(f"{file}: the labels in {label!r} must be whole numbers from 0, one for each image")
+        if numbers.max() >= 1_000_000:
+            raise DataError(f"{file}: {label!r} has {numbers.max():.0f}: labels number the classes, from 0")
         labels.append(numbers.to_numpy(dtype=np.int64))
     if len({i.shape for i in images}) > 1:
         raise DataError(
@@ -350,7 +363,7 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
         for i, (path, _) in enumerate(found.samples):
             try:
                 images[i] = _decoded(Path(path), size)
-            except OSError as error:
+            except (OSError, ValueError, SyntaxError) as error:
                 raise DataError(f"{path} cannot be decoded ({error}); remove it or fetch it again") from None
         return Split(torch.from_numpy(images), torch.tensor(found.targets)), found.classes
 
@@ -374,7 +387,12 @@ def _decoded(source: Path | io.BytesIO, size: int | None = None) -> np.ndarray[A
 
     try:
         with Image.open(source) as image:
-            picture = image.convert("RGB")
+            if image.mode in ("I", "F"):
+                raise OSError("32 bits for each pixel, whose range nobody knows: save it with 8")
+            upright: Image.Image = ImageOps.exif_transpose(image)  # as a camera was held
+            if upright.mode.startswith("I;16"):
+                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
+            picture = upright.convert("RGB")
     except UnidentifiedImageError:
         raise OSError("not an image") from None
     except Image.DecompressionBombError as error:

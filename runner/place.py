@@ -74,11 +74,20 @@ class Place:
     """The resolved place: absolute paths, environment applied."""
 
     file: File
-    folder: Path
-    """Of mlflow.yaml: results are written below it."""
+    path: Path
+    """Of mlflow.yaml, be it there or not: results are written beside it."""
     tracking_uri: str
     experiment: str
     storage: str
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @property
+    def option(self) -> str:
+        """What a command in the current folder needs to find this place: `` --mlflow FILE``, or nothing."""
+        return "" if self.path == Path.cwd() / "mlflow.yaml" else f" --mlflow {self.path}"
 
     @property
     def served(self) -> bool:
@@ -102,16 +111,15 @@ def load_place(path: Path | str | None = None) -> Place:
     """
     given = Path(path or "mlflow.yaml")
     if path is None and not given.exists():
-        file, document, folder = File(), None, Path.cwd()
+        file, document, given = File(), None, Path.cwd() / given
     else:
         document = read(given)
         refuse_secrets(document, "put the whole address into the environment variable instead")
-        file, folder = document.parse(File), given.resolve().parent
+        file, given = document.parse(File), given.resolve()
+    folder = given.parent
     uri = _uri("MLFLOW_TRACKING_URI", file.server.mlflow_tracking_uri, folder, document, "server.mlflow_tracking_uri")
     storage = _uri("RUNNER_STUDY_STORAGE", file.study.storage, folder, document, "study.storage")
-    return Place(
-        file, folder, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or file.tracking.experiment.name, storage
-    )
+    return Place(file, given, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or file.tracking.experiment.name, storage)
 
 
 DRIVER = "pip install 'lr-sweep-runner[postgresql]', and postgresql+psycopg:// in the address"
@@ -132,6 +140,11 @@ def redacted(uri: str) -> str:
         said += [value.strip("'\"") for _, value in re.findall(SAID, os.environ.get(name, ""))]
     for secret in {form for value in said if len(value) >= 4 for form in (value, unquote(value), quote(value))}:
         uri = uri.replace(secret, "***")
+    return _masked(uri)
+
+
+def _masked(uri: str) -> str:
+    """``uri`` without what has the form of a password."""
     uri = re.sub(r"://([^\s:/@]*):\S*@", r"://\1:***@", uri)
     uri = re.sub(r"(https?://)[^\s:/@]+@", r"\1***@", uri)
     return re.sub(SAID, r"\1=***", uri)
@@ -149,7 +162,7 @@ def _uri(variable: str, default: str, folder: Path, document: Document | None, k
     tracking = ("mysql", "mssql", "http", "https")
     known = ("sqlite", "postgresql", *(tracking if "mlflow" in key else ()))
     scheme, prefix = re.split(r"[+:]", uri, maxsplit=1)[0], "sqlite:///"
-    if scheme not in known or not re.search(r":///?[^/]", uri):
+    if scheme not in known or not re.search(r":/{2,4}[^/]", uri):
         raise wrong(f"is no address of a store; it starts with one of {', '.join(known)}, as in sqlite:///runs.db")
     if scheme == "sqlite":
         path = (folder / uri.removeprefix(prefix)).resolve()
@@ -187,7 +200,7 @@ def refuse_secrets(document: Document, advice: str) -> None:
         elif isinstance(value, list):
             for i, inner in enumerate(value):
                 walk(inner, (*key, i))
-        elif isinstance(value, str) and redacted(value) != value:
+        elif isinstance(value, str) and _masked(value) != value:
             raise document.error(key, f"holds a password or a token; {advice}")
 
     walk(document.data, ())

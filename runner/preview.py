@@ -44,7 +44,9 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
     from . import data, engine, train
 
     small = sweep.train.model_copy(update={"epochs": 2})
-    limited = sweep.data.model_copy(update={"limit": min(sweep.data.limit or 10**9, 6 * sweep.train.batch_size)})
+    limited = sweep.data.model_copy(
+        update={"limit": min(sweep.data.limit or 10**9, max(100, 6 * sweep.train.batch_size))}
+    )
     config = TrialConfig(limited, sweep.model, small, schedule, data_dir)
     place = train.pick_device(device)
     config = replace(config, engine=engine.choose(config, place, sweep.search.trials))

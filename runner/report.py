@@ -172,9 +172,10 @@ def write(found: Found, tracker: Tracker) -> None:
     say("\n".join(f"- {step}" for step in [said, *steps]), markdown=True)
     say(f"report, tables, figures and code: {_relative(path)}/")
     if len(table):
-        say(f"the first one's code: python -m runner.export {sweep.name} --code 1")
+        say(f"the first one's code: python -m runner.export {sweep.name} --code 1{found.place.option}")
     if missed:
-        say(f"MLflow lacks something ({missed}); python -m runner.sweep {found.file} --sync sends it")
+        again = f"python -m runner.sweep {found.file} --sync{found.place.option}"
+        say(f"MLflow lacks something ({missed}); {again} sends it")
     say(_browse(found))
     for what, link in tracker.links().items():
         say(f"  {what}: {link}")
@@ -390,8 +391,7 @@ def _summary(counts: Mapping[str, int], history: Study, answer: Verdict | None) 
 def _browse(found: Found) -> str:
     if found.place.served:
         return "browse:"
-    elsewhere = "" if found.place.folder == Path.cwd() else f" --mlflow {found.place.folder / 'mlflow.yaml'}"
-    return f"browse: python -m runner.ui {found.sweep.name}{elsewhere}   and open"
+    return f"browse: python -m runner.ui {found.sweep.name}{found.place.option}   and open"
 
 
 def _plain(path: Path) -> bool:

@@ -14,6 +14,7 @@ from typing import IO, Any, TypeVar
 
 import optuna
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.orm.exc import StaleDataError
 
 from .document import SpecError, first_line
 from .place import StorageError, redacted
@@ -24,7 +25,7 @@ PATIENCE = 60.0
 T = TypeVar("T")
 
 
-def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
+def connect(storage: str, create: bool = True, again: bool = False) -> optuna.storages.RDBStorage:
     """Optuna's storage at a database URL. SQLite writes ahead and waits for locks.
 
     Raises:
@@ -48,6 +49,8 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
             storage, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create
         )
     except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError) as error:
+        if create and not again and "already exists" in str(error):  # another sweep has just made its tables
+            return connect(storage, again=True)
         raise unusable(storage, error) from None
 
 
@@ -105,7 +108,7 @@ def _trouble(error: BaseException) -> tuple[str, bool]:
         at = at.__cause__ or at.__context__
     reason = next((e.orig or e for e in chain if isinstance(e, DBAPIError)), None)
     if reason is None:
-        if any(isinstance(e, KeyError) for e in chain):
+        if any(isinstance(e, (KeyError, StaleDataError)) for e in chain):
             return "has lost this study: somebody deleted it; the same command begins it again", False
         raise chain[0]  # no trouble of the storage
     said = redacted(first_line(reason))

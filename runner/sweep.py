@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "sweeps/digits.yaml"
 MAX_FAILED = 0.5
-"""A sweep stops when more than this share of at least three ended trials failed."""
+"""A sweep stops when more than this share failed of at least three trials that ended since it was taken up."""
 WARM = 5
 """How many of an earlier study's best are tried first."""
 RETRIES = 2
@@ -192,7 +192,7 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
 
 def search(history: Study, tracker: Tracker, places: Lanes, display: Display, example: TrialConfig) -> None:
     """The sweep itself: propose, train, record, tell, until the study has its trials."""
-    ready, attempts = deque[Record](), Counter[int]()
+    ready, attempts, ended_now = deque[Record](), Counter[int](), list[Record]()
     display.resume(history.ended(), history.best())
 
     def propose_ahead() -> None:  # so that a lane that becomes free begins at once
@@ -235,7 +235,8 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
                 tracker.show(trial)
                 places.forget(trial)
                 display.ended(trial, history.best() is trial, result.error)
-                stop_if_hopeless(history.ended())
+                ended_now.append(trial)
+                stop_if_hopeless(ended_now)
         propose_ahead()
 
 

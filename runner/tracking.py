@@ -43,6 +43,8 @@ PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED"
 """MLflow's codes for what may pass by itself; a server that cannot be reached is an internal error to it."""
 LASTING = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES, errno.EROFS)
 """What is wrong with a local folder and does not pass by itself."""
+CLOUDS = ("botocore", "boto3", "azure", "google", "paramiko")
+"""The libraries of artifact stores, whose errors have no ancestor in common."""
 NOTE = "mlflow.note.content"
 """The tag that holds a run's description."""
 
@@ -213,7 +215,7 @@ class Tracker:
             self._status = parents[0].info.status if parents[0].info.status != "RUNNING" else "KILLED"
             self.client.update_run(parent, status="RUNNING")
         if not parents or "sweep.described" not in parents[0].data.tags:
-            self._describe(parent)
+            self._sender.do("describe", partial(self._describe, parent))
         for key, run in children:
             run_id = run.info.run_id
             if self.runs.setdefault(key, run_id) != run_id:  # made twice: the first answer was lost
@@ -258,7 +260,7 @@ class Tracker:
     def _describe(self, run: str) -> None:
         """Write what the sweep is onto its parent run: question, settings, data, environment."""
         said = {key: part for key, part in self.sweep.science().items() if key != "space"}
-        self._params(run, flat({**said, "trials": self.sweep.search.trials}))
+        self._params(run, flat(said))
         self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
         self.client.log_text(run, self.options.text, self.options.file.name)
         self.client.log_text(run, "\n".join(_environment()) + "\n", "environment.txt")
@@ -336,8 +338,7 @@ class Tracker:
 
     def _end(self, run: str, record: Record) -> None:
         epochs, summary = record.recipe(self.sweep).epochs, {"total_seconds": record.seconds}
-        if record.outcome != "failed":  # perhaps because of its schedule
-            lrs = self._schedule(record).lrs(self.updates * epochs, epochs=epochs, history=record.history)
+        if record.outcome != "failed" and (lrs := self._lrs(record, epochs)):
             mean, peak = math.fsum(lrs) / len(lrs), max(lrs)
             summary |= {"schedule/mean_lr": mean, "schedule/max_lr": peak, "schedule/final_over_peak": lrs[-1] / peak}
             rows = "".join(f"{t},{t // self.updates},{lr!r}\n" for t, lr in enumerate(lrs))
@@ -353,6 +354,13 @@ class Tracker:
             self.client.set_tag(run, "cause", record.cause[:500])
         self.client.set_tag(run, "outcome", record.outcome)
         self.client.set_terminated(run, STATUS[record.outcome or "failed"])
+
+    def _lrs(self, record: Record, epochs: int) -> list[float]:
+        """Of every update; none where one's own function breaks in an epoch that was never trained."""
+        try:
+            return self._schedule(record).lrs(self.updates * epochs, epochs=epochs, history=record.history)
+        except (ArithmeticError, ValueError):
+            return []
 
     def _schedule(self, record: Record) -> Schedule:
         return load(record.schedule, allow=self.options.allow)
@@ -514,7 +522,7 @@ def _trouble(error: Exception) -> bool:
     from sqlalchemy.exc import SQLAlchemyError
 
     known = (MlflowException, SQLAlchemyError, OSError, ImportError, json.JSONDecodeError, ParseError, SpecError)
-    return isinstance(error, known)
+    return isinstance(error, known) or type(error).__module__.partition(".")[0] in CLOUDS
 
 
 def _passing(error: Exception) -> bool:

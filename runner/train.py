@@ -145,10 +145,18 @@ def plain(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's random numbers of ``seed`` inside, and the caller's own again after."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    """``device``'s random numbers of ``seed`` inside, and the caller's own again after.
+
+    On a GPU its own alone: the lanes are threads, and another one may be drawing initial weights on the CPU.
+    """
+    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    own = torch.cuda.default_generators[index] if device.type == "cuda" else torch.default_generator
+    before = own.get_state()
+    own.manual_seed(seed)
+    try:
         yield
+    finally:
+        own.set_state(before)
 
 
 def evaluate(network: nn.Module, split: Split, dataset: Dataset) -> tuple[float, float]:

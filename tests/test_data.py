@@ -353,6 +353,55 @@ def test_a_single_parquet_file_may_be_named(tmp_path):
     assert samples(data.train, data.val, data.test) == written(images, labels)
 
 
+def test_a_file_in_a_folder_called_test_is_what_it_is_named_for(tmp_path):
+    write_parquet(tmp_path / "test" / "all.parquet", pictures(40), np.arange(40) % 3)
+    data = parquet(tmp_path, "test/all.parquet")
+    assert len(data.train) + len(data.val) + len(data.test) == 40
+
+
+@pytest.mark.parametrize("labels", [[0, 1, None], [0, 1, 10**12], [0, 1, -1], [0, 1, 0.5]], ids=str)
+def test_labels_that_number_no_classes_are_refused(tmp_path, labels):
+    column = pd.array(labels, dtype="Float64" if 0.5 in labels else "Int64")
+    file = write_parquet(tmp_path / "set" / "train.parquet", pictures(3), column)
+    with complaint(file, "label"):
+        parquet(tmp_path)
+
+
+def test_a_test_split_of_another_size_is_refused_before_anything_is_trained(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(40), np.arange(40) % 3)
+    write_parquet(tmp_path / "set" / "test.parquet", pictures(40, 16), np.arange(40) % 3)
+    with complaint("8x8 and 16x16 pixels", "data.size"):
+        parquet(tmp_path)
+    assert parquet(tmp_path, size=8).size == (8, 8)
+
+
+OWN_IMAGES = """\
+import numpy as np
+
+images = np.zeros((40, 8, 8, 3), np.uint8)
+
+
+def signs():
+    return images, np.resize([-1, 1], 40)
+
+
+def three():
+    return [(images, np.arange(40) % 4)] * 3
+
+
+def empty():
+    return (images, np.arange(40) % 4), (images[:0], np.arange(0))
+"""
+
+
+@pytest.mark.parametrize(("name", "words"), [("signs", "from 0"), ("three", "3 pairs"), ("empty", "from 0")])
+def test_what_an_own_function_gives_is_checked(tmp_path, monkeypatch, name, words):
+    (tmp_path / "own_images.py").write_text(OWN_IMAGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    with complaint(f"own_images.{name}()", words):
+        load(Data(source="custom", function=f"own_images.{name}"))
+
+
 def test_grey_images_become_three_equal_channels(tmp_path):
     grey = pictures(40)[..., 0]
     write_parquet(tmp_path / "set" / "train.parquet", grey, np.arange(40) % 3)
@@ -496,6 +545,34 @@ def test_size_resizes_as_torchvision_does(tmp_path, size):
 
 def test_images_that_have_the_size_already_are_left_alone():
     assert load(Data(source="digits", size=8)).digest == load(DIGITS).digest
+
+
+def test_images_of_sixteen_bits_keep_their_shades_and_those_of_unknown_range_are_refused(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    for n in range(20):
+        file = tmp_path / "set" / "ant" / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(ramp).save(file)
+    (image, *_) = folder(tmp_path).train.images
+    assert np.abs(image[..., 0].numpy().astype(int) - ramp // 257).max() == 0
+    Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8)).save(file.with_suffix(".tif"))
+    load.cache_clear()
+    with complaint(file.with_suffix(".tif"), "whose range nobody knows"):
+        folder(tmp_path)
+
+
+def test_a_photo_is_turned_as_the_camera_was_held(tmp_path):
+    pixels = np.zeros((16, 16, 3), np.uint8)
+    pixels[:, 8:] = 255  # bright on the right
+    turned = Image.Exif()
+    turned[0x0112] = 6  # to be turned clockwise: bright at the bottom
+    for n in range(20):
+        file = tmp_path / "set" / "ant" / f"{n}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(file, quality=95, exif=turned)
+    (image, *_) = folder(tmp_path, size=16).train.images.float()
+    assert image[12:].mean() > 250
+    assert image[:4].mean() < 5
 
 
 def test_images_of_a_folder_are_cut_to_their_middle_square(tmp_path):

@@ -289,6 +289,28 @@ def test_a_wrong_place_gets_a_sentence_without_its_secret(text, words, tmp_path,
     assert "s3cr3t" not in str(caught.value)
 
 
+def test_an_absolute_path_has_four_slashes_as_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RUNNER_STUDY_STORAGE", "sqlite:////tmp/a.db")
+    assert load_place().storage == "sqlite:////tmp/a.db"
+
+
+def test_a_word_of_a_file_may_be_somebodys_password(tmp_path, monkeypatch):
+    monkeypatch.setenv("PGPASSWORD", "postgres")
+    path = tmp_path / "mlflow.yaml"
+    path.write_text("tracking: {run: {tags: {team: postgres}}}\n")
+    assert load_place(path).file.tracking.run.tags == {"team": "postgres"}
+
+
+def test_a_place_says_how_a_command_finds_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_place().option == ""
+    for name in ("mlflow.yaml", "gpu.yaml"):
+        Path(name).write_text("{}\n")
+    assert load_place("mlflow.yaml").option == ""
+    assert load_place("gpu.yaml").option == f" --mlflow {tmp_path / 'gpu.yaml'}"
+
+
 def test_the_environment_wins_and_an_empty_variable_is_none(tmp_path, monkeypatch):
     path = tmp_path / "mlflow.yaml"
     path.write_text("server: {mlflow_tracking_uri: 'sqlite:///a.db'}\n")

@@ -182,6 +182,25 @@ def test_a_sweep_in_which_most_trials_fail_stops_and_says_why(project, monkeypat
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 5
     assert "3 of 3 trials failed, the last with RuntimeError: out of luck" in capsys.readouterr().err
     assert len(children()) == 3
+    monkeypatch.undo()
+    os.chdir(project)
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0  # mended: what failed before does not count again
+    assert len(children()) == 9
+
+
+@pytest.mark.slow
+def test_a_sweep_that_could_not_be_described_is_when_it_has_grown(project, capsys):
+    """Artifacts cannot be written at first, and more trials are asked for before they can."""
+    Path("mlartifacts").write_text("in the way")
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    assert "MLflow lacks something" in " ".join(capsys.readouterr().out.split())
+    assert len(children()) == 3
+    Path("mlartifacts").unlink()
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 4"))
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    assert "MLflow lacks something" not in capsys.readouterr().out
+    assert {run.data.tags["outcome"] for run in children()} == {"complete"}
+    assert len(children()) == 4
 
 
 # --- continuing ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from runner.data import Tables, load, seed_of
 from runner.document import SpecError
 from runner.model import build
 from runner.spec import Augment, Data, Model, Train, TrialConfig
-from runner.train import DivergedError, Epoch, evaluate, pick_device, resident, train, uses_bf16
+from runner.train import DivergedError, Epoch, evaluate, pick_device, resident, seeded, train, uses_bf16
 
 CPU = torch.device("cpu")
 COSINE = {"type": "cosine", "init_lr": 0.1, "warmup": 0.2}
@@ -368,3 +368,14 @@ def test_a_model_with_dropout_trains_alike_twice():
     config = replace(trial(), model=Model(name="mobilenet_v3_small", stem="imagenet"))
     first, second = ([e.train_loss for e in train(config, CPU)] for _ in range(2))
     assert first == second
+
+
+@pytest.mark.cuda
+def test_an_epoch_on_a_gpu_leaves_the_random_numbers_of_the_cpu_alone():
+    """Another lane's thread may be drawing initial weights from them."""
+    before = torch.default_generator.get_state()
+    with seeded(1, torch.device("cuda")):
+        assert torch.equal(torch.default_generator.get_state(), before)
+        first = torch.rand(3, device="cuda")
+    with seeded(1, torch.device("cuda:0")):
+        assert torch.equal(torch.rand(3, device="cuda"), first)
