@@ -114,7 +114,7 @@ def types(result: dict[str, Any]) -> str:
     found = result["published"]
     rows = [
         [name, f"{own['mean']:.4f}", "{:.4f} to {:.4f}".format(*own["interval"]),
-         "yes" if name in found["confidence_set"] else f"{found['behind'][name]['behind']:.4f} behind"]
+         "yes" if name in found["confidence_set"] else "{behind:.4f} behind after {seeds} seeds".format(**found["behind"][name])]
         for name, own in sorted(found["own_best"].items(), key=lambda item: -item[1]["mean"])
     ]  # fmt: skip
     return grid(("type", "mean", "95 %", "may be best"), rows)
