@@ -112,11 +112,11 @@ def strategies(result: dict[str, Any]) -> str:
 def types(result: dict[str, Any]) -> str:
     """Every type at its own best, with fresh seeds."""
     found = result["published"]
-    rows = [
-        [name, f"{own['mean']:.4f}", "{:.4f} to {:.4f}".format(*own["interval"]),
-         "yes" if name in found["confidence_set"] else "{behind:.4f} behind after {seeds} seeds".format(**found["behind"][name])]
-        for name, own in sorted(found["own_best"].items(), key=lambda item: -item[1]["mean"])
-    ]  # fmt: skip
+    rows = []
+    for name, own in sorted(found["own_best"].items(), key=lambda item: -item[1]["mean"]):
+        behind = "{behind:.4f} behind after {seeds} seeds".format(**found["behind"][name])
+        best = "yes" if name in found["confidence_set"] else behind
+        rows.append([name, f"{own['mean']:.4f}", "{:.4f} to {:.4f}".format(*own["interval"]), best])
     return grid(("type", "mean", "95 %", "may be best"), rows)
 
 
