@@ -443,7 +443,12 @@ def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
         load_if_exists=True,
     )
     known = study.user_attrs.get("science")
-    if known is None and study.get_trials(deepcopy=False):
+    if known is None and (trials := study.get_trials(deepcopy=False)):
+        if all("schedule" in trial.user_attrs for trial in trials):
+            # What a sweep wrote while its study was being deleted: SQLite has given the number of that one again.
+            optuna.delete_study(study_name=study.study_name, storage=study._storage)
+            disconnect(study)
+            return opened(sweep, storage, stage)
         raise SpecError(f"{redacted(storage)} has a study {sweep.name!r} of another program; give this sweep a name")
     if known is None:
         study.set_user_attr("science", sweep.science())

@@ -1,6 +1,8 @@
 """The search space and the study: shared names, conditional leaves, proposals that a restart does not change."""
 
 import math
+import sqlite3
+from contextlib import closing
 
 import optuna
 import pytest
@@ -113,6 +115,19 @@ def test_quasi_random_points_fill_the_space_more_evenly_than_chance(sweep_file, 
     assert max(counts) - min(counts) <= 2
     bins = [int((math.log(r[2]["init_lr"]) - math.log(0.003)) / math.log(100) * 8) for r in rows]
     assert {bins.count(i) for i in range(8)} == {8}
+
+
+def test_what_a_deleted_study_has_left_behind_is_no_other_programs(sweep_file, tmp_path):
+    plan, path = load_sweep(sweep_file())[0], tmp_path / "a.db"
+    with closing(open_study(plan, f"sqlite:///{path}")) as study:
+        study.next()
+    with closing(sqlite3.connect(path)) as database:  # as a trial that was created while somebody deleted its study
+        for table in ("study_user_attributes", "study_directions", "studies"):
+            database.execute(f"DELETE FROM {table}")
+        database.commit()
+    with closing(open_study(plan, f"sqlite:///{path}")) as study:
+        assert study.records() == []
+        assert study.next().number == 0
 
 
 def test_a_grid_is_searched_in_order(project, sweep_file, storage):
