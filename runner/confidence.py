@@ -150,7 +150,7 @@ def power(difference: float, deviation: float, seeds: int, arms: int = 2) -> flo
         seeds: of each.
         arms: how many are compared in all.
     """
-    level = list(levels(seeds).values())[-1] / _others(arms)
+    level = levels(seeds)[seeds] / _others(arms)
     critical, shift = stats.t.isf(level, seeds - 1), difference * math.sqrt(seeds) / deviation
     above, below = (f(c, seeds - 1, shift) for f, c in ((stats.nct.sf, critical), (stats.nct.cdf, -critical)))
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))  # scipy's word for a far shift

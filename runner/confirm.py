@@ -26,7 +26,7 @@ from .confidence import (
     smallest_difference,
 )
 from .schedules import Schedule
-from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first
+from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first, first_of_each
 from .study import Study, created, opened
 
 STAGE = "confirm"
@@ -34,10 +34,9 @@ STAGE = "confirm"
 
 def arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
     """The trials to confirm, best first: the ``top`` of all, and the best of every schedule; none of them twice."""
-    tried: dict[tuple[str, str], Record] = {}
-    for record in best_first(records, sweep.objective.sign):
-        tried.setdefault((record.name, json.dumps(dict(record.schedule), sort_keys=True)), record)
-    ranked = list(tried.values())
+    ranked = first_of_each(
+        best_first(records, sweep.objective.sign), lambda r: (r.name, json.dumps(dict(r.schedule), sort_keys=True))
+    )
     chosen = ranked[: sweep.confirm.top]
     best = {r.number for r in best_of_each(ranked)} if sweep.confirm.types else set()
     return [r for r in ranked if r in chosen or r.number in best]
@@ -45,10 +44,7 @@ def arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
 
 def best_of_each(ranked: Sequence[Record]) -> list[Record]:
     """The first trial of every schedule's name."""
-    found: dict[str, Record] = {}
-    for record in ranked:
-        found.setdefault(record.name, record)
-    return list(found.values())
+    return first_of_each(ranked, lambda r: r.name)
 
 
 class Confirmation(Study):
@@ -265,15 +261,13 @@ def ledger(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> s
 def _strip(change: str, records: Sequence[Record], winner: int) -> dict[str, Any]:
     own = {r.train["seed"]: r.value for r in records if r.arm == str(winner) and r.value is not None}
     mine = [r for r in records if r.arm == f"{winner} {change}" and r.outcome is not None]
-    values = {r.train["seed"]: r.value for r in mine if r.value is not None}
-    apart = [value - own[seed] for seed, value in values.items()]  # seed by seed
+    apart = [r.value - own[r.train["seed"]] for r in mine if r.value is not None]  # seed by seed
     low, high = interval(apart)
     return {
         "change": change,
         "seeds": len(mine),
         "diverged": sum(r.outcome == "diverged" for r in mine),
         "failed": sum(r.outcome == "failed" for r in mine),
-        "mean": float(np.mean(list(values.values()))) if values else None,
         "difference": float(np.mean(apart)) if apart else None,
         "low": low,
         "high": high,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,6 +122,25 @@ def load_place(path: Path | str | None = None) -> Place:
     uri = _uri("MLFLOW_TRACKING_URI", file.server.mlflow_tracking_uri, folder, document, "server.mlflow_tracking_uri")
     storage = _uri("RUNNER_STUDY_STORAGE", file.study.storage, folder, document, "study.storage")
     return Place(file, given, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or file.tracking.experiment.name, storage)
+
+
+@contextlib.contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """Where a database is a file: one process at a time, or two that begin at once would both make it."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows
+        yield
+        return
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    folder = os.open(Path(uri.removeprefix("sqlite:///")).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 DRIVER = "pip install 'lr-sweep-runner[postgresql]', and postgresql+psycopg:// in the address"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -331,8 +330,8 @@ def around(strip: Sequence[Mapping[str, Any]], points: bool) -> str:
 def calibrated(rung: Sequence[Record], full: Sequence[Record], sweep: Sweep) -> str:
     """What a rung's scores said of the full ones, on the trials that have both."""
 
-    def key(record: Record) -> str:
-        return json.dumps(dict(record.params), sort_keys=True)
+    def key(record: Record) -> frozenset[tuple[str, Any]]:
+        return frozenset(record.params.items())
 
     ends = {key(r): r.value for r in full if r.value is not None}
     both = [(r.value, ends[key(r)]) for r in rung if r.value is not None and key(r) in ends]
@@ -354,9 +353,8 @@ def audited(records: Sequence[Record], sweep: Sweep) -> str:
     sign = sweep.objective.sign
     passed = [sign * r.value for r in records if r.value is not None and r.stop is None]
     stopped = [r for r in records if r.outcome == "stopped"]
-    worst = -math.inf
     ended = [r for r in records if r.stop is not None and r.outcome in ("complete", "diverged")]
-    parole = [(r, worst if r.value is None else sign * r.value) for r in ended]
+    parole = [(r, -math.inf if r.value is None else sign * r.value) for r in ended]
     saved = sum(sweep.train.epochs - len(r.epochs) for r in stopped) / max(1, len(records) * sweep.train.epochs)
     said = f"The {sweep.search.pruner} pruner stopped {len(stopped)} trials and saved {saved:.0%} of the epochs."
     if not parole or not passed:

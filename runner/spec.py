@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -356,6 +356,14 @@ def best_first(records: Iterable[Record], sign: int, confirmed: Iterable[Mapping
     place = {row["trial"]: math.inf if row["mean"] is None else i for i, row in enumerate(confirmed)}
     done = [r for r in records if r.outcome == "complete" and r.value is not None]
     return sorted(done, key=lambda r: (place.get(r.number, len(place)), -sign * (r.value or 0.0)))
+
+
+def first_of_each(records: Iterable[Record], key: Callable[[Record], Hashable]) -> list[Record]:
+    """The first record of every key, in the order in which they come."""
+    found: dict[Hashable, Record] = {}
+    for record in records:
+        found.setdefault(key(record), record)
+    return list(found.values())
 
 
 def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:

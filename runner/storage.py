@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm.exc import StaleDataError
 
 from .document import SpecError, first_line
-from .place import StorageError, redacted
+from .place import StorageError, alone, redacted
 
 PATIENCE = 60.0
 """Seconds for which a database server may be away in the middle of a sweep."""
@@ -25,7 +25,7 @@ PATIENCE = 60.0
 T = TypeVar("T")
 
 
-def connect(storage: str, create: bool = True, again: bool = False) -> optuna.storages.RDBStorage:
+def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
     """Optuna's storage at a database URL. SQLite writes ahead and waits for locks.
 
     Raises:
@@ -42,15 +42,14 @@ def connect(storage: str, create: bool = True, again: bool = False) -> optuna.st
                 storage, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create
             )
         path.parent.mkdir(parents=True, exist_ok=True)
-        if create:
-            with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
-                connection.execute("PRAGMA journal_mode=WAL")
-        return optuna.storages.RDBStorage(
-            storage, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create
-        )
+        with alone(storage) if create else contextlib.nullcontext():
+            if create:
+                with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+                    connection.execute("PRAGMA journal_mode=WAL")
+            return optuna.storages.RDBStorage(
+                storage, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create
+            )
     except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError) as error:
-        if create and not again and "already exists" in str(error):  # another sweep has just made its tables
-            return connect(storage, again=True)
         raise unusable(storage, error) from None
 
 

@@ -28,7 +28,7 @@ from .document import SpecError
 from .place import redacted
 from .schedules import Schedule, load
 from .space import Space
-from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first
+from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first, first_of_each
 from .storage import connect, disconnect, persist, sqlite_path, unusable
 
 if TYPE_CHECKING:
@@ -164,11 +164,9 @@ class Study:
 
     def survivors(self) -> list[Mapping[str, Any]]:
         """The parameters of the best share of a rung, best first, none of them twice."""
-        found: list[Mapping[str, Any]] = []
-        for record in best_first(self.records(), self.sweep.objective.sign):
-            if record.params not in found:
-                found.append(record.params)
-        return found[: self.sweep.search.kept(self.target)]
+        done = best_first(self.records(), self.sweep.objective.sign)
+        distinct = first_of_each(done, lambda r: frozenset(r.params.items()))
+        return [r.params for r in distinct[: self.sweep.search.kept(self.target)]]
 
     def importance(self) -> dict[str, float]:
         """How much of the objective each parameter explains (PED-ANOVA), the most first; empty where that is unknown.

@@ -6,7 +6,6 @@ value per key and step, because timestamps and steps are the record's own.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import html
 import importlib.metadata
@@ -17,7 +16,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from urllib.parse import quote
 
 from .data import updates_per_epoch
 from .document import SpecError, first_line
-from .place import Place, redacted
+from .place import Place, alone, redacted
 from .schedules import Schedule, load
 from .sender import Sender
 from .spec import Record, Sweep
@@ -63,23 +62,6 @@ def make_client(place: Place) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # what is raised is said anyhow
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=place.tracking_uri)
-
-
-@contextlib.contextmanager
-def _alone(place: Place) -> Iterator[None]:
-    """Where MLflow's database is a file: one process at a time, or two that begin at once would both make it."""
-    path = Path(place.tracking_uri.removeprefix("sqlite:///"))
-    if not place.tracking_uri.startswith("sqlite:///") or importlib.util.find_spec("fcntl") is None:  # Windows
-        yield
-        return
-    import fcntl
-
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
 
 
 class Tracker:
@@ -199,7 +181,7 @@ class Tracker:
     def _reach(self) -> None:
         """The experiment; and, once the sweep is known, its runs."""
         if not self.experiment_id:
-            with _alone(self.place):
+            with alone(self.place.tracking_uri):
                 self.client = make_client(self.place)  # which asks a database at once, and again and again
                 self.experiment_id = _experiment(self.client, self.place)
         if not self._identity or self.parent:

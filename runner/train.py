@@ -149,8 +149,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     On a GPU its own alone: the lanes are threads, and another one may be drawing initial weights on the CPU.
     """
-    index = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-    own = torch.cuda.default_generators[index] if device.type == "cuda" else torch.default_generator
+    cuda = device.type == "cuda"
+    own = torch.cuda.default_generators[numbered(device).index] if cuda else torch.default_generator
     before = own.get_state()
     own.manual_seed(seed)
     try:
@@ -223,13 +223,18 @@ _LOADING = threading.Lock()  # the lanes of a GPU are threads, and share one cop
 def resident(config: TrialConfig, device: torch.device) -> Dataset:
     """The trial's data on ``device``; copied there once, and kept while no other data are asked for."""
     loaded = datasets.load(config.data, config.data_dir)
-    if device.type == "cuda" and device.index is None:  # one copy, whatever the GPU is called
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = numbered(device)  # one copy, whatever a GPU is called
     with _LOADING:
         kept = _RESIDENT.get(str(device))
         if kept is None or kept[0] is not loaded:
             kept = _RESIDENT[str(device)] = (loaded, loaded.to(device))
         return kept[1]
+
+
+def numbered(device: torch.device) -> torch.device:
+    """A GPU by its number: ``cuda`` is the current one."""
+    current = device.type == "cuda" and device.index is None
+    return torch.device("cuda", torch.cuda.current_device()) if current else device
 
 
 def pick_device(name: str = "auto") -> torch.device:

@@ -291,8 +291,9 @@ def test_a_wrong_place_gets_a_sentence_without_its_secret(text, words, tmp_path,
 
 def test_an_absolute_path_has_four_slashes_as_everywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RUNNER_STUDY_STORAGE", "sqlite:////tmp/a.db")
-    assert load_place().storage == "sqlite:////tmp/a.db"
+    absolute = f"sqlite:////{str(tmp_path / 'a.db').lstrip('/')}"
+    monkeypatch.setenv("RUNNER_STUDY_STORAGE", absolute)
+    assert load_place().storage == absolute
 
 
 def test_a_word_of_a_file_may_be_somebodys_password(tmp_path, monkeypatch):

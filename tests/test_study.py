@@ -2,6 +2,8 @@
 
 import math
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 
 import optuna
@@ -115,6 +117,29 @@ def test_quasi_random_points_fill_the_space_more_evenly_than_chance(sweep_file, 
     assert max(counts) - min(counts) <= 2
     bins = [int((math.log(r[2]["init_lr"]) - math.log(0.003)) / math.log(100) * 8) for r in rows]
     assert {bins.count(i) for i in range(8)} == {8}
+
+
+BEGINS = """\
+import sys, time
+from pathlib import Path
+from runner.storage import connect
+print("ready", flush=True)
+while not Path("go").exists():
+    time.sleep(0.0005)
+connect(f"sqlite:///{Path.cwd()}/{sys.argv[1]}.db")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_that_begin_at_once_make_one_database(tmp_path):
+    for n in range(4):
+        command = [sys.executable, "-c", BEGINS, str(n)]
+        both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        for process in both:
+            process.stdout.readline()
+        (tmp_path / "go").touch()
+        assert [(process.communicate(timeout=60)[0], process.returncode) for process in both] == [("", 0)] * 2
+        (tmp_path / "go").unlink()
 
 
 def test_what_a_deleted_study_has_left_behind_is_no_other_programs(sweep_file, tmp_path):
