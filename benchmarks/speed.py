@@ -51,6 +51,8 @@ from runner.study import load_study
 from runner.train import DivergedError, make_optimizer, pick_device
 
 PARTS = ("rates", "accuracy", "sweep")
+LONG = 10_000
+"""Trials of a sweep that is worth compiling for."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -104,7 +106,8 @@ class Way:
     """How a script trains. The defaults are the naive one's."""
 
     tuned: bool = False
-    """Pinned memory, fused optimizer, all threads, compiled on a GPU; logs per epoch and waits for no update."""
+    """Pinned memory, fused optimizer, all threads; logs per epoch and waits for no update."""
+    compiled: bool = False
     bf16: bool = False
     channels_last: bool = False
     workers: int = 2
@@ -146,7 +149,7 @@ class Script:
         self.classes = pictures.classes
         self.layout = torch.channels_last if way.channels_last else torch.contiguous_format
         self.network = build(config.model, self.classes, 0).to(device).to(memory_format=self.layout)
-        self.forward = torch.compile(self.network) if way.tuned and cuda else self.network
+        self.forward = torch.compile(self.network) if way.compiled else self.network
         self.begin(config)
 
     def begin(self, config: TrialConfig) -> None:
@@ -228,11 +231,16 @@ def ask(method: str, *args: Any) -> Any:
 
 def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, float]:
     """The ways that a user would try, and the updates per second of each, the better of two windows."""
-    found, cuda = {}, device.startswith("cuda")
-    switch, workers = ((True,), sorted({8, CORES})) if cuda else ((False, True), [0, 1, 2])
-    for choice in product(switch if cuda or machine()["bf16"] else (False,), switch, workers):
+    found, rough = {}, (False, True) if machine()["bf16"] else (False,)
+    ways = product((False,), rough, (False, True), (0, 1, 2))
+    if device.startswith("cuda"):
+        ways = product((True, False), (True,), (True,), sorted({8, CORES}))
+    for choice in ways:
         make(config, way := Way(True, *choice, persistent=True), device, track=False)
-        found[way] = max(ask("rate", seconds) for _ in range(2))
+        try:
+            found[way] = max(ask("rate", seconds) for _ in range(2))
+        except Exception as error:  # what torch's compiler does not take, a user does without
+            print(f"{way}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
     return found
 
 
@@ -371,31 +379,40 @@ def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes]
     }
 
 
-def accuracy(config: TrialConfig, sweep: Sweep, p0: ProcessPoolExecutor, lanes: Lanes, args: Any) -> dict[str, Any]:
-    """Last validation accuracies of ours and of P0: over seeds at the good schedule, and over random schedules."""
-    from scipy.stats import spearmanr, ttest_ind  # here: a script's sweep does without
+def theirs(p0: ProcessPoolExecutor, configs: Sequence[TrialConfig]) -> list[float]:
+    return [p0.submit(ask, "trial", c).result() for c in configs]
 
-    def theirs(configs: Sequence[TrialConfig]) -> list[float]:
-        return [p0.submit(ask, "trial", c).result() for c in configs]
 
-    def seeded(seed: int, schedule: Schedule) -> TrialConfig:
-        return replace(config, train=config.train.model_copy(update={"seed": seed}), schedule=schedule)
+def seeded(config: TrialConfig, seed: int, schedule: Schedule) -> TrialConfig:
+    return replace(config, train=config.train.model_copy(update={"seed": seed}), schedule=schedule)
 
-    seeds = [seeded(seed, config.schedule) for seed in range(args.seeds)]
-    first, second = ([seeded(seed, s) for s in random_schedules(sweep, args.schedules)] for seed in (0, 1))
-    ours, peer = on(lanes, lane_accuracy, seeds), theirs(seeds)
+
+def seeds(config: TrialConfig, p0: ProcessPoolExecutor, lanes: Lanes, args: Any) -> dict[str, Any]:
+    """Last validation accuracies of ours and of P0, over seeds at the good schedule."""
+    from scipy.stats import ttest_ind  # here: a script's sweep does without
+
+    configs = [seeded(config, seed, config.schedule) for seed in range(args.seeds)]
+    ours, peer = on(lanes, lane_accuracy, configs), theirs(p0, configs)
     interval = ttest_ind(ours, peer, equal_var=False).confidence_interval(0.95)
-    scores = {"ours": on(lanes, lane_accuracy, first), "P0": theirs(first), "P0, other seed": theirs(second)}
-    rank = {k: float(spearmanr(scores[k], scores["P0"]).statistic) for k in ("ours", "P0, other seed")}
     difference, welch = statistics.fmean(ours) - statistics.fmean(peer), [float(interval.low), float(interval.high)]
-    print(f"ours - P0: {difference:+.4f}, 95 % {welch}; Spearman's rank correlation {rank}", file=sys.stderr)
+    print(f"ours - P0: {difference:+.4f}, 95 % {welch}", file=sys.stderr)
     return {
         "epochs": config.train.epochs,
         "seeds": {"ours": spread(ours), "P0": spread(peer)},
         "difference_of_means": difference,
         "welch_95": welch,
-        "schedules": {"init_lr": [c.schedule.init_lr for c in first], "accuracy": scores, "spearman_with_P0": rank},
     }
+
+
+def ranks(config: TrialConfig, sweep: Sweep, p0: ProcessPoolExecutor, lanes: Lanes, args: Any) -> dict[str, Any]:
+    """The same over random schedules: whether both, and P0 with two seeds, put them into the same order."""
+    from scipy.stats import spearmanr
+
+    first, second = ([seeded(config, seed, s) for s in random_schedules(sweep, args.schedules)] for seed in (0, 1))
+    scores = {"ours": on(lanes, lane_accuracy, first), "P0": theirs(p0, first), "P0, other seed": theirs(p0, second)}
+    rank = {k: float(spearmanr(scores[k], scores["P0"]).statistic) for k in ("ours", "P0, other seed")}
+    print(f"Spearman's rank correlation with P0: {rank}", file=sys.stderr)
+    return {"init_lr": [c.schedule.init_lr for c in first], "accuracy": scores, "spearman_with_P0": rank}
 
 
 def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
@@ -451,33 +468,43 @@ def measure(case: Case, device: str, args: Any) -> Path:
     sweep, parts, here, spawn = science(case), args.parts or case.parts, machine(), get_context("spawn")
     schedule = load({"type": "cosine", "init_lr": case.lr, "warmup": 0.1})
     config = TrialConfig(sweep.data, sweep.model, sweep.train, schedule, args.data_dir)
-    chosen = engine.choose(config, torch.device(device), sweep.search.trials)  # as the tool does for the file's sweep
-    config = replace(config, train=science(case, case.epochs).train, engine=chosen)
+    config = replace(config, train=science(case, args.epochs or case.epochs).train)
     path = result_file(args.out_dir, f"speed-{case.name}", device)
     old = json.loads(path.read_text()) if path.exists() else {}
     same = old.get("commit") == here["commit"] and not here["commit"].endswith("+")
-    result = {part: old[part] for part in PARTS if part in old and same}
-    result |= {"case": case.name, "device": device, "batch_size": case.batch_size, "engine": str(chosen)}
+    result = {part: old[part] for part in ("P1", "P1_tried", *PARTS) if part in old and same}
+    result |= {"case": case.name, "device": device, "batch_size": case.batch_size}
     result |= {"floor_seconds_per_50000_images": case.floor, "load_average_before": os.getloadavg()}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         peers = {k: stack.enter_context(ProcessPoolExecutor(1, spawn, os.chdir, (folder,))) for k in ("P0", "P1")}
-        tried = peers["P1"].submit(tune, config, device, args.seconds / 2).result()
-        way = max(tried, key=lambda way: tried[way])
-        result |= {"P1": asdict(way), "P1_tried": [asdict(w) | {"updates_per_second": r} for w, r in tried.items()]}
-        print(f"{case.name}: ours {chosen}; P1 {way}", file=sys.stderr)
+        made = peers["P0"].submit(make, config, Way(persistent=True), device, track=True)
+        if "P1" not in result or "rates" in parts:
+            tuning = peers["P1"].submit(tune, config, device, args.seconds / 2)
+            if device != "cpu":  # where there are cores enough, ours is compiled in the meantime
+                engine.choose(config, torch.device(device), LONG)
+            tried = tuning.result()
+            result["P1_tried"] = [asdict(w) | {"updates_per_second": r} for w, r in tried.items()]
+            result["P1"] = asdict(max(tried, key=lambda way: tried[way]))
+        made.result()
+        config = replace(config, engine=engine.choose(config, torch.device(device), LONG))  # as for a long sweep
+        result["engine"], way = str(config.engine), Way(**result["P1"])
+        print(f"{case.name}: ours {config.engine}; P1 {way}", file=sys.stderr)
         window = Search.model_fields["window"].default
-        opened = {"one lane": "1", "all lanes": "auto"} if {"rates", "accuracy"} & set(parts) else {}
+        opened = {"one lane": "1", "all lanes": "auto"} if "rates" in parts else {}
+        opened |= {"all lanes": "auto"} if "accuracy" in parts else {}
         ours = {k: stack.enter_context(open_lanes(n, device, window, config=config)) for k, n in opened.items()}
         if "rates" in parts:
-            peers["P0"].submit(make, config, Way(persistent=True), device, track=True).result()
             peers["P1"].submit(make, config, way, device, track=False).result()
             result["rates"] = rates(config, device, peers, ours, args)
             save(path, result)
         if "accuracy" in parts:  # P0's arithmetic, nothing logged; on a GPU enough workers
             plain = Way(workers=way.workers if device.startswith("cuda") else 2, persistent=True)
             peers["P0"].submit(make, config, plain, device, track=False).result()
-            result["accuracy"] = accuracy(config, sweep, peers["P0"], ours["all lanes"], args)
+            both = peers["P0"], ours["all lanes"], args
+            result["accuracy"] = seeds(config, *both)
+            save(path, result)
+            result["accuracy"]["schedules"] = ranks(config, sweep, *both)
             save(path, result)
     if "sweep" in parts:
         trials = args.sweep_trials or (16 if device.startswith("cuda") else 12)
@@ -494,6 +521,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="data", help="where cifar10/*.parquet is, or torchvision's files")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
     parser.add_argument("--seeds", type=int, help="default: 5 on a CPU, 20 on a GPU")
+    parser.add_argument("--epochs", type=int, help="of a training whose accuracy is compared; default: the case's")
     parser.add_argument("--sweep-trials", type=int, help="default: 12 on a CPU, 16 on a GPU")
     for name, default in (("repeats", 5), ("schedules", 12), ("sweep-repeats", 3), ("sweep-epochs", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -1,7 +1,7 @@
-"""Convolutions with fewer multiplications, for CPUs: the same function, by exact algebra.
+"""Convolutions with fewer multiplications: the same function, by exact algebra.
 
 A newcomer may skip this module. On a handful of pixels most taps of a kernel only multiply padding: ``LiveConv``
-leaves those out. On larger images ``TiledConv`` does a 3x3 convolution tile by tile with fewer products.
+leaves those out. On larger images, on a CPU, ``TiledConv`` does a 3x3 convolution tile by tile with fewer products.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LiveConv(nn.Module):
         rows = [torch.cat([taps.get(self.pairs.get((p, o), -1), none) for o in outputs], dim=1) for p in self.used]
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         if len(self.used) < pixels.shape[1]:
-            pixels = pixels[:, self.used]
+            pixels = torch.stack([pixels[:, p] for p in self.used], dim=1)  # a list as an index would wait for a GPU
         y = pixels.flatten(1) @ torch.cat(rows)
         return cast("Tensor", y.unflatten(1, (*self.out, -1)).permute(0, 3, 1, 2))
 
@@ -235,18 +235,20 @@ def _later(pieces: Tensor, dim: int) -> Tensor:
 # Which of them where.
 
 
-def compact(network: nn.Module, height: int, width: int, tiled: int = 0) -> nn.Module:
+def compact(network: nn.Module, height: int, width: int, tiled: int = 0, few: float = 4) -> nn.Module:
     """Replace the convolutions that take fewer multiplications so; the same function.
 
     Args:
         network: is changed in place, and left in its mode of evaluation.
         height: of the images in pixels; so is ``width``.
         tiled: the number of channels, in and out, from which 3x3 convolutions are done in tiles; 0 for none.
+        few: the largest side, in pixels, of an output that one matrix product gives; on a GPU it pays for 1 alone.
     """
     for name, (conv, size) in _convolutions(network, height, width).items():
         if max(size) <= 4:
             live = LiveConv(conv, size)
-            if len(live.used) < math.prod(conv.kernel_size) or live.out == (1, 1):
+            less = len(live.used) < math.prod(conv.kernel_size) or live.out == (1, 1)
+            if less and max(live.out) <= few:
                 network.set_submodule(name, live)  # less work than every tap at every output pixel
                 continue
         if _can_be_tiled(conv) and 0 < tiled <= _channels(conv):

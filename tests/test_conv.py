@@ -46,6 +46,14 @@ def test_at_8x8_the_last_stage_keeps_a_ninth_of_its_taps_and_at_64x64_nothing_ch
     assert sum(p.numel() for p in small.parameters()) < 0.4 * 11_173_962
     assert type(small.layer1[0].conv1) is nn.Conv2d
     assert small.layer4[1].conv1.weight.shape == (1, 512, 512)
+    fewer = compact(build(Model(stem="imagenet"), 10, 0), 32, 32, few=1)  # what a GPU has
+    assert {name for name, m in fewer.named_modules() if isinstance(m, LiveConv)} == {
+        "layer4.0.conv1",
+        "layer4.0.conv2",
+        "layer4.0.downsample.0",
+        "layer4.1.conv1",
+        "layer4.1.conv2",
+    }
     large = compact(build(Model(width=8), 10, 0), 64, 64)
     assert not any(isinstance(m, LiveConv) for m in large.modules())
 
