@@ -72,6 +72,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
         accuracy.append(last.test_accuracy or 0.0)
         print(f"seed {seed}: test accuracy {accuracy[-1]:.4f} in {seconds[-1]:.1f} s", file=sys.stderr)
     said = {"epochs": args.epochs, "schedule": schedule.to_json(), "engine": str(config.engine)}
+    said |= {"images": args.images} if args.images else {}
     return said | {"test_accuracy": spread(accuracy), "seconds": spread(seconds)}
 
 
@@ -104,7 +105,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Images per second of ours and of the scripts."""
-    command = ["benchmarks/speed.py", "--parts", "rates", "--seconds", "1.5", "--data-dir", args.data_dir]
+    command = ["benchmarks/speed.py", "--parts", "alone", "rates", "--seconds", "1", "--data-dir", args.data_dir]
     out = str(args.out_dir.resolve())
     code, seconds = run([*command, "--device", args.device, "--out-dir", out], SECONDS["speed"])
     return {"exit_code": code, "seconds": seconds}
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of it, as far as there is time; at least 1")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--images", help="what they are, where they are not the originals; for the record")
     parser.add_argument("--out-dir", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.data_dir = str(Path(args.data_dir).resolve())

@@ -23,34 +23,37 @@ HEAD = (
     "engine",
     "of GEMM peak",
 )
+NOT = "not measured"
 ON_A_GPU = (("cifar10", 512), ("cifar10-unmodified", 128))
+FORESEEN = (
+    ("68,000 to 77,000", "65,000 to 78,000", "1.0 to 1.4"),
+    ("220,000", "230,000 to 290,000", "2.7 to 3.9"),
+)
+"""Of those: one graph, compiled, several slots; a model of convolution rates, bytes and launches, before any GPU."""
 
 
 def table(paths: Iterable[Path]) -> str:
     """Steady images per second, medians, as a markdown table; a GPU's rows say so where nobody has measured them."""
     results = [json.loads(path.read_text()) for path in sorted(paths)]
-    rows = [row(result) for result in results if "rates" in result]
+    rows = [row(result) for result in results if {"rates", "alone"} & result.keys()]
     for case, batch_size in ON_A_GPU:
-        if not any(r["device"] == "cuda" and r["case"] == case and "rates" in r for r in results):
-            rows.append(["one GPU", f"{case}, batch {batch_size}", *["not measured"] * (len(HEAD) - 2)])
+        if not any(r["device"] == "cuda" and r["case"] == case for r in results):
+            rows.append(["one GPU", f"{case}, batch {batch_size}", *[NOT] * (len(HEAD) - 2)])
     return grid(HEAD, rows)
 
 
 def row(result: dict[str, Any]) -> list[str]:
-    rates, cuda = result["rates"], result["device"] == "cuda"
+    rates, cuda = result.get("rates") or result["alone"], result["device"] == "cuda"
     speed = {name: values["median"] for name, values in rates["images_per_second"].items()}
-    ours = speed["all lanes"]
+    ours, peers = speed["all lanes"], ("P0", "P1")
     return [
         result["gpu"] if cuda else f"{result['cpu']}, {result['cores']} cores",
         f"{result['case']}, batch {result['batch_size']}",
-        *(f"{value:,.0f}" for value in speed.values()),
-        f"{ours / speed['P0']:.1f}",
-        f"{ours / speed['P1']:.1f}",
-        ", ".join(f"{ratio:.1f}" for ratio in result["sweep"]["ratios"].values())
-        if "sweep" in result
-        else "not measured",
+        *(f"{speed[name]:,.0f}" if name in speed else NOT for name in (*peers, "one lane", "all lanes")),
+        *(f"{ours / speed[name]:.1f}" if name in speed else NOT for name in peers),
+        ", ".join(f"{ratio:.1f}" for ratio in result["sweep"]["ratios"].values()) if "sweep" in result else NOT,
         result["engine"],
-        f"{rates['distance']['all lanes']['share_of_gemm']:.0%}",
+        f"{rates['distance']['all lanes']['share_of_gemm']:.0%}" if "distance" in rates else NOT,
     ]
 
 
@@ -59,12 +62,13 @@ def on_a_gpu(paths: Iterable[Path]) -> str:
     found = [r for r in (json.loads(path.read_text()) for path in sorted(paths)) if r["device"].startswith("cuda")]
     trained = next((r for r in found if "test_accuracy" in r.get("training", {})), None)
     swept = next((r for r in found if "outcomes" in r.get("sweep", {})), None)
-    first, second, epochs = "not measured", "not measured", 30
+    first, second, epochs = NOT, NOT, 30
     if trained is not None:
         accuracy, seconds = trained["training"]["test_accuracy"], trained["training"]["seconds"]
         n, range_ = len(accuracy["all"]), f"{accuracy['min']:.1%} to {accuracy['max']:.1%}"
-        first = f"{accuracy['median']:.1%} on the test split ({range_}, {n} seeds), {seconds['median']:.0f} s each"
-        first, epochs = f"{first}; {trained['gpu']}", trained["training"]["epochs"]
+        first = f"{accuracy['median']:.1%} on the test split ({f'{range_}, {n} seeds' if n > 1 else 'one seed'})"
+        first, epochs = f"{first}, {seconds['median']:.0f} s each; {trained['gpu']}", trained["training"]["epochs"]
+        first += f". The images: {trained['training']['images']}" * ("images" in trained["training"])
     if swept is not None:
         told = swept["sweep"]
         ended = ", ".join(f"{n} {outcome}" for outcome, n in told["outcomes"].items())
@@ -73,6 +77,38 @@ def on_a_gpu(paths: Iterable[Path]) -> str:
     said = " (publicly said to reach 92-93 %)" * (epochs == 30)
     what = f"CIFAR-10, small-stem ResNet-18, one-cycle, {epochs} epochs{said}"
     return grid(("on a GPU", ""), [(what, first), ("`sweeps/cifar10.yaml`", second)])
+
+
+def predictions(folder: Path, gpu: str = "nvidia-h200") -> str:
+    """What the design foresaw for one GPU, and what was seen there."""
+    found = [json.loads((folder / f"speed-{case}-{gpu}.json").read_text()) for case, _ in ON_A_GPU]
+    head = ("images per second", "foreseen", f"seen ({found[0]['gpu']})")
+    rows = []
+    for result, (plain, compiled, times) in zip(found, FORESEEN, strict=True):
+        case, seen = f"{result['case']}, batch {result['batch_size']}", result["alone"]
+        one, many = (seen["images_per_second"][lanes]["median"] for lanes in ("one lane", "all lanes"))
+        kernels, time = seen["kernels_per_update"], seen["microseconds_of_kernels_per_update"]
+        floor = result["floor_seconds_per_50000_images"]
+        seconds = " and ".join(f"{value:.2f} s" for value in seen["seconds_per_50000_images"].values())
+        rows += [
+            [f"{case}: a graph", plain, f"{seen['not_compiled']['one lane']['median']:,.0f}"],
+            [f"{case}: compiled", compiled, f"{one:,.0f} (an update: {kernels:.0f} kernels in {time:,.0f} µs)"],
+            [f"{case}: {seen['lanes']} lanes", f"{times} times one", f"{many:,.0f}, {many / one:.2f} times one"],
+            [f"{case}: 50,000 images, one lane and all", f"at best {floor} s", seconds],
+        ]
+    seen = found[0]["alone"]
+    rates = seen["convolutions_tflops"]
+    own = {name: rate for name, rate in rates.items() if "bench" not in name}
+    first, inner = ([r for name, r in own.items() if name.startswith("3>") == stem] for stem in (True, False))
+    convolved = f"{min(inner)} to {max(inner)}; of 3 channels {min(first)} to {max(first)}"
+    start = seen["trial_start_seconds"]
+    starts = f"{1e3 * start['median']:.1f} ms; with a new seed {1e3 * start['new_seed']:.0f} ms"
+    rows += [
+        ["3x3 convolutions in bf16, TFLOP/s", "250 to 500", convolved],
+        ["start of a trial on a warm lane", "under 0.1 ms", starts],
+        ["weights and optimizer state of a slot", "90 MB", f"{seen['slot_megabytes']:.0f} MB"],
+    ]
+    return grid(head, rows) + "\n"
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

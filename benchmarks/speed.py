@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                   all cases and parts for the device at hand
     python benchmarks/speed.py --cases digits --parts rates      parts measured at the same commit stay in the file
+    python benchmarks/speed.py --parts alone                     ours without the scripts
 
 The arms take turns (P0 P1 one-lane all-lanes limits, P0 P1 ...), each warm in processes of its own. All have the same
 network, initial weights, batch size, schedule, splits, distribution of augmented images and number of updates.
@@ -10,7 +11,6 @@ network, initial weights, batch size, schedule, splits, distribution of augmente
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 import os
@@ -50,7 +50,8 @@ from runner.spec import Search, Sweep, TrialConfig, load_sweep
 from runner.study import load_study
 from runner.train import DivergedError, make_optimizer, pick_device
 
-PARTS = ("rates", "accuracy", "sweep")
+PARTS = ("alone", "rates", "accuracy", "sweep")
+"""Ours alone; beside the scripts; the accuracy of both; a whole sweep of each."""
 LONG = 10_000
 """Trials of a sweep that is worth compiling for."""
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -67,7 +68,7 @@ class Case:
     """Of the one good schedule: cosine after a warmup of a tenth."""
     epochs: int
     """Of a training whose accuracy is compared."""
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = PARTS[1:]
     stem: str = "small"
     limit: int | None = None
     floor: float | None = None
@@ -140,6 +141,7 @@ class Script:
         train = Pictures(pictures.train, crop, *flip, transforms.ToTensor(), norm)
         val = Pictures(pictures.val, transforms.ToTensor(), norm)
         how: dict[str, Any] = {"num_workers": way.workers, "pin_memory": way.tuned and cuda}
+        how["multiprocessing_context"] = "fork" if way.workers else None  # as in a script: this process was spawned
         how["persistent_workers"] = way.persistent and way.workers > 0
         self.train = DataLoader(train, config.train.batch_size, shuffle=True, drop_last=True, **how)
         self.val = DataLoader(val, 512, **how)
@@ -220,8 +222,9 @@ _made: list[Script] = []  # in a peer's process: its script
 
 
 def make(*args: Any, track: bool) -> None:
+    for last in _made:
+        last.updates = iter(())  # which hold it: left to the garbage collector, each worker would be waited for
     _made.clear()
-    gc.collect()  # the last one's workers end
     _made.append(Script(*args, track=track))
 
 
@@ -343,7 +346,7 @@ Peers = dict[str, ProcessPoolExecutor]
 
 
 def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes], args: Any) -> dict[str, Any]:
-    """Steady images per second of the four arms, the limits in the same turns, and how far ours is from them."""
+    """Steady images per second of the arms, the limits in the same turns, and how far ours is from them."""
     pictures, size, cuda = data.load(config.data, config.data_dir), config.train.batch_size, device.startswith("cuda")
     shape, updates = pictures.size, data.updates_per_epoch(len(pictures.train), size)
     for lanes in ours.values():
@@ -351,14 +354,15 @@ def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes]
     costs = on(ours["one lane"], lane_costs, [config])[0]
     seen: dict[str, list[float]] = {name: [] for name in (*peers, *ours)}
     tops: list[dict[str, float]] = []
-    for _ in range(args.repeats):
-        for name, peer in peers.items():
-            seen[name].append(size * peer.submit(ask, "rate", args.seconds).result())
-        for name, lanes in ours.items():
-            lane = lanes_rate(lanes, config, args.seconds) / len(lanes.all)
-            seen[name].append(size * len(lanes.all) / (1 / lane + costs["before_an_epoch_seconds"] / updates))
-        tops.append(peers["P1"].submit(limits, device, config.engine.precision).result())
-        print({name: round(values[-1]) for name, values in seen.items()}, "images/s", file=sys.stderr)
+    with ProcessPoolExecutor(1, get_context("spawn")) as empty:
+        for _ in range(args.repeats):
+            for name, peer in peers.items():
+                seen[name].append(size * peer.submit(ask, "rate", args.seconds).result())
+            for name, lanes in ours.items():
+                lane = lanes_rate(lanes, config, args.seconds) / len(lanes.all)
+                seen[name].append(size * len(lanes.all) / (1 / lane + costs["before_an_epoch_seconds"] / updates))
+            tops.append(empty.submit(limits, device, config.engine.precision).result())
+            print({name: round(values[-1]) for name, values in seen.items()}, "images/s", file=sys.stderr)
     speed, top = {k: spread(v) for k, v in seen.items()}, {k: spread([t[k] for t in tops]) for k in tops[0]}
     network = build(config.model, pictures.classes, 0)
     nominal = gflop(build(config.model, pictures.classes, 0), *shape, size)
@@ -476,25 +480,24 @@ def measure(case: Case, device: str, args: Any) -> Path:
     result |= {"case": case.name, "device": device, "batch_size": case.batch_size}
     result |= {"floor_seconds_per_50000_images": case.floor, "load_average_before": os.getloadavg()}
     with ExitStack() as stack:
+        config = replace(config, engine=engine.choose(config, torch.device(device), LONG))  # as for a long sweep
+        result["engine"], window = str(config.engine), Search.model_fields["window"].default
+        opened = {"one lane": "1", "all lanes": "auto"} if set(parts) - {"sweep"} else {}
+        ours = {k: stack.enter_context(open_lanes(n, device, window, config=config)) for k, n in opened.items()}
+        print(f"{case.name}: ours {config.engine}", file=sys.stderr)
+        if "alone" in parts:  # first: nothing that a script does can keep it from being measured
+            result["alone"] = rates(config, device, {}, ours, args)
+            save(path, result)
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         peers = {k: stack.enter_context(ProcessPoolExecutor(1, spawn, os.chdir, (folder,))) for k in ("P0", "P1")}
-        made = peers["P0"].submit(make, config, Way(persistent=True), device, track=True)
-        if "P1" not in result or "rates" in parts:
-            tuning = peers["P1"].submit(tune, config, device, args.seconds / 2)
-            if device != "cpu":  # where there are cores enough, ours is compiled in the meantime
-                engine.choose(config, torch.device(device), LONG)
-            tried = tuning.result()
+        if "rates" in parts or ("P1" not in result and set(parts) - {"alone"}):
+            tried = peers["P1"].submit(tune, config, device, args.seconds / 2).result()
             result["P1_tried"] = [asdict(w) | {"updates_per_second": r} for w, r in tried.items()]
             result["P1"] = asdict(max(tried, key=lambda way: tried[way]))
-        made.result()
-        config = replace(config, engine=engine.choose(config, torch.device(device), LONG))  # as for a long sweep
-        result["engine"], way = str(config.engine), Way(**result["P1"])
-        print(f"{case.name}: ours {config.engine}; P1 {way}", file=sys.stderr)
-        window = Search.model_fields["window"].default
-        opened = {"one lane": "1", "all lanes": "auto"} if "rates" in parts else {}
-        opened |= {"all lanes": "auto"} if "accuracy" in parts else {}
-        ours = {k: stack.enter_context(open_lanes(n, device, window, config=config)) for k, n in opened.items()}
+            print(f"{case.name}: P1 {result['P1']}", file=sys.stderr)
+        way = Way(**result.get("P1", {}))
         if "rates" in parts:
+            peers["P0"].submit(make, config, Way(persistent=True), device, track=True).result()
             peers["P1"].submit(make, config, way, device, track=False).result()
             result["rates"] = rates(config, device, peers, ours, args)
             save(path, result)
