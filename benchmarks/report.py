@@ -79,16 +79,16 @@ def on_a_gpu(paths: Iterable[Path]) -> str:
     return grid(("on a GPU", ""), [(what, first), ("`sweeps/cifar10.yaml`", second)])
 
 
-def predictions(folder: Path, gpu: str = "nvidia-h200") -> str:
+def predictions(path: Path) -> str:
     """What the design foresaw for one GPU, and what was seen there."""
-    found = [json.loads((folder / f"speed-{case}-{gpu}.json").read_text()) for case, _ in ON_A_GPU]
-    head = ("images per second", "foreseen", f"seen ({found[0]['gpu']})")
+    found = json.loads(path.read_text())
+    head = ("images per second", "foreseen", f"seen ({found['gpu']})")
     rows = []
-    for result, (plain, compiled, times) in zip(found, FORESEEN, strict=True):
-        case, seen = f"{result['case']}, batch {result['batch_size']}", result["alone"]
+    for seen, (plain, compiled, times) in zip(found["cases"], FORESEEN, strict=True):
+        case = f"{seen['case']}, batch {seen['batch_size']}"
         one, many = (seen["images_per_second"][lanes]["median"] for lanes in ("one lane", "all lanes"))
         kernels, time = seen["kernels_per_update"], seen["microseconds_of_kernels_per_update"]
-        floor = result["floor_seconds_per_50000_images"]
+        floor = seen["floor_seconds_per_50000_images"]
         seconds = " and ".join(f"{value:.2f} s" for value in seen["seconds_per_50000_images"].values())
         rows += [
             [f"{case}: a graph", plain, f"{seen['not_compiled']['one lane']['median']:,.0f}"],
@@ -96,7 +96,7 @@ def predictions(folder: Path, gpu: str = "nvidia-h200") -> str:
             [f"{case}: {seen['lanes']} lanes", f"{times} times one", f"{many:,.0f}, {many / one:.2f} times one"],
             [f"{case}: 50,000 images, one lane and all", f"at best {floor} s", seconds],
         ]
-    seen = found[0]["alone"]
+    seen = found["cases"][0]
     rates = seen["convolutions_tflops"]
     own = {name: rate for name, rate in rates.items() if "bench" not in name}
     first, inner = ([r for name, r in own.items() if name.startswith("3>") == stem] for stem in (True, False))

@@ -115,13 +115,14 @@ class Checkpoints:
         return self.folder / f"{record.stage or 'search'}-{record.number:05d}"
 
     def keep(self, record: Record, epochs: int, content: bytes) -> None:
-        """Write a trial's state after so many epochs, and remove all but the last two."""
+        """Write a trial's state after so many epochs; the one before it stays, but none that was of no use."""
         folder = self._of(record)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(folder / f"{epochs:06d}.ckpt", content)
-            for old in sorted(folder.glob("*.ckpt"))[:-KEPT]:
-                old.unlink(missing_ok=True)
+            used = sorted(path for path in folder.glob("*.ckpt") if path.stem <= f"{epochs:06d}")[-KEPT:]
+            for other in {*folder.glob("*.ckpt")} - {*used}:
+                other.unlink(missing_ok=True)
         except OSError as error:
             if not self._failed:  # once: the training does not depend on it
                 self.warn(f"no checkpoint can be written to {folder}: {error.strerror}; training goes on without")

@@ -33,7 +33,7 @@ from .data import Dataset, Split, Tables, adopt, augmented, normalised, padded, 
 from .model import build
 from .schedules import load as load_schedule
 from .spec import Engine, Model, TrialConfig
-from .train import Epoch, epochs_in, finished, make_optimizer, measure, plain, resident, uses_bf16
+from .train import Epoch, epochs_in, finished, make_optimizer, measure, numbered, plain, resident, uses_bf16
 
 # --------------------------------------------------------------------------------------
 # A slot.
@@ -49,7 +49,7 @@ class Slot:
     """
 
     def __init__(self, config: TrialConfig, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
-        recipe, data = config.train, resident(config, device)
+        recipe, data, device = config.train, resident(config, device), numbered(device)
         self.config, self.device, self.dtype = config, device, dtype
         self.dataset = replace(data, mean=data.mean.to(dtype), std=data.std.to(dtype))
         self.bf16 = uses_bf16(config, data, device)
@@ -110,11 +110,10 @@ class Slot:
         if not hasattr(self, "stream"):
             self.stream = torch.cuda.Stream(self.device)  # its own: graphs of one stream share cuBLAS's workspace
         self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the buffers
-        with _CAPTURE:
-            with torch.cuda.stream(self.stream):
-                for _ in range(3):  # lazy initialisation, and the optimizer's state
-                    function()
-                    self.at.zero_()
+        with _CAPTURE, torch.cuda.stream(self.stream):
+            for _ in range(3):  # lazy initialisation, and the optimizer's state
+                function()
+                self.at.zero_()
             self.stream.synchronize()
             graph = torch.cuda.CUDAGraph()
             gc.disable()  # a graph that is freed during a capture ends it
@@ -180,6 +179,7 @@ class Slot:
         """What ``go_on`` needs, with its tensors on the CPU."""
         with self._on_stream():
             return {
+                "layout": self.layout,
                 "weights": self.weights.detach().cpu(),
                 "buffers": {name: buffer.cpu() for name, buffer in self.network.named_buffers()},
                 "optimizer": [{k: t.cpu() for k, t in state.items()} for state in self.optimizer.state.values()],
@@ -246,6 +246,11 @@ class Slot:
     def _on_stream(self) -> torch.cuda.StreamContext | nullcontext[None]:
         return torch.cuda.stream(self.stream) if self.device.type == "cuda" else nullcontext()
 
+    @property
+    def layout(self) -> str:
+        """Which parameter lies where in the flat buffers."""
+        return str([(n, [*g.shape], g.stride()) for n, g in zip(self.names, self.gradients, strict=True)])
+
     def _views(self) -> list[Tensor]:
         """The parameters as views of the full-precision buffer."""
         return [self.weights.data.as_strided(g.shape, g.stride(), g.storage_offset()) for g in self.gradients]
@@ -288,7 +293,7 @@ class Slot:
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[[Slot], Tensor]:
     """``Slot._loss``, compiled once for all slots; a method that a slot kept of its own would keep the slot."""
-    return torch.compile(Slot._loss)
+    return torch.compile(Slot._loss, dynamic=False)
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -300,7 +305,8 @@ def _network(
     model: Model, classes: int, size: Size, tiled: int, device: torch.device, dtype: torch.dtype, seed: int
 ) -> nn.Module:
     """A network with the weights of ``seed``, and with fewer multiplications."""
-    network = compact(build(model, classes, seed).to(dtype), *size, tiled, few=4 if device.type == "cpu" else 1)
+    cpu = device.type == "cpu"
+    network = compact(build(model, classes, seed).to(dtype), *size, tiled if cpu else 0, few=4 if cpu else 1)
     return network.to(device).to(memory_format=torch.channels_last)
 
 
@@ -330,8 +336,8 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
     slot = _slot(config, device)
     owner = slot.owner = object()
     slot.begin(recipe.seed)
-    if state is not None and state["weights"].shape != slot.weights.shape:
-        state = None  # of another kind of device, where the convolutions have other taps
+    if state is not None and state.get("layout") != slot.layout:
+        state = None  # of another kind of device, where other convolutions are products: the trial begins again
     total, done = slot.updates * recipe.epochs, epochs_in(state)
     if state is not None:
         slot.go_on(state)
@@ -408,7 +414,7 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     that is measured), compiled on a GPU where the sweep is long enough; the reference elsewhere, for networks that a
     slot does not train as they are, and for data that the device cannot hold.
     """
-    data = resident(config, device)
+    data, device = resident(config, device), numbered(device)  # as a lane calls it: what is compiled keeps the name
     held = data.train.images.device.type == device.type  # not where a GPU's memory is too small for them
     network = build(config.model, data.classes, config.train.seed)
     able = wanted != "reference" and device.type in ("cpu", "cuda") and held
@@ -422,7 +428,7 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
         return Engine("fast", "fp32")  # compiled, nobody has seen it give the same numbers there
     compiled = Engine("fast", "bf16", compiled=True)
     pays = seconds * PAYS > COMPILE_SECONDS
-    able = pays and _can_be_compiled(replace(config, engine=compiled), device)
+    able = pays and can_be_compiled(replace(config, engine=compiled), device)
     return compiled if able else replace(compiled, compiled=False)
 
 
@@ -473,12 +479,18 @@ def _can_be_captured(config: TrialConfig, data: Dataset, network: nn.Module) -> 
     return True
 
 
-def _can_be_compiled(config: TrialConfig, device: torch.device) -> bool:
-    """Whether torch's compiler takes this network; the slots find what it has made."""
+def can_be_compiled(config: TrialConfig, device: torch.device) -> bool:
+    """Whether torch's compiler takes this network; the slots of this process find what it has made."""
     try:
         Slot(config, device)._update()
+    except torch.OutOfMemoryError:
+        return True  # the lanes say so
     except Exception:  # whatever it is, the update goes without
         return False
+    finally:
+        gc.collect()  # an error keeps its slot
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the lanes may be other processes
     return True
 
 

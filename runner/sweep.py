@@ -102,9 +102,14 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
     flat = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
+    if device.type == "cuda":
+        say(f"getting {device} ready, which takes up to a minute")
     known = study.begun_with(sweep, place.storage, options.engine, dataset.digest, must=options.sync)
     chosen = known or engine.choose(example, device, sweep.search.trials, options.engine)
     example = replace(example, engine=chosen)
+    if known and known.compiled and not options.sync and not engine.can_be_compiled(example, device):
+        wrong = f"the study {sweep.name!r} was begun with the engine {known}, and torch cannot compile its network"
+        raise SpecError(f"{wrong} here; continue it where it can, or begin another under a new name")
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     where = {"device": str(device), "engine": str(chosen)}
     wishes = wished(sweep, place, options)

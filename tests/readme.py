@@ -26,10 +26,11 @@ def measured() -> dict[str, str]:
     import report
 
     results = ROOT / "benchmarks/results"
+    slots = results / "slots-nvidia-h200.json"
     return {
         "gpu: benchmarks/results/cifar10-*.json": report.on_a_gpu(results.glob("cifar10-*.json")) + "\n",
         "speed: benchmarks/results/speed-*.json": report.table(results.glob("speed-*.json")) + "\n",
-        "predictions: benchmarks/results/speed-*-nvidia-h200.json": report.predictions(results),
+        "predictions: benchmarks/results/slots-nvidia-h200.json": report.predictions(slots),
         "sweeps: benchmarks/results": report.sweeps(results),
         "faults: benchmarks/results/faults.json": report.faults(results / "faults.json"),
         "evidence: benchmarks/results/replay-digits.json": report.evidence(results / "replay-digits.json"),

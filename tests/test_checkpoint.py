@@ -152,6 +152,13 @@ def test_the_last_two_files_are_kept_and_the_one_before_a_damaged_one_is_used(tm
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def test_files_that_were_of_no_use_do_not_push_out_those_of_the_trial_that_began_again(tmp_path):
+    files = Checkpoints(tmp_path, 0, print)
+    for n in (17, 18, 1, 2, 3):
+        files.keep(RECORD, n, b"")
+    assert sorted(path.stem for path in (tmp_path / "search-00003").iterdir()) == ["000002", "000003"]
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
     checkpoint.write_atomically(path, b"before")

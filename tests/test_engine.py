@@ -160,12 +160,23 @@ def test_two_learning_rates_give_two_results_and_a_rate_of_zero_changes_nothing(
     assert not torch.equal(weights[1], weights[2])
 
 
-def test_a_state_of_a_device_that_keeps_other_taps_is_no_use_and_the_trial_begins_anew():
+def test_a_state_of_a_device_that_has_other_products_is_no_use_and_the_trial_begins_again(monkeypatch):
     expected = timeless(engine.train(trial(epochs=2), CPU))
     state = copy.deepcopy(next(engine.train(trial(epochs=2), CPU)).state())
     assert timeless(engine.train(trial(epochs=2), CPU, state)) == expected
-    other = state | {"weights": torch.zeros(len(state["weights"]) + 1)}
+    _forget_slots()
+    real = engine.compact
+    monkeypatch.setattr(engine, "compact", lambda *args, few: real(*args, few=1))  # as on a GPU
+    other = copy.deepcopy(next(engine.train(trial(epochs=2), CPU)).state())
+    _forget_slots()
+    monkeypatch.undo()
+    assert other["weights"].shape == state["weights"].shape  # the same number of weights, in another order
     assert timeless(engine.train(trial(epochs=2), CPU, other)) == expected
+
+
+def _forget_slots() -> None:
+    engine._here.__dict__.clear()
+    engine._initial.cache_clear()
 
 
 def test_a_trial_that_another_one_pushed_out_of_its_slot_is_told():
@@ -232,7 +243,7 @@ def test_whether_the_compiler_takes_a_network_is_tried(name, able, tmp_path, mon
     config = trial(model=Model(name="custom", function=f"own_networks.{name}"))
     next(engine.train(config, CPU))
     config = replace(config, engine=Engine("fast", "fp32", compiled=True))
-    assert engine._can_be_compiled(config, CPU) == able
+    assert engine.can_be_compiled(config, CPU) == able
 
 
 # --- which engine ----------------------------------------------------------------------------------------------
@@ -565,25 +576,30 @@ def test_a_network_that_waits_for_the_gpu_is_left_to_the_plain_loop(name, chosen
     assert choose(config, torch.device("cuda"), 10).name == chosen
 
 
+def one_update(stem: str, **recipe) -> TrialConfig:
+    """Of all 160 images: after four updates, rounding alone has moved the loss by a thousandth."""
+    constant = schedules.load({"type": "constant", "init_lr": 0.05})
+    return trial(constant, epochs=1, batch_size=160, model=Model(width=16, stem=stem), **recipe)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("stem", ["small", "imagenet"])
-def test_a_graphs_first_updates_are_the_references(stem, exact):
-    device, config = torch.device("cuda"), trial(epochs=1, model=Model(width=16, stem=stem))
-    config = replace(config, engine=Engine("fast", "fp32"))
+def test_a_graphs_first_update_is_the_references(stem, exact):
+    device, config = torch.device("cuda"), one_update(stem)
     fast, slow = next(engine.train(config, device)), next(train.train(config, device))
-    assert fast.train_loss == pytest.approx(slow.train_loss, rel=1e-4)
-    assert fast.val_loss == pytest.approx(slow.val_loss, rel=1e-2)
+    assert fast.train_loss == pytest.approx(slow.train_loss, rel=1e-5)
+    assert fast.val_loss == pytest.approx(slow.val_loss, rel=1e-4)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("stem", ["small", "imagenet"])
 @pytest.mark.filterwarnings("default")  # torch's compiler has warnings of its own
-def test_a_compiled_graphs_first_updates_are_the_references_in_bf16(stem):
-    device, config = torch.device("cuda"), trial(epochs=1, model=Model(width=16, stem=stem))
-    config = replace(config, engine=Engine("fast", "bf16", compiled=True))
-    fast, slow = next(engine.train(config, device)), next(train.train(config, device))
-    assert fast.train_loss == pytest.approx(slow.train_loss, rel=0.03)
-    assert fast.val_loss == pytest.approx(slow.val_loss, rel=0.1)
+def test_a_compiled_graphs_first_update_is_the_references_in_bf16(stem):
+    device, config = torch.device("cuda"), one_update(stem, precision="bf16")
+    slow = next(train.train(config, device))
+    fast = next(engine.train(replace(config, engine=Engine("fast", "bf16", compiled=True)), device))
+    assert fast.train_loss == pytest.approx(slow.train_loss, rel=5e-3)
+    assert fast.val_loss == pytest.approx(slow.val_loss, rel=3e-2)
 
 
 @pytest.mark.cuda
