@@ -10,6 +10,7 @@ import inspect
 import json
 import math
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from .schedules import Moment, Schedule
@@ -18,7 +19,14 @@ from .zoo import TYPES, WARMUPS
 LIBRARIES = ("torch", "lightning", "transformers", "timm")
 
 
-def code(schedule: Schedule, T: int, *, epochs: int | None = None, library: str = "torch") -> str:
+def code(
+    schedule: Schedule,
+    T: int,
+    *,
+    epochs: int | None = None,
+    library: str = "torch",
+    recipe: Mapping[str, Any] | None = None,
+) -> str:
     """Code that sets ``scheduler`` for an ``optimizer`` whose learning rate is ``schedule.init_lr``.
 
     Args:
@@ -28,6 +36,7 @@ def code(schedule: Schedule, T: int, *, epochs: int | None = None, library: str 
         library: whose training loop it is for: ``torch`` is a loop of one's own; ``lightning`` gives
             ``configure_optimizers``; ``transformers`` a function for ``Trainer(optimizers=...)``; ``timm`` a class
             with ``step`` and ``step_update``.
+        recipe: the optimizer that it was found with: ``optimizer``, ``momentum``, ``nesterov``, ``weight_decay``.
 
     Raises:
         ValueError: plateau with a warmup in another library than torch, or in ``transformers`` at all.
@@ -50,18 +59,27 @@ def code(schedule: Schedule, T: int, *, epochs: int | None = None, library: str 
     else:
         step = f"# call scheduler.step() after every {schedule.interval}\n"
     body = native or _inlined(schedule, moment)
+    optimizer = _optimizer(schedule, recipe or {})
     if library == "torch":
-        return f"{head}\n{spec}{body}{step}"
+        return f"{head}\n{spec}# optimizer = {optimizer.format('model.parameters()')}\n{body}{step}"
     if schedule.type == "plateau" and (not native or library == "transformers"):
         raise ValueError(f"plateau needs the validation accuracy, for which {library} has no place here")
-    return f"{head}\n{spec}{_adapted(schedule, body, moment, T, library)}"
+    return f"{head}\n{spec}{_adapted(schedule, body, moment, T, library, optimizer)}"
 
 
-def _adapted(schedule: Schedule, body: str, moment: Moment, T: int, library: str) -> str:
+def _optimizer(schedule: Schedule, recipe: Mapping[str, Any]) -> str:
+    """An optimizer with the schedule's learning rate, as the recipe has it, for the parameters ``{}``."""
+    adamw = recipe.get("optimizer") == "adamw"
+    names = ("weight_decay",) if adamw else ("momentum", "nesterov", "weight_decay")
+    given = "".join(f", {name}={recipe[name]!r}" for name in names if name in recipe)
+    said = "" if recipe else "  # or yours, with this lr"
+    return f"torch.optim.{'AdamW' if adamw else 'SGD'}({{}}, lr={schedule.init_lr!r}{given}){said}"
+
+
+def _adapted(schedule: Schedule, body: str, moment: Moment, T: int, library: str, optimizer: str) -> str:
     """``body``, which makes ``scheduler`` for ``optimizer``, where a library looks for it."""
     inside, plateau = textwrap.indent(body, "    "), schedule.type == "plateau"
     by_epoch = plateau or schedule.interval == "epoch"
-    optimizer = f"torch.optim.SGD({{}}, lr={schedule.init_lr!r}, momentum=0.9)  # or yours, with this lr"
     if library == "lightning":
         said = '"scheduler": scheduler, "interval": ' + ('"epoch"' if by_epoch else '"step"')
         said += ', "monitor": "val_accuracy"' * plateau
@@ -86,7 +104,7 @@ def _adapted(schedule: Schedule, body: str, moment: Moment, T: int, library: str
         f"    def step_update(self, num_updates, metric=None):\n        {update}\n\n"
         "    def state_dict(self):\n        return self.scheduler.state_dict()\n\n"
         "    def load_state_dict(self, state):\n        self.scheduler.load_state_dict(state)\n\n"
-        "# lr_scheduler = Scheduler(optimizer)\n"
+        f"# optimizer = {optimizer.format('model.parameters()')}\n# lr_scheduler = Scheduler(optimizer)\n"
     )
 
 

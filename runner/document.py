@@ -154,8 +154,9 @@ def read(path: Path | str) -> Document:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise SpecError(f"cannot be read: {reason}", path=path) from None
+        reason, likely = getattr(error, "strerror", None) or error, Path("sweeps") / f"{path.name}.yaml"
+        hint = f"; {likely} can" if likely.is_file() else ""
+        raise SpecError(f"cannot be read: {reason}{hint}", path=path) from None
     if len(raw) > MAX_BYTES:
         raise SpecError(f"is larger than {MAX_BYTES // 1024} KiB; a file of settings is not", path=path)
     try:

@@ -17,7 +17,8 @@ import math
 import re
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -190,22 +191,36 @@ def _dtype(values: Sequence[Any]) -> str:
     return "Float64" if kinds <= {int, float} else "string"
 
 
-def code(record: Record, updates: int, epochs: int, allow: Sequence[str] = (), library: str = "torch") -> str:
-    """Code of a trial's schedule, for a training of so many epochs of so many updates.
+def code(
+    record: Record,
+    updates: int,
+    epochs: int,
+    allow: Sequence[str] = (),
+    library: str = "torch",
+    recipe: Mapping[str, Any] | None = None,
+) -> str:
+    """Code of a trial's schedule, for a training of so many epochs of so many updates; ``recipe`` is the sweep's.
 
     Raises:
         SpecError: that library cannot do it.
     """
     try:
-        return load(record.schedule, allow=allow).code(updates * epochs, epochs=epochs, library=library)
+        schedule = load(record.schedule, allow=allow)
+        return schedule.code(updates * epochs, epochs=epochs, library=library, recipe=recipe)
     except ValueError as error:
         raise SpecError(str(error)) from None
+
+
+def recipe_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How a study's trials were trained, where it says so."""
+    found: Mapping[str, Any] | None = (facts.get("science") or {}).get("train")
+    return found
 
 
 def origin(facts: Mapping[str, Any]) -> str:
     """Comments that say how a schedule was found, and how sure that is."""
     science, alike = facts.get("science"), sum(bool(row["in_set"]) for row in facts.get("confirmed", ()))
-    said = f"# {alike} schedules could not be told apart from the best\n" * (alike > 1)
+    said = f"# any of {alike} schedules may be the best: they could not be told apart\n" * (alike > 1)
     if science:
         train = science["train"]
         said += f"# found with {train['optimizer']}, batches of {train['batch_size']}, {train['epochs']} epochs of "
@@ -283,10 +298,17 @@ def markdown(table: pd.DataFrame, text: Callable[[str], str] = str) -> str:
 
 def for_people(table: pd.DataFrame) -> list[dict[str, str]]:
     """The rows of a table of trials as people read them, by column."""
-    return [{name: _cell_text(v) for name, v in _shown(row).items()} for row in table.to_dict(orient="records")]
+    rows = table.to_dict(orient="records")
+    seen = defaultdict[tuple[str, str], set[str]](set)
+    for row in rows:
+        for key, value in json.loads(row["schedule"]).items():
+            seen[row["name"], key].add(json.dumps(value))
+    searched = {key for key, values in seen.items() if len(values) > 1}  # and shown, be it a default here
+    shown = (_shown(row, {key for name, key in searched if name == row["name"]}) for row in rows)
+    return [{name: _cell_text(value) for name, value in row.items()} for row in shown]
 
 
-def _shown(row: Mapping[Any, Any]) -> dict[str, Any]:
+def _shown(row: Mapping[Any, Any], searched: Collection[str]) -> dict[str, Any]:
     schedule = json.loads(row["schedule"])
     shown = {name: row[name] for name in ("rank", "trial") if name in row} | {"schedule": row["name"]}
     if "outcome" in row:
@@ -300,7 +322,7 @@ def _shown(row: Mapping[Any, Any]) -> dict[str, Any]:
     shown |= {"one seed": row["objective"], "init_lr": row["init_lr"], "warmup": row["warmup"]}
     if schedule["type"] in OWN_WARMUP and row["warmup"] in (0, "0"):
         shown["warmup"] = "own"
-    return shown | {"with": summary(schedule)}
+    return shown | {"with": summary(schedule, searched)}
 
 
 def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]], text: Callable[[str], str]) -> str:
@@ -358,6 +380,10 @@ def _export(args: argparse.Namespace) -> int:
     for name in ("top", "code", "epochs", "updates"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise SpecError(f"--{name} counts from 1, not {getattr(args, name)}")
+    about_code = {"--epochs": args.epochs, "--updates": args.updates, "--for": args.library != LIBRARIES[0]}
+    idle = [option for option, given in about_code.items() if given]
+    if idle and args.code is None:
+        raise SpecError(f"{', '.join(idle)}: only with --code, which says of which schedule")
     name = args.sweep
     if name.endswith((".yaml", ".yml")):
         name = str(read_yaml(name).data.get("name", Path(name).stem))
@@ -370,7 +396,8 @@ def _export(args: argparse.Namespace) -> int:
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
         record = ranked(records, facts["direction"], facts.get("confirmed", ()))[args.code - 1]
         updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
-        text: str | None = origin(facts) + code(record, updates, epochs, args.allow_plugin, args.library)
+        source = code(record, updates, epochs, args.allow_plugin, args.library, recipe_of(facts))
+        text: str | None = origin(facts) + source
         if args.out is not None:
             _write_text(args.out, text or "")
             text = None
@@ -399,9 +426,9 @@ def result_files(
     epochs: int,
     allow: Sequence[str] = (),
     confirmed: Sequence[Mapping[str, Any]] = (),
-    head: str = "",
+    facts: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Path]:
-    """Write the tables, the first one's JSON and its code below ``head`` into ``folder``; the paths by name."""
+    """Write the tables, the first one's JSON and its code into ``folder``; the paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
     best = best_table(records, direction, confirmed=confirmed)
     paths = {n: folder / n for n in ("best_schedules.csv", "trials.csv", "epochs.csv", "best_schedules.parquet")}
@@ -414,7 +441,8 @@ def result_files(
         paths["best_schedule.json"] = folder / "best_schedule.json"
         paths["best_schedule.json"].write_text(json.dumps(dict(record.schedule), indent=1) + "\n", encoding="utf-8")
         paths["best_schedule.py"] = folder / "best_schedule.py"
-        paths["best_schedule.py"].write_text(head + code(record, updates, epochs, allow), encoding="utf-8")
+        source = origin(facts or {}) + code(record, updates, epochs, allow, recipe=recipe_of(facts or {}))
+        paths["best_schedule.py"].write_text(source, encoding="utf-8")
     return paths
 
 

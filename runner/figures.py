@@ -259,19 +259,20 @@ def _dots(
 
 def history(records: Sequence[Record], sign: int = 1) -> Figure:
     """The search in the order of its trials: what each gave, and how far the best so far was behind at last."""
-    done = [(r.number, r.value, r.schedule["type"]) for r in records if r.value is not None]
+    done = [(r.number, r.value, r.name) for r in records if r.value is not None]
     figure = _figure(7.5, 4.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     best = [max((sign * v for n, v, _ in done if n <= number)) for number, _, _ in done]
-    for kind, marker in zip(dict.fromkeys(kind for _, _, kind in done), MARKERS * len(done), strict=False):
-        mine = [(n, v) for n, v, k in done if k == kind]
+    kinds = {r.name: r.schedule["type"] for r in records if r.value is not None}
+    for (name, kind), marker in zip(kinds.items(), MARKERS * len(done), strict=False):
+        mine = [(n, v) for n, v, other in done if other == name]
         look = {"color": style(kind)["color"], "marker": marker, "linestyle": "", "markersize": 5}
-        above.plot(*zip(*mine, strict=True), label=kind, **look)
+        above.plot(*zip(*mine, strict=True), label=name, **look)
     numbers = [n for n, _, _ in done]
     above.plot(numbers, [sign * b for b in best], color="black", linewidth=1, drawstyle="steps-post")
     low, high = _upper([v for _, v, _ in done], sign)
-    lost = [r.number for r in records if r.value is None]
-    above.plot(lost, [low if sign > 0 else high] * len(lost), "x", color="0.5", markersize=5, clip_on=False)
+    if lost := [r.number for r in records if r.value is None]:  # an empty line would collapse the axes
+        above.plot(lost, [low if sign > 0 else high] * len(lost), "x", color="0.5", markersize=5, clip_on=False)
     above.set_ylim(low, high)
     regret = [best[-1] - b for b in best]
     below.set_ylim(-0.02 * (high - low), min(1.05 * max(regret), high - low) or high - low)
@@ -280,6 +281,7 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
     below.plot(numbers, regret, color="black", drawstyle="steps-post")
     below.set_ylabel("regret, one seed", fontsize=8)
     below.set_xlabel("trial")
+    below.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 

@@ -39,16 +39,20 @@ def samples(space: Space, allow: Sequence[str] = ()) -> dict[str, list[Schedule]
     return drawn
 
 
+FEW = 64
+"""Images of an update that is timed on a CPU."""
+
+
 def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
     """Measured: a few updates and an evaluation of the real training, extrapolated to an epoch."""
     from . import data, engine, train
 
-    small = sweep.train.model_copy(update={"epochs": 2})
-    limited = sweep.data.model_copy(
-        update={"limit": min(sweep.data.limit or 10**9, max(100, 6 * sweep.train.batch_size))}
-    )
-    config = TrialConfig(limited, sweep.model, small, schedule, data_dir)
     place = train.pick_device(device)
+    # on a CPU a large batch takes a minute for an update, and an image as long as in a smaller one
+    size = min(sweep.train.batch_size, FEW) if place.type == "cpu" else sweep.train.batch_size
+    small = sweep.train.model_copy(update={"epochs": 2, "batch_size": size})
+    limited = sweep.data.model_copy(update={"limit": min(sweep.data.limit or 10**9, max(100, 6 * size))})
+    config = TrialConfig(limited, sweep.model, small, schedule, data_dir)
     config = replace(config, engine=engine.choose(config, place, sweep.search.trials))
     epochs = engine.loop(config)(config, place)
     try:
@@ -73,17 +77,20 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
         updates, timing = 100, False
     print(f"{sweep.name}: {printable(sweep.question)}")
-    print(f"{sweep.size}; {epochs} epochs of {updates} updates each; searched by {sweep.search.sampler}")
+    each = f"{updates} update{'s each' * (updates > 1)}"
+    print(f"{sweep.size}; {epochs} epochs of {each}; searched by {sweep.search.sampler}")
     width = max(len(n) for n in drawn)
     print(f"  {'shared':<{width}}  {open_leaves(sweep, None)}")
     for name, several in drawn.items():
         line = sparkline(several[0].lrs(updates * epochs, epochs=epochs), 32)
         print(f"  {name:<{width}}  {line}  {open_leaves(sweep, name)}".rstrip())
     if timing:
-        each = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], data_dir, device)
-        search, again = (duration(each * n) for n in (sweep.search_epochs, epochs * sweep.replicates))
+        print("measuring a few updates (--no-timing does without)", file=sys.stderr, flush=True)
+        one = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], data_dir, device)
+        search, again = (duration(one * n) for n in (sweep.search_epochs, epochs * sweep.replicates))
         more = f", and at most {again} for fresh seeds" * bool(sweep.replicates)
-        print(f"about {each:.2g} s per epoch on this machine: on one lane {search} for the search{more}")
+        long = f"{one:.2g} s" if one < 60 else duration(one)
+        print(f"about {long} per epoch on this machine: on one lane {search} for the search{more}")
     for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs):
         print(f"warning: {problem}", file=sys.stderr)
     draw(drawn, updates * epochs, epochs, out, sweep.name)
@@ -167,6 +174,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
 
 

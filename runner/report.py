@@ -118,9 +118,7 @@ def write(found: Found, tracker: Tracker) -> None:
     try:
         path = folder(found.place, sweep)
         paths = dict(
-            export.result_files(
-                path, records, direction, found.updates, epochs, history.allow, rows, export.origin(history.facts)
-            )
+            export.result_files(path, records, direction, found.updates, epochs, history.allow, rows, history.facts)
         )
     except SpecError as error:
         raise StorageError(str(error)) from None

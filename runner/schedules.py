@@ -26,7 +26,7 @@ import importlib.metadata
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -213,11 +213,18 @@ class Schedule:
         table = TYPES[self.type].params
         return shared | {name: table[name].write(value) for name, value in self.params.items()}
 
-    def code(self, T: int, *, epochs: int | None = None, library: str = "torch") -> str:
+    def code(
+        self,
+        T: int,
+        *,
+        epochs: int | None = None,
+        library: str = "torch",
+        recipe: Mapping[str, Any] | None = None,
+    ) -> str:
         """Stand-alone code for a training of ``T`` updates in PyTorch or a library of its: see ``codegen.code``."""
         from . import codegen
 
-        return codegen.code(self, T, epochs=epochs, library=library)
+        return codegen.code(self, T, epochs=epochs, library=library, recipe=recipe)
 
     def problems(self, T: int, *, epochs: int | None = None) -> list[str]:
         """What this schedule cannot do in ``T`` updates, in words; an empty list where it does what it says."""
@@ -306,15 +313,15 @@ def load(mapping: Mapping[str, Any] | Path, *, allow: Sequence[str] = ()) -> Sch
     return Schedule(kind, warmup=warmup, params=params, **shared)
 
 
-def summary(said: Mapping[str, Any]) -> str:
-    """The parameters in a schedule's JSON that differ from its type's defaults, in one line."""
+def summary(said: Mapping[str, Any], also: Collection[str] = ()) -> str:
+    """The parameters in a schedule's JSON that differ from its type's defaults, and others, in one line."""
     if said["type"] == "custom":
         own = dict(said["params"])
     else:
         table = TYPES[said["type"]].params
-        own = {k: said[k] for k, p in table.items() if said[k] != p.write(p.default)}
+        own = {k: said[k] for k, p in table.items() if said[k] != p.write(p.default) or k in also}
     defaults = {"clock": "prefix", "interval": "update", "floor": 0.0}
-    own |= {k: said[k] for k, default in defaults.items() if said[k] != default}
+    own |= {k: said[k] for k, default in defaults.items() if said[k] != default or k in also}
 
     def shown(value: Any) -> str:
         if isinstance(value, (list, tuple)):
@@ -384,11 +391,14 @@ def find_function(name: str, allow: Sequence[str]) -> Function:
 
     if not module or not allowed(module):
         hint = f"; to use your own code, run with --allow-plugin {module.split('.')[0]}." if module else ""
-        raise ScheduleError(["function"], f"{name!r} is no installed entry point of {PLUGINS!r}{hint}")
+        raise ScheduleError(["function"], f"{name!r} is no plugin (an installed entry point of {PLUGINS!r}){hint}")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever its author's module does when it is imported
-        raise ScheduleError(["function"], f"{name!r} cannot be imported: {type(error).__name__}: {error}") from None
+        told = f"{name!r} cannot be imported: {type(error).__name__}: {error}"
+        absent = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        hint = "; run where it lies, install it, or name its folder in PYTHONPATH" if absent else ""
+        raise ScheduleError(["function"], told + hint) from None
     if not callable(function) or not allowed(getattr(function, "__module__", "") or ""):
         raise ScheduleError(["function"], f"{name!r} is not a function of an allowed package")
     return function  # type: ignore[no-any-return]

@@ -335,8 +335,10 @@ class Record:
 
     @property
     def title(self) -> str:
-        """What a person calls it: ``trial 3``, or of a replicate ``trial 3 seed 1``."""
-        return f"trial {self.arm} seed {self.train['seed']}" if self.arm else f"trial {self.number}"
+        """What a person calls it: ``trial 3``, of a replicate ``trial 3 seed 1``, of a rung ``rung-5 trial 3``."""
+        if self.arm:
+            return f"trial {self.arm} seed {self.train['seed']}"
+        return f"{self.stage} trial {self.number}".lstrip()
 
     def recipe(self, sweep: Sweep) -> Train:
         """How it is trained."""

@@ -30,8 +30,8 @@ def sparkline(values: Sequence[float], width: int = 16) -> str:
     """``values`` as a row of blocks from 0 to their maximum."""
     if not values:
         return ""
-    top = max(values) or 1.0
-    at = [values[min(int((i + 0.5) * len(values) / width), len(values) - 1)] for i in range(min(width, len(values)))]
+    top, n = max(values) or 1.0, min(width, len(values))
+    at = [values[int((i + 0.5) * len(values) / n)] for i in range(n)]
     return "".join(BLOCKS[min(int(v / top * len(BLOCKS)), len(BLOCKS) - 1)] for v in at)
 
 
@@ -171,7 +171,8 @@ class Display:
             return
         said = f"{record.value:.4g}" if record.value is not None else record.outcome
         lr, live, digits = f"{record.schedule['init_lr']:.3g}", self.console.is_terminal, len(str(self.trials))
-        head = f"[{self.done:>{digits}}/{self.trials}] {record.title:<{16 if record.arm else 6 + digits}}"
+        width = 16 if record.arm else len(f"{record.stage} trial {self.trials}".lstrip())
+        head = f"[{self.done:>{digits}}/{self.trials}] {record.title:<{width}}"
         if self._narrow:
             line = f"{head.strip()} {record.name} {lr}: {said}{' best' * better}"
         else:  # what fits, in one line

@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -203,6 +204,16 @@ def _line(metric: str, section: str, title: str) -> dict[str, Any]:
 # The command.
 
 
+def _free(port: int) -> None:
+    """Raise SpecError where another program has the port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just been closed is free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise SpecError(f"port {port} cannot be had ({error.strerror}); another one: --port N") from None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m runner.ui", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -221,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = pages(place, args.port)
         if args.sweep and args.sweep not in found:
             raise SpecError(f"MLflow has no sweep {args.sweep!r}; it has {', '.join(sorted(found)) or 'none'}")
+        _free(place.file.ui.port if args.port is None else args.port)
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

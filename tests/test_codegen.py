@@ -8,6 +8,7 @@ import torch
 
 from runner.codegen import LIBRARIES, code
 from runner.schedules import load
+from runner.spec import Train
 
 EPOCHS, UPDATES = 6, 5
 SCHEDULES = [
@@ -49,6 +50,24 @@ def test_transformers_counts_epochs_as_training_here_does_when_they_do_not_divid
         seen.append(optimizer.param_groups[0]["lr"])
         scheduler.step()
     assert seen == pytest.approx(schedule.lrs(T, epochs=epochs))
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({}, "SGD({}, lr=0.013, momentum=0.9, nesterov=True, weight_decay=0.0005)\n"),
+        ({"optimizer": "adamw", "momentum": 0.0}, "AdamW({}, lr=0.013, weight_decay=0.0005)\n"),
+        (None, "SGD({}, lr=0.013)  # or yours, with this lr\n"),
+    ],
+    ids=["sgd", "adamw", "unknown"],
+)
+def test_the_code_names_the_optimizer_that_the_schedule_was_found_with_and_its_learning_rate(library, recipe, said):
+    schedule = load({"type": "wsd", "init_lr": 0.013})
+    given = None if recipe is None else Train(epochs=6, weight_decay=5e-4, **recipe).model_dump()
+    source = code(schedule, 30, epochs=6, library=library, recipe=given)
+    whose = "self.parameters()" if library == "lightning" else "model.parameters()"
+    assert f"optimizer = torch.optim.{said.format(whose)}" in source
 
 
 def test_an_inlined_plateau_that_is_called_as_its_comment_says_gives_the_same_rates():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from contextlib import closing
 from dataclasses import replace
 from io import StringIO
@@ -384,6 +385,8 @@ def test_rungs_screen_with_rescaled_schedules_and_the_best_go_on(project, capsys
     assert short.train == {"epochs": 1}
     assert full.init_lr == short.params["init_lr"]
     assert "Screening at 2 of 4 epochs" in " ".join(out.split())
+    assert re.search(r"^\[1/6\] rung-1 trial \d ", out, flags=re.M)
+    assert re.search(r"^\[1/2\] trial \d ", out, flags=re.M)
 
 
 def test_a_rescaled_schedule_keeps_its_shape_and_the_updates_of_its_warmup():
@@ -703,6 +706,13 @@ def test_trials_without_a_result_stand_at_the_worse_end_of_the_history(sign, wor
     above, _ = figures.history([*records, trial_of("step", 3, None, outcome="diverged")], sign).axes
     (lost,) = [line for line in above.lines if line.get_marker() == "x"]
     assert lost.get_ydata()[0] == above.get_ylim()[worse]
+
+
+def test_a_history_without_a_lost_trial_has_room_for_both_of_its_parts(tmp_path):
+    records = [trial_of("cosine", n, v) for n, v in enumerate((0.8, 0.5, 0.6))]
+    figure = figures.history(records)
+    figures.save(figure, tmp_path / "history.png")
+    assert sum(axes.get_position().height for axes in figure.axes) > 0.7
 
 
 def test_what_lies_outside_a_figure_is_an_arrow_with_its_number():

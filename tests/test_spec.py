@@ -15,7 +15,10 @@ from .conftest import TINY
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda p: p.stem)
+SHIPPED = ("cifar10", "digits", "imagefolder", "tutorial")
+
+
+@pytest.mark.parametrize("path", [ROOT / f"sweeps/{name}.yaml" for name in SHIPPED], ids=SHIPPED)
 def test_every_sweep_in_the_repository_loads(path):
     sweep, _ = load_sweep(path)
     assert sweep.name == path.stem

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,12 +18,13 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from runner import engine, export, preview, sweep
+from runner import engine, export, preview, sweep, ui
 from runner.data import load as load_data
 from runner.export import best_schedules, spreadsheet_safe
 from runner.place import load_place
 from runner.schedules import load
 from runner.spec import load_sweep
+from runner.terminal import sparkline
 from runner.tracking import escape, flat
 from runner.ui import saved_view
 
@@ -512,6 +515,26 @@ def test_an_own_schedule_function_runs_in_a_sweep_when_it_is_allowed(project, mo
     assert best_schedules("tiny")["params.teeth"].dtype == "Int64"
 
 
+def test_a_port_that_another_program_has_is_said_before_any_link(project, capsys):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert ui.main(["--port", str(port := other.getsockname()[1])]) == 2
+    out, err = capsys.readouterr()
+    assert f"port {port} cannot be had" in err
+    assert "http" not in out
+
+
+def test_a_name_in_place_of_a_file_is_answered_with_the_file(project, capsys):
+    assert preview.main(["tiny"]) == 2
+    assert "tiny: cannot be read: No such file or directory; sweeps/tiny.yaml can" in capsys.readouterr().err
+
+
+def test_options_that_say_nothing_of_a_table_are_refused(project, capsys):
+    assert export.main(["tiny", "--epochs", "3", "--for", "timm"]) == 2
+    assert "--epochs, --for: only with --code" in capsys.readouterr().err
+
+
 # --- preview ---------------------------------------------------------------------------------------------------
 
 
@@ -519,9 +542,24 @@ def test_a_preview_draws_the_curves_and_estimates_the_time(project, capsys):
     assert preview.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "3 trainings; 2 epochs of 3 updates each" in out
-    assert "s per epoch on this machine" in out
+    assert re.search(r"about [0-9.]+ s per epoch on this machine", out)
     assert Path("results/tiny/preview.png").read_bytes().startswith(b"\x89PNG")
     assert not Path("optuna.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "row"),
+    [
+        ([1.0, 0.75, 0.5, 0.25, 0.01], 16, "█▇▅▃▁"),
+        ([0.1, 1.0], 16, "▁█"),
+        ([0.0, 1.0] * 32, 4, "▁▁▁▁"),
+        ([i / 31 for i in range(32)], 8, "▁▂▃▄▅▆▇█"),
+        ([0.0], 8, "▁"),
+        ([], 8, ""),
+    ],
+)
+def test_a_row_of_blocks_shows_the_whole_of_a_curve_however_short(values, width, row):
+    assert sparkline(values, width) == row
 
 
 def test_a_preview_of_data_that_are_not_there_yet_says_so_and_draws(project, capsys):
