@@ -115,6 +115,8 @@ def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Pat
     except OSError as error:
         raise SpecError(f"--out {out}: {error.strerror}") from None
     figures.save(figures.schedules(curves, T, epochs, title), out)
+    if any(schedule.type == "plateau" for several in curves.values() for schedule in several):
+        print("plateau: when it drops depends on the validation accuracy; drawn as if that rose", file=sys.stderr)
     print(f"drawn: {printable(str(out))}")
 
 

@@ -178,6 +178,7 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
         SpecError: there is no such study, or a schedule that this search space does not hold.
     """
     from . import export
+    from .terminal import say
 
     wishes: list[Mapping[str, Any]] = []
     for text in options.enqueue:
@@ -187,11 +188,13 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
             raise SpecError(f"--enqueue {text}: {error}") from None
     for name in options.warm:
         facts, records = export.read(name, place)
-        for record in export.ranked(records, facts["direction"], facts.get("confirmed", ()))[:WARM]:
+        best, before = export.ranked(records, facts["direction"], facts.get("confirmed", ()))[:WARM], len(wishes)
+        for record in best:
             try:
                 wishes.append(sweep.schedules.params(load(record.schedule, allow=options.allow), options.allow))
             except ScheduleError:
                 continue  # another space: what it does not hold cannot be tried
+        say(f"--from {name}: {len(wishes) - before} of its best {len(best)} lie in this search space")
     return wishes
 
 

@@ -543,6 +543,7 @@ def test_what_is_wished_for_is_tried_first_and_not_twice(project, capsys):
     assert "--enqueue" in capsys.readouterr().err
     Path("sweeps/next.yaml").write_text(TINY.replace("trials: 3", "trials: 4"))
     assert sweep.main(["sweeps/next.yaml", *HERE[1:], "--from", "tiny"]) == 0
+    assert "--from tiny: 3 of its best 3 lie in this search space" in "".join(capsys.readouterr())
     again = load_study("next", load_place().storage)[1]
     best = sorted(records, key=lambda r: -r.value)
     assert [r.params for r in again[:3]] == [r.params for r in best]

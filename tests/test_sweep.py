@@ -590,6 +590,13 @@ def test_a_figure_is_what_its_name_says(project, name, start):
     assert Path(name).read_bytes().startswith(start)
 
 
+def test_a_plateau_is_drawn_with_a_word_on_what_it_waits_for(project, capsys):
+    assert preview.main(["--schedule", "plateau", "--schedule", "cosine"]) == 0
+    assert capsys.readouterr().err.count("depends on the validation accuracy") == 1
+    assert preview.main(["--schedule", "cosine"]) == 0
+    assert "validation accuracy" not in capsys.readouterr().err
+
+
 # --- export ----------------------------------------------------------------------------------------------------
 
 
