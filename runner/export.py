@@ -424,9 +424,9 @@ def result_files(
     direction: str,
     updates: int,
     epochs: int,
-    allow: Sequence[str] = (),
-    confirmed: Sequence[Mapping[str, Any]] = (),
-    facts: Mapping[str, Any] | None = None,
+    allow: Sequence[str],
+    confirmed: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any],
 ) -> Mapping[str, Path]:
     """Write the tables, the first one's JSON and its code into ``folder``; the paths by name."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -441,7 +441,7 @@ def result_files(
         paths["best_schedule.json"] = folder / "best_schedule.json"
         paths["best_schedule.json"].write_text(json.dumps(dict(record.schedule), indent=1) + "\n", encoding="utf-8")
         paths["best_schedule.py"] = folder / "best_schedule.py"
-        source = origin(facts or {}) + code(record, updates, epochs, allow, recipe=recipe_of(facts or {}))
+        source = origin(facts) + code(record, updates, epochs, allow, recipe=recipe_of(facts))
         paths["best_schedule.py"].write_text(source, encoding="utf-8")
     return paths
 

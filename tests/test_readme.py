@@ -66,9 +66,8 @@ def test_the_own_model_data_and_schedule_that_are_shown_train(project, monkeypat
     (project / "sweeps/mine.yaml").write_text(yaml.replace("trials: 12", "trials: 4") + CHEAP)
     command = ["sweeps/mine.yaml", "--device", "cpu", "--lanes", "1"]
     assert sweep.main(command) == 2
-    assert (
-        "line 2: data.function: 'my_package.images' is no plugin (an installed entry point" in capsys.readouterr().err
-    )
+    refused = "line 2: data.function: 'my_package.images' is no plugin (an installed entry point"
+    assert refused in capsys.readouterr().err
     assert sweep.main([*command, "--allow-plugin", "my_package."]) == 0
     table = best_schedules("mine")
     assert len(table) == 4
