@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -249,15 +248,15 @@ def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, float]:
 
 def script(file: str, way: str, data_dir: str, device: str) -> None:
     """A sweep as a script does it: one trial after the other, in this process."""
-    sweep, made, outcomes = load_sweep(file)[0], None, Counter[str]()
+    sweep, made, accuracy = load_sweep(file)[0], None, list[float]()
     mlflow.set_experiment(sweep.name)
     for schedule in random_schedules(sweep, sweep.search.trials):
         config = TrialConfig(sweep.data, sweep.model, sweep.train, schedule, data_dir)
         made = made or Script(config, Way(**json.loads(way)), device, track=True)
         with mlflow.start_run():
             mlflow.log_params({"schedule": schedule.type, "init_lr": schedule.init_lr})
-            outcomes["complete" if made.trial(config) else "diverged"] += 1
-    print(json.dumps(outcomes))
+            accuracy.append(made.trial(config))
+    print(json.dumps(accuracy))
 
 
 def random_schedules(sweep: Sweep, n: int) -> Iterator[Schedule]:
@@ -419,13 +418,22 @@ def ranks(config: TrialConfig, sweep: Sweep, p0: ProcessPoolExecutor, lanes: Lan
     return {"init_lr": [c.schedule.init_lr for c in first], "accuracy": scores, "spearman_with_P0": rank}
 
 
+PAIRS = (("ours", "P0"), ("ours", "P1"), ("P1", "P0"))
+"""The last is how far apart two scripts are that nobody takes for different."""
+
+
 def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
-    """Wall time of a whole sweep in a fresh process, from its imports to its last record; the arms take turns."""
+    """Wall time of a whole sweep in a fresh process, from its imports to its last record; the arms take turns.
+
+    All train the same schedules, so their accuracies are compared as well.
+    """
     peer, where = [sys.executable, str(Path(__file__).resolve()), "script", "sweep.yaml"], (args.data_dir, device)
     commands = {name: [*peer, json.dumps(asdict(w)), *where] for name, w in (("P0", Way()), ("P1", way))}
     ours = [sys.executable, "-m", "runner.sweep", "sweep.yaml", "--data-dir", args.data_dir, "--device", device]
+    for schedule in random_schedules(sweep, sweep.search.trials):
+        ours += ["--enqueue", json.dumps(schedule.to_json())]
     seconds: dict[str, list[float]] = {name: [] for name in (*commands, "ours")}
-    outcomes: dict[str, list[dict[str, int]]] = {name: [] for name in seconds}
+    accuracy: dict[str, list[list[float]]] = {name: [] for name in seconds}
     for _, (name, command) in product(range(args.sweep_repeats), [*commands.items(), ("ours", ours)]):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "sweep.yaml").write_text(sweep.model_dump_json())
@@ -436,14 +444,25 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             if name == "ours":
                 records = load_study(sweep.name, f"sqlite:///{folder}/optuna.db")[1]
-                outcomes[name].append(Counter(str(r.outcome) for r in records))
+                accuracy[name].append([record.value or 0.0 for record in records])
             else:
-                outcomes[name].append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"sweep, {name}: {seconds[name][-1]:.1f} s, {dict(outcomes[name][-1])}", file=sys.stderr)
+                accuracy[name].append(json.loads(done.stdout.splitlines()[-1]))
+        print(f"sweep, {name}: {seconds[name][-1]:.1f} s, accuracy {accuracy[name][-1]}", file=sys.stderr)
     wall = {name: spread(values) for name, values in seconds.items()}
     ratios = {f"{name} / ours": wall[name]["median"] / wall["ours"]["median"] for name in commands}
     size = {"trials": sweep.search.trials, "epochs": sweep.train.epochs}
-    return size | {"wall_seconds": wall, "ratios": ratios, "outcomes": outcomes}
+    beside = {f"{a} - {b}": beside_each_other(accuracy[a][0], accuracy[b][0]) for a, b in PAIRS}
+    return size | {"wall_seconds": wall, "ratios": ratios, "accuracy": accuracy, "same_schedules": beside}
+
+
+def beside_each_other(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """The mean of ``a - b`` with its 95 % interval, and whether both put the schedules into the same order."""
+    from scipy.stats import spearmanr, ttest_rel
+
+    interval = ttest_rel(a, b).confidence_interval(0.95)
+    mean = statistics.fmean(x - y for x, y in zip(a, b, strict=True))
+    rank = float(spearmanr(a, b).statistic)
+    return {"mean_difference": mean, "paired_95": [float(interval.low), float(interval.high)], "spearman": rank}
 
 
 # --------------------------------------------------------------------------------------
