@@ -73,8 +73,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
         accuracy.append(last.test_accuracy or 0.0)
         print(f"seed {seed}: test accuracy {accuracy[-1]:.4f} in {seconds[-1]:.1f} s", file=sys.stderr)
     said = {"epochs": args.epochs, "schedule": schedule.to_json(), "engine": str(config.engine)}
-    said |= {"images": args.images} if args.images else {}
-    return said | {"test_accuracy": spread(accuracy), "seconds": spread(seconds)}
+    return said | images(args) | {"test_accuracy": spread(accuracy), "seconds": spread(seconds)}
 
 
 def sweep(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,7 +100,11 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
         "best_of_one_seed": max(done, default=None),
         "confirmed": rows,
         "answer": facts.get("answer", []),
-    }
+    } | images(args)
+
+
+def images(args: argparse.Namespace) -> dict[str, str]:
+    return {"images": args.images} if args.images else {}
 
 
 def images_per_second(part: str, seconds: float, args: argparse.Namespace) -> dict[str, Any]:

@@ -46,12 +46,13 @@ def row(result: dict[str, Any]) -> list[str]:
     rates, cuda = result.get("rates") or result["alone"], result["device"] == "cuda"
     speed = {name: values["median"] for name, values in rates["images_per_second"].items()}
     ours, peers = speed["all lanes"], ("P0", "P1")
+    ratios, wanted = result.get("sweep", {}).get("ratios"), [f"{peer} / ours" for peer in peers]
     return [
         result["gpu"] if cuda else f"{result['cpu']}, {result['cores']} cores",
         f"{result['case']}, batch {result['batch_size']}",
         *(f"{speed[name]:,.0f}" if name in speed else NOT for name in (*peers, "one lane", "all lanes")),
         *(f"{ours / speed[name]:.1f}" if name in speed else NOT for name in peers),
-        ", ".join(f"{ratio:.1f}" for ratio in result["sweep"]["ratios"].values()) if "sweep" in result else NOT,
+        ", ".join(f"{ratios[key]:.1f}" if key in ratios else NOT for key in wanted) if ratios else NOT,
         result["engine"],
         f"{rates['distance']['all lanes']['share_of_gemm']:.0%}" if "distance" in rates else NOT,
     ]

@@ -432,9 +432,10 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
     ours = [sys.executable, "-m", "runner.sweep", "sweep.yaml", "--data-dir", args.data_dir, "--device", device]
     for schedule in random_schedules(sweep, sweep.search.trials):
         ours += ["--enqueue", json.dumps(schedule.to_json())]
-    seconds: dict[str, list[float]] = {name: [] for name in (*commands, "ours")}
-    accuracy: dict[str, list[list[float]]] = {name: [] for name in seconds}
-    for _, (name, command) in product(range(args.sweep_repeats), [*commands.items(), ("ours", ours)]):
+    commands = {name: commands[name] for name in args.against} | {"ours": ours}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    accuracy: dict[str, list[list[float]]] = {name: [] for name in commands}
+    for _, (name, command) in product(range(args.sweep_repeats), commands.items()):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "sweep.yaml").write_text(sweep.model_dump_json())
             start = time.perf_counter()
@@ -449,9 +450,11 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
                 accuracy[name].append(json.loads(done.stdout.splitlines()[-1]))
         print(f"sweep, {name}: {seconds[name][-1]:.1f} s, accuracy {accuracy[name][-1]}", file=sys.stderr)
     wall = {name: spread(values) for name, values in seconds.items()}
-    ratios = {f"{name} / ours": wall[name]["median"] / wall["ours"]["median"] for name in commands}
+    ratios = {f"{name} / ours": wall[name]["median"] / wall["ours"]["median"] for name in args.against}
     size = {"trials": sweep.search.trials, "epochs": sweep.train.epochs}
-    beside = {f"{a} - {b}": beside_each_other(accuracy[a][0], accuracy[b][0]) for a, b in PAIRS}
+    beside = {
+        f"{a} - {b}": beside_each_other(accuracy[a][0], accuracy[b][0]) for a, b in PAIRS if {a, b} <= commands.keys()
+    }
     return size | {"wall_seconds": wall, "ratios": ratios, "accuracy": accuracy, "same_schedules": beside}
 
 
@@ -548,6 +551,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="default: 5 on a CPU, 20 on a GPU")
     parser.add_argument("--epochs", type=int, help="of a training whose accuracy is compared; default: the case's")
     parser.add_argument("--sweep-trials", type=int, help="default: 12 on a CPU, 16 on a GPU")
+    parser.add_argument("--against", nargs="+", choices=("P0", "P1"), default=["P0", "P1"], help="of a whole sweep")
     for name, default in (("repeats", 5), ("schedules", 12), ("sweep-repeats", 3), ("sweep-epochs", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out-dir", type=Path, default=RESULTS)

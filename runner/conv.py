@@ -1,7 +1,8 @@
-"""Convolutions with fewer multiplications: the same function, by exact algebra.
+"""Convolutions in less time: the same function, by exact algebra and in another order.
 
 A newcomer may skip this module. On a handful of pixels most taps of a kernel only multiply padding: ``LiveConv``
 leaves those out. On larger images, on a CPU, ``TiledConv`` does a 3x3 convolution tile by tile with fewer products.
+On a GPU ``UnfoldedConv`` is the first convolution, of three channels, and ``ForkedConv`` any other.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from itertools import product
 from typing import Any, cast
 
@@ -232,18 +235,119 @@ def _later(pieces: Tensor, dim: int) -> Tensor:
 
 
 # --------------------------------------------------------------------------------------
+# On a GPU. Both are a ``Conv2d`` in all but how they compute.
+
+
+class UnfoldedConv(nn.Conv2d):
+    """A convolution of few channels: the taps of an output pixel side by side, and one matrix product.
+
+    cuDNN fills three channels up to eight and takes several times as long. (Chellapilla, Puri and Simard, "High
+    Performance Convolutional Neural Networks for Document Processing", 2006.)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        (height, width), (down, right) = self.kernel_size, cast("Size", self.padding)
+        x = F.pad(x.to(self.weight.dtype), (right, right, down, down))
+        taps = x.unfold(2, height, self.stride[0]).unfold(3, width, self.stride[1])
+        taps, kernels = taps.permute(0, 2, 3, 4, 5, 1).flatten(3), self.weight.permute(0, 2, 3, 1).flatten(1)
+        fill = (0, -kernels.shape[1] % 8)  # rows of 16 bytes, which a GPU multiplies faster
+        return F.linear(F.pad(taps, fill), F.pad(kernels, fill)).permute(0, 3, 1, 2)
+
+
+class ForkedConv(nn.Conv2d):
+    """A convolution whose weights' gradient is computed beside what follows it in the backward pass.
+
+    Nothing but the optimizer waits for that gradient (see ``forked``), and a small kernel leaves room on a GPU. A
+    strided 1x1 kernel is given the pixels that it meets, and no others.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        (down, right), stride = self.stride, self.stride
+        if self.kernel_size == (1, 1) and self.padding == (0, 0) and stride != (1, 1):
+            x, stride = x[:, :, ::down, ::right].contiguous(memory_format=torch.channels_last), (1, 1)
+        return cast("Tensor", _Forked.apply(x.to(self.weight.dtype), self.weight, stride, self.padding))
+
+
+class _Forked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Size, padding: Size) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry = stride, padding
+        return torch.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        x, weight = ctx.saved_tensors
+        dweight = weight_gradient(dy, x, weight, *ctx.geometry)  # first: it is under way while the other begins
+        dx = _gradients(dy, x, weight, *ctx.geometry)[0] if ctx.needs_input_grad[0] else None
+        return dx, dweight, None, None
+
+
+def _gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], of_weight: bool = False
+) -> Sequence[Tensor]:
+    """The gradients of the input and of the weight; one of them."""
+    wanted, one, none = (not of_weight, of_weight, False), (1, 1), (0, 0)
+    of = torch.ops.aten.convolution_backward(dy, x, weight, None, stride, padding, one, False, none, 1, wanted)
+    return cast("Sequence[Tensor]", of)
+
+
+@torch.library.custom_op("runner::weight_gradient", mutates_args=())  # torch's compiler leaves it as it is
+def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """The gradient of a convolution's weight; on a GPU under way on the stream beside the current one."""
+    if not x.is_cuda:
+        return _gradients(dy, x, weight, stride, padding, of_weight=True)[1]
+    main = torch.cuda.current_stream(x.device)
+    side = _beside(main)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        dweight = _gradients(dy, x, weight, stride, padding, of_weight=True)[1]
+    for tensor, user in ((dy, side), (x, side), (dweight, main)):  # nobody takes the memory before it is read
+        tensor.record_stream(user)
+    return dweight
+
+
+@weight_gradient.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:  # noqa: ARG001
+    return torch.empty_like(weight)
+
+
+@contextmanager
+def forked(device: torch.device) -> Iterator[None]:
+    """Have what is computed beside the current stream begin after what is there, and end before what comes next."""
+    if device.type != "cuda":
+        yield
+        return
+    main = torch.cuda.current_stream(device)
+    _beside(main).wait_stream(main)
+    yield
+    main.wait_stream(_beside(main))
+
+
+@cache
+def _beside(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    return torch.cuda.Stream(stream.device)
+
+
+# --------------------------------------------------------------------------------------
 # Which of them where.
 
 
-def compact(network: nn.Module, height: int, width: int, tiled: int = 0, few: float = 4) -> nn.Module:
-    """Replace the convolutions that take fewer multiplications so; the same function.
+UNFOLDED = 64 * 64
+"""Pixels of an image up to which taps are unfolded: they take several times its memory."""
+
+
+def compact(network: nn.Module, height: int, width: int, tiled: int = 0, gpu: bool = False) -> nn.Module:
+    """Replace the convolutions that take less time so; the same function.
 
     Args:
         network: is changed in place, and left in its mode of evaluation.
         height: of the images in pixels; so is ``width``.
         tiled: the number of channels, in and out, from which 3x3 convolutions are done in tiles; 0 for none.
-        few: the largest side, in pixels, of an output that one matrix product gives; on a GPU it pays for 1 alone.
+        gpu: for a GPU, not for a thread of a CPU.
     """
+    few = 1 if gpu else 4
+    """The largest side, in pixels, of an output that one matrix product gives."""
     for name, (conv, size) in _convolutions(network, height, width).items():
         if max(size) <= 4:
             live = LiveConv(conv, size)
@@ -251,7 +355,10 @@ def compact(network: nn.Module, height: int, width: int, tiled: int = 0, few: fl
             if less and max(live.out) <= few:
                 network.set_submodule(name, live)  # less work than every tap at every output pixel
                 continue
-        if _can_be_tiled(conv) and 0 < tiled <= _channels(conv):
+        if gpu:
+            unfold = conv.in_channels < 8 and math.prod(size) <= UNFOLDED
+            conv.__class__ = UnfoldedConv if unfold else ForkedConv
+        elif _can_be_tiled(conv) and 0 < tiled <= _channels(conv):
             network.set_submodule(name, TiledConv(conv))
     return network
 

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from . import train as reference
 from .checkpoint import State
-from .conv import LiveConv, Size, TiledConv, compact, worth_tiling
+from .conv import LiveConv, Size, TiledConv, compact, forked, worth_tiling
 from .data import Dataset, Split, Tables, adopt, augmented, normalised, padded, updates_per_epoch
 from .model import build
 from .schedules import load as load_schedule
@@ -108,7 +108,8 @@ class Slot:
                 self.optimizer.step()
             return function
         if not hasattr(self, "stream"):
-            self.stream = torch.cuda.Stream(self.device)  # its own: graphs of one stream share cuBLAS's workspace
+            # its own: graphs of one stream share cuBLAS's workspace; it goes before what is computed beside it
+            self.stream = torch.cuda.Stream(self.device, priority=-1)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the buffers
         with _CAPTURE, torch.cuda.stream(self.stream):
             for _ in range(3):  # lazy initialisation, and the optimizer's state
@@ -128,8 +129,9 @@ class Slot:
 
     def update(self) -> None:
         """One update: gather and augment, forward, backward, optimizer."""
-        loss = (_compiled() if self.config.engine.compiled else Slot._loss)(self)
-        gradients = torch.autograd.grad(loss, self.leaves)
+        with forked(self.device):
+            loss = (_compiled() if self.config.engine.compiled else Slot._loss)(self)
+            gradients = torch.autograd.grad(loss, self.leaves)
         for several in self.alike:
             torch._foreach_copy_(self.gradients[several], gradients[several])
         self.lr.copy_(self.lrs.index_select(0, self.at).squeeze(0))
@@ -292,8 +294,12 @@ class Slot:
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[[Slot], Tensor]:
-    """``Slot._loss``, compiled once for all slots; a method that a slot kept of its own would keep the slot."""
-    return torch.compile(Slot._loss, dynamic=False)
+    """``Slot._loss``, compiled once for all slots; a method that a slot kept of its own would keep the slot.
+
+    No buffer is used again for something else while the stream beside may still read it (``conv.ForkedConv``).
+    """
+    options: dict[str, Any] = {"combo_kernels": True, "allow_buffer_reuse": False, "inplace_buffers": False}
+    return torch.compile(Slot._loss, dynamic=False, options=options)
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -306,7 +312,7 @@ def _network(
 ) -> nn.Module:
     """A network with the weights of ``seed``, and with fewer multiplications."""
     cpu = device.type == "cpu"
-    network = compact(build(model, classes, seed).to(dtype), *size, tiled if cpu else 0, few=4 if cpu else 1)
+    network = compact(build(model, classes, seed).to(dtype), *size, tiled if cpu else 0, gpu=not cpu)
     return network.to(device).to(memory_format=torch.channels_last)
 
 

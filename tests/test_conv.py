@@ -1,10 +1,12 @@
 """Convolutions with fewer multiplications, against torch's own in float64."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from runner.conv import LiveConv, TiledConv, compact, worth_tiling
+from runner.conv import ForkedConv, LiveConv, TiledConv, UnfoldedConv, compact, worth_tiling
 from runner.model import build
 from runner.spec import Model
 
@@ -46,7 +48,7 @@ def test_at_8x8_the_last_stage_keeps_a_ninth_of_its_taps_and_at_64x64_nothing_ch
     assert sum(p.numel() for p in small.parameters()) < 0.4 * 11_173_962
     assert type(small.layer1[0].conv1) is nn.Conv2d
     assert small.layer4[1].conv1.weight.shape == (1, 512, 512)
-    fewer = compact(build(Model(stem="imagenet"), 10, 0), 32, 32, few=1)  # what a GPU has
+    fewer = compact(build(Model(stem="imagenet"), 10, 0), 32, 32, gpu=True)  # what a GPU has
     assert {name for name, m in fewer.named_modules() if isinstance(m, LiveConv)} == {
         "layer4.0.conv1",
         "layer4.0.conv2",
@@ -54,8 +56,39 @@ def test_at_8x8_the_last_stage_keeps_a_ninth_of_its_taps_and_at_64x64_nothing_ch
         "layer4.1.conv1",
         "layer4.1.conv2",
     }
+    others = {name: type(m) for name, m in fewer.named_modules() if isinstance(m, nn.Conv2d)}
+    assert others.pop("conv1") is UnfoldedConv
+    assert set(others.values()) == {ForkedConv}
+    assert type(compact(build(Model(width=8), 10, 0), 65, 65, gpu=True).conv1) is ForkedConv  # taps are many times it
     large = compact(build(Model(width=8), 10, 0), 64, 64)
     assert not any(isinstance(m, LiveConv) for m in large.modules())
+
+
+@pytest.mark.parametrize("kind", [UnfoldedConv, ForkedConv])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        pytest.param(3, 1, 1, id="3x3"),
+        pytest.param((7, 5), (2, 1), (3, 1), id="7x5, strides 2 and 1"),
+        pytest.param(1, 2, 0, id="1x1 stride 2"),
+        pytest.param(1, 1, 0, id="1x1"),
+        pytest.param(2, 3, 1, id="2x2 stride 3"),
+    ],
+)
+def test_what_a_gpu_convolves_with_is_torchs_convolution_forwards_and_backwards(kind, kernel, stride, padding):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 6, kernel, stride, padding, bias=False).double().to(memory_format=torch.channels_last)
+    other = copy.deepcopy(conv)
+    other.__class__ = kind
+    x, y = (torch.randn(4, 3, 9, 8, dtype=torch.double).requires_grad_() for _ in "xy")
+    y.data.copy_(x.data)
+    expected, got = conv(x), other(y)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+    gradient = torch.randn_like(expected)
+    expected.backward(gradient)
+    got.backward(gradient)
+    torch.testing.assert_close(y.grad, x.grad, rtol=0, atol=1e-13)
+    torch.testing.assert_close(other.weight.grad, conv.weight.grad, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(

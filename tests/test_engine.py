@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 import weakref
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -160,23 +161,30 @@ def test_two_learning_rates_give_two_results_and_a_rate_of_zero_changes_nothing(
     assert not torch.equal(weights[1], weights[2])
 
 
-def test_a_state_of_a_device_that_has_other_products_is_no_use_and_the_trial_begins_again(monkeypatch):
+def test_a_state_of_a_device_that_has_other_products_is_no_use_and_the_trial_begins_again():
     expected = timeless(engine.train(trial(epochs=2), CPU))
     state = copy.deepcopy(next(engine.train(trial(epochs=2), CPU)).state())
     assert timeless(engine.train(trial(epochs=2), CPU, state)) == expected
-    _forget_slots()
-    real = engine.compact
-    monkeypatch.setattr(engine, "compact", lambda *args, few: real(*args, few=1))  # as on a GPU
-    other = copy.deepcopy(next(engine.train(trial(epochs=2), CPU)).state())
-    _forget_slots()
-    monkeypatch.undo()
+    with as_on_a_gpu():
+        other = copy.deepcopy(next(engine.train(trial(epochs=2), CPU)).state())
     assert other["weights"].shape == state["weights"].shape  # the same number of weights, in another order
     assert timeless(engine.train(trial(epochs=2), CPU, other)) == expected
 
 
-def _forget_slots() -> None:
-    engine._here.__dict__.clear()
-    engine._initial.cache_clear()
+@contextmanager
+def as_on_a_gpu():
+    """Have the convolutions of a GPU on a CPU."""
+
+    def forget_slots() -> None:
+        engine._here.__dict__.clear()
+        engine._initial.cache_clear()
+
+    real = engine.compact
+    forget_slots()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "compact", lambda *args, gpu: real(*args, gpu=True))
+        yield
+    forget_slots()
 
 
 def test_a_trial_that_another_one_pushed_out_of_its_slot_is_told():
@@ -202,6 +210,29 @@ def test_slots_in_threads_do_not_disturb_one_another():
     assert [seen[i] for i in range(4)] == [alone] * 4
 
 
+def apart(config: TrialConfig, device: torch.device) -> dict[str, float]:
+    """How far the parameters' gradients in a first update are from the reference's, as shares of their norms."""
+    state = next(train.train(config, device)).state()
+    names = [name for name, _ in build(config.model, 10, 0).named_parameters()]
+    slow = {names[i]: values["momentum_buffer"] for i, values in state["optimizer"]["state"].items()}
+    slot = engine._slot(config, device)
+    next(engine.train(config, device))
+    (own,) = (values["momentum_buffer"] for values in slot.optimizer.state.values())
+    views = [own.as_strided(g.shape, g.stride(), g.storage_offset()) for g in slot.gradients]
+    both = {name: (g, slow[name]) for name, g in zip(slot.names, views, strict=True) if g.shape == slow[name].shape}
+    assert len(both) > 40  # not those that are products of the live taps
+    return {name: float((fast - other).norm() / other.norm()) for name, (fast, other) in both.items()}
+
+
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+def test_what_a_gpu_convolves_with_gives_the_references_gradients(stem):
+    config = one_update(stem)
+    with as_on_a_gpu():
+        assert max(apart(config, CPU).values()) < 1e-4
+        kinds = {type(module) for module in engine._slot(config, CPU).network.modules()}
+    assert {conv.UnfoldedConv, conv.ForkedConv, conv.LiveConv} <= kinds
+
+
 def compiles(test):
     """Of a test in which torch compiles for a CPU."""
     needs = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++, which g++ compiles")
@@ -221,18 +252,25 @@ def test_what_was_compiled_for_one_slot_serves_all_of_them_and_gives_the_same_nu
     def work(name: int) -> None:
         seen[name] = [epoch for _ in range(2) for epoch in engine.train(compiled, CPU)]
 
-    for names in ([0], [1, 2]):  # the first compiles, the others do at once what it did
-        threads = [threading.Thread(target=work, args=(i,)) for i in names]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    assert engine.can_be_compiled(compiled, CPU)  # as a sweep asks before it has threads
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert counters["stats"]["unique_graphs"] == 1
     for epochs in seen.values():
         for epoch, plain in zip(epochs, expected * 2, strict=True):
             assert epoch.train_loss == pytest.approx(plain.train_loss, rel=1e-4)
             assert epoch.val_loss == pytest.approx(plain.val_loss, rel=1e-4)
     assert len(seen) == 3
+
+
+@compiles
+def test_what_a_gpu_convolves_with_is_compiled_without_a_change_of_its_gradients():
+    config = replace(one_update("imagenet"), engine=Engine("fast", "fp32", compiled=True))
+    with as_on_a_gpu():
+        assert max(apart(config, CPU).values()) < 1e-4
 
 
 @compiles
@@ -600,6 +638,17 @@ def test_a_compiled_graphs_first_update_is_the_references_in_bf16(stem):
     fast = next(engine.train(replace(config, engine=Engine("fast", "bf16", compiled=True)), device))
     assert fast.train_loss == pytest.approx(slow.train_loss, rel=5e-3)
     assert fast.val_loss == pytest.approx(slow.val_loss, rel=3e-2)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("stem", ["small", "imagenet"])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.filterwarnings("default"))])
+def test_gradients_that_are_computed_beside_others_are_the_references(stem, compiled, exact):
+    config = one_update(stem)
+    assert (
+        max(apart(replace(config, engine=replace(config.engine, compiled=compiled)), torch.device("cuda")).values())
+        < 1e-3
+    )
 
 
 @pytest.mark.cuda
