@@ -86,26 +86,29 @@ def predictions(path: Path) -> str:
     head = ("images per second", "foreseen", f"seen ({found['gpu']})")
     rows = []
     for seen, (plain, compiled, times) in zip(found["cases"], FORESEEN, strict=True):
-        case = f"{seen['case']}, batch {seen['batch_size']}"
+        case, first = f"{seen['case']}, batch {seen['batch_size']}", seen["earlier"]
         one, many = (seen["images_per_second"][lanes]["median"] for lanes in ("one lane", "all lanes"))
+        before, beside = (first["images_per_second"][lanes]["median"] for lanes in ("one lane", "all lanes"))
         kernels, time = seen["kernels_per_update"], seen["microseconds_of_kernels_per_update"]
         floor = seen["floor_seconds_per_50000_images"]
         seconds = " and ".join(f"{value:.2f} s" for value in seen["seconds_per_50000_images"].values())
+        said = f"{one:,.0f} (an update: {kernels:.0f} kernels in {time:,.0f} µs); first {before:,.0f}"
+        wide = f"{many:,.0f}, {many / one:.2f} times one; first {beside:,.0f} with {first['lanes']}"
         rows += [
-            [f"{case}: a graph", plain, f"{seen['not_compiled']['one lane']['median']:,.0f}"],
-            [f"{case}: compiled", compiled, f"{one:,.0f} (an update: {kernels:.0f} kernels in {time:,.0f} µs)"],
-            [f"{case}: {seen['lanes']} lanes", f"{times} times one", f"{many:,.0f}, {many / one:.2f} times one"],
+            [f"{case}: a graph", plain, f"first {first['not_compiled']['one lane']['median']:,.0f}"],
+            [f"{case}: compiled", compiled, said],
+            [f"{case}: {seen['lanes']} lanes", f"{times} times one", wide],
             [f"{case}: 50,000 images, one lane and all", f"at best {floor} s", seconds],
         ]
     seen = found["cases"][0]
-    rates = seen["convolutions_tflops"]
+    rates = seen["earlier"]["convolutions_tflops"]
     own = {name: rate for name, rate in rates.items() if "bench" not in name}
     first, inner = ([r for name, r in own.items() if name.startswith("3>") == stem] for stem in (True, False))
     convolved = f"{min(inner)} to {max(inner)}; of 3 channels {min(first)} to {max(first)}"
     start = seen["trial_start_seconds"]
     starts = f"{1e3 * start['median']:.1f} ms; with a new seed {1e3 * start['new_seed']:.0f} ms"
     rows += [
-        ["3x3 convolutions in bf16, TFLOP/s", "250 to 500", convolved],
+        ["cuDNN's 3x3 convolutions in bf16, TFLOP/s", "250 to 500", convolved],
         ["start of a trial on a warm lane", "under 0.1 ms", starts],
         ["weights and optimizer state of a slot", "90 MB", f"{seen['slot_megabytes']:.0f} MB"],
     ]

@@ -688,9 +688,11 @@ def test_one_slot_and_four_give_the_same_metrics_per_trial(stopped, exact):
 @pytest.mark.cuda
 def test_a_warm_slot_begins_a_trial_within_milliseconds():
     slot = Slot(trial(model=Model()), torch.device("cuda"))
-    slot.begin(0)
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    slot.begin(0)
-    torch.cuda.synchronize()
-    assert time.perf_counter() - start < 0.005
+    seconds = []
+    for _ in range(6):  # one to draw the initial weights; the machine may be busy with something else meanwhile
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        slot.begin(0)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds[1:]) < 0.005
