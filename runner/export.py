@@ -133,6 +133,21 @@ def trials_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame({name: column(name) for name in types})
 
 
+def trainings_table(records: Sequence[Record]) -> pd.DataFrame:
+    """Every training of a sweep: of its search, its rungs and its fresh seeds.
+
+    ``trials_table`` with the ``stage`` (empty for the search), what a training repeats (``arm``), and its ``seed``
+    where that is a fresh one.
+    """
+    import pandas as pd
+
+    table = trials_table(records)
+    table.insert(0, "stage", pd.Series([r.stage for r in records], dtype="string"))
+    table.insert(2, "arm", pd.Series([r.arm for r in records], dtype="string"))
+    table.insert(3, "seed", pd.Series([r.train.get("seed") for r in records], dtype="Int64"))
+    return table
+
+
 def epochs_table(records: Sequence[Record]) -> pd.DataFrame:
     """Every epoch of every trial: the curves, one row per (trial, epoch)."""
     import pandas as pd

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
@@ -264,19 +265,20 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     best = [max((sign * v for n, v, _ in done if n <= number)) for number, _, _ in done]
     kinds = {r.name: r.schedule["type"] for r in records if r.value is not None}
+    limits = low, high = _upper([v for _, v, _ in done], sign)
     for (name, kind), marker in zip(kinds.items(), MARKERS * len(done), strict=False):
         mine = [(n, v) for n, v, other in done if other == name]
         look = {"color": style(kind)["color"], "marker": marker, "linestyle": "", "markersize": 5}
         above.plot(*zip(*mine, strict=True), label=name, **look)
+        _arrows(above, mine, limits, look["color"])
     numbers = [n for n, _, _ in done]
     above.plot(numbers, [sign * b for b in best], color="black", linewidth=1, drawstyle="steps-post")
-    low, high = _upper([v for _, v, _ in done], sign)
     if lost := [r.number for r in records if r.value is None]:  # an empty line would collapse the axes
         above.plot(lost, [low if sign > 0 else high] * len(lost), "x", color="0.5", markersize=5, clip_on=False)
     above.set_ylim(low, high)
     regret = [best[-1] - b for b in best]
     below.set_ylim(-0.02 * (high - low), min(1.05 * max(regret), high - low) or high - low)
-    above.set_ylabel("objective, one seed (line: best so far)", fontsize=8)
+    above.set_ylabel("objective, one seed\n(line: best so far; arrow: farther out)", fontsize=8)
     above.legend(fontsize=6, ncols=4)
     below.plot(numbers, regret, color="black", drawstyle="steps-post")
     below.set_ylabel("regret, one seed", fontsize=8)
@@ -326,10 +328,7 @@ def accuracy_against_lr(
             alpha=0.6,
             markersize=4,
         )
-        for r in several:  # an arrow for what lies outside
-            if r.value is not None and not limits[0] <= r.value <= limits[1]:
-                edge, mark = (limits[0], "v") if r.value < limits[0] else (limits[1], "^")
-                axes.plot([r.schedule["init_lr"]], [edge], mark, color=colour, markersize=5, clip_on=False)
+        _arrows(axes, [(r.schedule["init_lr"], r.value) for r in several if r.value is not None], limits, colour)
         for row in confirmed:
             if row["name"] == name and row["mean"] is not None and math.isfinite(row["low"]):
                 wide = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
@@ -465,6 +464,14 @@ def _figure(width: float, height: float) -> Figure:
     figure = Drawn(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)  # without pyplot: no window, no state shared between threads
     return figure
+
+
+def _arrows(axes: Axes, points: Iterable[tuple[float, float]], limits: tuple[float, float], colour: str) -> None:
+    """At an edge of the axes, for what lies outside."""
+    for x, y in points:
+        if not limits[0] <= y <= limits[1]:
+            edge, mark = (limits[0], "v") if y < limits[0] else (limits[1], "^")
+            axes.plot([x], [edge], mark, color=colour, markerfacecolor="white", markersize=5, clip_on=False)
 
 
 def _upper(values: Sequence[float], sign: int) -> tuple[float, float]:

@@ -105,7 +105,8 @@ def write(found: Found, tracker: Tracker) -> None:
     """Write tables and figures, put them on the parent run, and print what was found and where it lies."""
     sweep, history = found.sweep, found.history
     stages = [history, *found.rungs, *filter(None, [found.replicates])]
-    tracker.settle([record for stage in stages for record in stage.ended()])
+    trainings = [record for stage in stages for record in stage.ended()]
+    tracker.settle(trainings)
     for stage in stages:
         stage.remember_runs(tracker.runs)
     records, epochs = history.ended(), sweep.train.epochs
@@ -120,6 +121,8 @@ def write(found: Found, tracker: Tracker) -> None:
         paths = dict(
             export.result_files(path, records, direction, found.updates, epochs, history.allow, rows, history.facts)
         )
+        paths["trainings.csv"] = path / "trainings.csv"
+        export.write(export.trainings_table(trainings), "csv", paths["trainings.csv"])
     except SpecError as error:
         raise StorageError(str(error)) from None
     plans = {r.number: history.schedule(r) for r in records}
@@ -138,6 +141,9 @@ def write(found: Found, tracker: Tracker) -> None:
     history.remember(answer=[*sentences, *steps])
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
+    if found.rungs:
+        before = ", ".join(f"{len(r.ended())} of {r.epochs} epoch{'s' * (r.epochs > 1)}" for r in found.rungs)
+        said += f" Before them, on rungs, {before} (trainings.csv)."
 
     def page(at: Callable[[str], str]) -> str:
         """The report in markdown, with figures where ``at`` finds them."""
@@ -160,8 +166,9 @@ def write(found: Found, tracker: Tracker) -> None:
         next=steps,
         confirmed=rows,
         outcomes=counts,
-        mlflow=missed,
+        mlflow_lacks=missed,
         files=files,
+        pages=tracker.links(),
     )
     say(f"\n{sweep.question}\n")
     say("\n".join(f"- {sentence}" for sentence in sentences), markdown=True)

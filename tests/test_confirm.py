@@ -8,6 +8,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
@@ -345,6 +346,10 @@ def test_a_sweep_confirms_its_best_and_says_how_sure_it_is(project, capsys):
     assert "mean ± 95 %" in printed
     assert "Another seed moves a result by" in printed
     assert "Few trials:" in printed
+    fresh = pd.read_csv("results/tiny/trainings.csv").query("stage == 'confirm'")
+    assert sorted(fresh["seed"]) == [1, 1, 2, 2, 3, 3]
+    best = pd.read_csv("results/tiny/best_schedules.csv").iloc[0]
+    assert fresh[fresh["arm"].astype(int) == best["trial"]]["objective"].mean() == pytest.approx(best["mean"])
     client = MlflowClient(tracking_uri=load_place().tracking_uri)
     experiment = client.get_experiment_by_name("lr-schedules").experiment_id
     runs = client.search_runs([experiment], "tags.`sweep.role` = 'confirm'")
@@ -387,6 +392,12 @@ def test_rungs_screen_with_rescaled_schedules_and_the_best_go_on(project, capsys
     assert "Screening at 2 of 4 epochs" in " ".join(out.split())
     assert re.search(r"^\[1/6\] rung-1 trial \d ", out, flags=re.M)
     assert re.search(r"^\[1/2\] trial \d ", out, flags=re.M)
+    said = "2 trials: 2 complete. Before them, on rungs, 6 of 1 epoch, 3 of 2 epochs (trainings.csv)."
+    assert said in Path("results/tiny/report.md").read_text()
+    assert said in re.sub(r"\s+", " ", out)
+    trainings = pd.read_csv("results/tiny/trainings.csv").fillna({"stage": ""})
+    assert trainings["stage"].value_counts().to_dict() == {"rung-1": 6, "rung-2": 3, "": 2}
+    assert trainings.groupby("stage")["epochs"].max().to_dict() == {"rung-1": 1, "rung-2": 2, "": 4}
 
 
 def test_a_rescaled_schedule_keeps_its_shape_and_the_updates_of_its_warmup():
@@ -707,6 +718,15 @@ def test_trials_without_a_result_stand_at_the_worse_end_of_the_history(sign, wor
     above, _ = figures.history([*records, trial_of("step", 3, None, outcome="diverged")], sign).axes
     (lost,) = [line for line in above.lines if line.get_marker() == "x"]
     assert lost.get_ydata()[0] == above.get_ylim()[worse]
+
+
+@pytest.mark.parametrize(("sign", "marker"), [(1, "v"), (-1, "^")])
+def test_a_trial_far_outside_the_history_is_an_arrow_at_its_edge(sign, marker):
+    records = [trial_of("step", n, sign * v) for n, v in enumerate((0.8, 0.81, 0.05, 0.82))]
+    above, _ = figures.history(records, sign).axes
+    (arrow,) = [line for line in above.lines if line.get_marker() == marker]
+    assert arrow.get_xdata()[0] == 2
+    assert arrow.get_ydata()[0] == above.get_ylim()[0 if sign > 0 else 1]
 
 
 def test_a_history_without_a_lost_trial_has_room_for_both_of_its_parts(tmp_path):

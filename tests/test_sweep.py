@@ -365,7 +365,7 @@ def test_a_sync_trains_nothing_and_leaves_the_parent_run_as_it_was(project, caps
     assert client().get_run(parent.info.run_id).info.status == "KILLED"
     Path("sweeps/other.yaml").write_text(TINY)
     assert sweep.main(["sweeps/other.yaml", *HERE, "--sync"]) == 2
-    assert "there is no study 'other'" in capsys.readouterr().err
+    assert "there is no study 'other' in this storage (it has tiny); run the sweep first" in capsys.readouterr().err
 
 
 def test_runs_whose_tags_somebody_has_edited_stop_nothing(swept, capsys):
@@ -481,6 +481,8 @@ def test_for_machines_every_event_is_a_line_of_json_and_quiet_leaves_the_progres
     assert Counter(e["event"] for e in events) == {"epoch": 6, "ended": 3, "answer": 1}
     assert events[-1]["outcomes"]["complete"] == 3
     assert Path(events[-1]["files"]["best_schedule.json"]).exists()
+    assert all(page.startswith("http") for page in events[-1]["pages"].values())
+    assert events[-1]["mlflow_lacks"] is None
     assert "python -m runner.ui tiny" in err  # the words, for whoever looks
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--quiet"]) == 0
     assert "rank" in capsys.readouterr().out
