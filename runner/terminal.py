@@ -113,6 +113,10 @@ class Display:
         self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=self.console)
         self._task: TaskID = self._bar.add_task("trials", total=trials)
         self._lines: dict[int, str] = {}
+        longest = {"search": f"trial {trials}", "fresh seeds": "trial 10 seed 10"}.get(
+            stage, f"{stage} trial {trials}"
+        )
+        self._width = len(longest)  # of what a trial is called
         self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
@@ -171,12 +175,13 @@ class Display:
             return
         said = f"{record.value:.4g}" if record.value is not None else record.outcome
         lr, live, digits = f"{record.schedule['init_lr']:.3g}", self.console.is_terminal, len(str(self.trials))
-        width = 16 if record.arm else len(f"{record.stage} trial {self.trials}".lstrip())
-        head = f"[{self.done:>{digits}}/{self.trials}] {record.title:<{width}}"
+        room = not live or self.console.width >= 100
+        if room:  # what was changed of a winner is told in more words
+            self._width = max(self._width, len(record.title))
+        head = f"[{self.done:>{digits}}/{self.trials}] {record.title:<{self._width}}"
         if self._narrow:
             line = f"{head.strip()} {record.name} {lr}: {said}{' best' * better}"
         else:  # what fits, in one line
-            room = not live or self.console.width >= 100
             rates = sparkline([e["lr"] for e in record.epochs], 16 if room else 8)
             line = f"{head} {record.name:<15} init_lr {lr:<8} {rates} {said}"
             line += " best so far" * better + f" ({duration(record.seconds)})" * room

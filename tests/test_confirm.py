@@ -6,6 +6,7 @@ import re
 from contextlib import closing
 from dataclasses import replace
 from io import StringIO
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -784,6 +785,17 @@ def test_the_epochs_of_a_search_count_every_rung(sweep_file):
     sweep, _ = load_sweep(sweep_file(search=text))
     assert sweep.search_epochs == 9 * 1 + 3 * 2
     assert sweep.size == "9 trainings on the first rung"
+
+
+def test_lines_of_a_winner_with_and_without_a_change_stand_below_one_another(monkeypatch):
+    said = StringIO()
+    monkeypatch.setattr(terminal, "CONSOLE", Console(file=said, width=120))
+    with terminal.Display(6, 2, stage="fresh seeds") as display:
+        for change, seed in product(("", " init_lr x0.5", " no warmup"), (1, 2)):
+            one = trial_of("cosine", 7, 0.9)
+            display.ended(replace(one, stage="confirm", arm=f"7{change}", train={"seed": seed}), better=False)
+    starts = {line.index(" cosine ") for line in said.getvalue().splitlines()[2:]}
+    assert len(starts) == 1  # from the first change on
 
 
 @pytest.mark.parametrize(("width", "is_terminal"), [(60, True), (80, True), (120, True), (60, False)])
