@@ -108,14 +108,6 @@ def saved_view(name: str, grouped: bool = False) -> str:
         _line("val/accuracy", curves, "Validation accuracy"),
         _line("train/loss", curves, "Training loss"),
         _chart(
-            "PARALLEL",
-            axes,
-            selectedParams=["schedule.type", "schedule.init_lr", "schedule.warmup"],
-            selectedMetrics=["schedule/mean_lr", "schedule/final_over_peak", "objective"],
-            showAllRuns=True,
-            displayName="Schedule, init_lr, warmup, accuracy",
-        ),
-        _chart(
             "SCATTER",
             answer,
             xaxis={"key": "schedule.init_lr", "type": "PARAM"},
@@ -126,9 +118,21 @@ def saved_view(name: str, grouped: bool = False) -> str:
     ]
     sections = [
         {"uuid": curves, "name": "Curves", "columns": 3},
-        {"uuid": axes, "name": "What leads to which accuracy", "columns": 1},  # as wide as it needs
         {"uuid": answer, "name": "The search: one seed each", "columns": 2},
     ]
+    if not grouped:  # of groups MLflow draws none
+        parallel = _chart(
+            "PARALLEL",
+            axes,
+            selectedParams=["schedule.type", "schedule.init_lr", "schedule.warmup"],
+            selectedMetrics=["schedule/mean_lr", "schedule/final_over_peak", "objective"],
+            showAllRuns=True,
+            displayName="Schedule, init_lr, warmup, accuracy",
+        )
+        charts.insert(3, parallel)
+        sections.insert(
+            1, {"uuid": axes, "name": "What leads to which accuracy", "columns": 1}
+        )  # as wide as it needs
     key = {"mode": "tag", "groupByData": "schedule.name"}
     group = {"aggregateFunction": "average", "groupByKeys": [key]} if grouped else None
     state = {
