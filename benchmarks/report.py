@@ -86,16 +86,16 @@ def predictions(path: Path) -> str:
     head = ("images per second", "foreseen", f"seen ({found['gpu']})")
     rows = []
     for seen, (plain, compiled, times) in zip(found["cases"], FORESEEN, strict=True):
-        case, first = f"{seen['case']}, batch {seen['batch_size']}", seen["earlier"]
+        case, before = f"{seen['case']}, batch {seen['batch_size']}", seen["before"]
         one, many = (seen["images_per_second"][lanes]["median"] for lanes in ("one lane", "all lanes"))
-        before, beside = (first["images_per_second"][lanes]["median"] for lanes in ("one lane", "all lanes"))
         kernels, time = seen["kernels_per_update"], seen["microseconds_of_kernels_per_update"]
         floor = seen["floor_seconds_per_50000_images"]
         seconds = " and ".join(f"{value:.2f} s" for value in seen["seconds_per_50000_images"].values())
-        said = f"{one:,.0f} (an update: {kernels:.0f} kernels in {time:,.0f} µs); first {before:,.0f}"
-        wide = f"{many:,.0f}, {many / one:.2f} times one; first {beside:,.0f} with {first['lanes']}"
+        overlap = f"an update: {kernels:.0f} kernels of {time:,.0f} µs, which overlap"
+        said = f"{one:,.0f} ({overlap}); before {before['one lane']['median']:,.0f}"
+        wide = f"{many:,.0f}, {many / one:.2f} times one; before {before['all lanes']:,.0f} with {before['lanes']}"
         rows += [
-            [f"{case}: a graph", plain, f"first {first['not_compiled']['one lane']['median']:,.0f}"],
+            [f"{case}: a graph", plain, f"before {seen['earlier']['not_compiled']['one lane']['median']:,.0f}"],
             [f"{case}: compiled", compiled, said],
             [f"{case}: {seen['lanes']} lanes", f"{times} times one", wide],
             [f"{case}: 50,000 images, one lane and all", f"at best {floor} s", seconds],

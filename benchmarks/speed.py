@@ -419,13 +419,13 @@ def ranks(config: TrialConfig, sweep: Sweep, p0: ProcessPoolExecutor, lanes: Lan
 
 
 PAIRS = (("ours", "P0"), ("ours", "P1"), ("P1", "P0"))
-"""The last is how far apart two scripts are that nobody takes for different."""
+"""The last says how far apart two scripts are; one of them computes in bf16, perhaps."""
 
 
 def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
     """Wall time of a whole sweep in a fresh process, from its imports to its last record; the arms take turns.
 
-    All train the same schedules, so their accuracies are compared as well.
+    All train the same schedules, so their accuracies are compared as well, those of the first turn.
     """
     peer, where = [sys.executable, str(Path(__file__).resolve()), "script", "sweep.yaml"], (args.data_dir, device)
     commands = {name: [*peer, json.dumps(asdict(w)), *where] for name, w in (("P0", Way()), ("P1", way))}
@@ -445,7 +445,9 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")
             if name == "ours":
                 records = load_study(sweep.name, f"sqlite:///{folder}/optuna.db")[1]
-                accuracy[name].append([record.value or 0.0 for record in records])
+                if failed := [record.cause for record in records if record.outcome == "failed"]:
+                    raise SystemExit(f"ours: {failed}")
+                accuracy[name].append([record.value or 0.0 for record in records])  # 0 is a diverged one, as theirs
             else:
                 accuracy[name].append(json.loads(done.stdout.splitlines()[-1]))
         print(f"sweep, {name}: {seconds[name][-1]:.1f} s, accuracy {accuracy[name][-1]}", file=sys.stderr)
@@ -459,13 +461,17 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
 
 
 def beside_each_other(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
-    """The mean of ``a - b`` with its 95 % interval, and whether both put the schedules into the same order."""
+    """The mean of ``a - b`` with its 95 % interval, and whether both put the schedules into the same order.
+
+    None where there is no such number: of one schedule, or where all are alike.
+    """
     from scipy.stats import spearmanr, ttest_rel
 
     interval = ttest_rel(a, b).confidence_interval(0.95)
     mean = statistics.fmean(x - y for x, y in zip(a, b, strict=True))
-    rank = float(spearmanr(a, b).statistic)
-    return {"mean_difference": mean, "paired_95": [float(interval.low), float(interval.high)], "spearman": rank}
+    found = (float(interval.low), float(interval.high), float(spearmanr(a, b).statistic))
+    low, high, rank = (None if math.isnan(value) else value for value in found)
+    return {"mean_difference": mean, "paired_95": [low, high], "spearman": rank}
 
 
 # --------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A newcomer may skip this module. On a handful of pixels most taps of a kernel only multiply padding: ``LiveConv``
 leaves those out. On larger images, on a CPU, ``TiledConv`` does a 3x3 convolution tile by tile with fewer products.
-On a GPU ``UnfoldedConv`` is the first convolution, of three channels, and ``ForkedConv`` any other.
+On a GPU ``UnfoldedConv`` is a convolution of few channels, the first one, and ``ForkedConv`` any other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from itertools import product
 from typing import Any, cast
@@ -257,8 +257,9 @@ class UnfoldedConv(nn.Conv2d):
 class ForkedConv(nn.Conv2d):
     """A convolution whose weights' gradient is computed beside what follows it in the backward pass.
 
-    Nothing but the optimizer waits for that gradient (see ``forked``), and a small kernel leaves room on a GPU. A
-    strided 1x1 kernel is given the pixels that it meets, and no others.
+    A small kernel leaves room on a GPU, and nothing but the optimizer waits for that gradient: ``forked`` ends after
+    it. That holds where a weight has one use, and a convolution's output goes into a normalisation and not into a sum:
+    in torchvision's networks. A strided 1x1 kernel is given the pixels that it meets, and no others.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -277,39 +278,51 @@ class _Forked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
-        x, weight = ctx.saved_tensors
-        dweight = weight_gradient(dy, x, weight, *ctx.geometry)  # first: it is under way while the other begins
-        dx = _gradients(dy, x, weight, *ctx.geometry)[0] if ctx.needs_input_grad[0] else None
-        return dx, dweight, None, None
+        wanted = ctx.needs_input_grad[0]
+        dx, dweight = both_gradients(dy, *ctx.saved_tensors, *ctx.geometry, wanted)
+        return dx if wanted else None, dweight, None, None
 
 
-def _gradients(
-    dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], of_weight: bool = False
-) -> Sequence[Tensor]:
-    """The gradients of the input and of the weight; one of them."""
-    wanted, one, none = (not of_weight, of_weight, False), (1, 1), (0, 0)
-    of = torch.ops.aten.convolution_backward(dy, x, weight, None, stride, padding, one, False, none, 1, wanted)
-    return cast("Sequence[Tensor]", of)
+# One operation, which torch's compiler leaves as it is: the weight's gradient is under way before the other begins.
+@torch.library.custom_op("runner::both_gradients", mutates_args=())
+def both_gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a convolution's input, where it is ``wanted``, and of its weight.
+
+    On a GPU the weight's is computed on the stream beside the current one.
+    """
+    main = torch.cuda.current_stream(x.device) if x.is_cuda else None
+    if main is not None:
+        _beside(main).wait_stream(main)
+    with nullcontext() if main is None else torch.cuda.stream(_beside(main)):
+        dweight = gradient(1, dy, x, weight, stride, padding)
+    if main is not None:
+        for tensor, user in ((dy, _beside(main)), (x, _beside(main)), (dweight, main)):
+            tensor.record_stream(user)  # nobody takes the memory before it is read
+    if not wanted:
+        return x.new_empty(0), dweight
+    return gradient(0, dy, x, weight, stride, padding).contiguous(memory_format=torch.channels_last), dweight
 
 
-@torch.library.custom_op("runner::weight_gradient", mutates_args=())  # torch's compiler leaves it as it is
-def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """The gradient of a convolution's weight; on a GPU under way on the stream beside the current one."""
-    if not x.is_cuda:
-        return _gradients(dy, x, weight, stride, padding, of_weight=True)[1]
-    main = torch.cuda.current_stream(x.device)
-    side = _beside(main)
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        dweight = _gradients(dy, x, weight, stride, padding, of_weight=True)[1]
-    for tensor, user in ((dy, side), (x, side), (dweight, main)):  # nobody takes the memory before it is read
-        tensor.record_stream(user)
-    return dweight
+@both_gradients.register_fake
+def _(
+    dy: Tensor,  # noqa: ARG001
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],  # noqa: ARG001
+    padding: Sequence[int],  # noqa: ARG001
+    wanted: bool,
+) -> tuple[Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=torch.channels_last) if wanted else x.new_empty(0)
+    return dx, torch.empty_like(weight)
 
 
-@weight_gradient.register_fake
-def _(dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:  # noqa: ARG001
-    return torch.empty_like(weight)
+def gradient(of: int, dy: Tensor, x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """One of a convolution's gradients: 0 of its input, 1 of its weight."""
+    wanted, one, none = (of == 0, of == 1, False), (1, 1), (0, 0)
+    found = torch.ops.aten.convolution_backward(dy, x, weight, None, stride, padding, one, False, none, 1, wanted)
+    return cast("Tensor", found[of])
 
 
 @contextmanager
@@ -320,8 +333,10 @@ def forked(device: torch.device) -> Iterator[None]:
         return
     main = torch.cuda.current_stream(device)
     _beside(main).wait_stream(main)
-    yield
-    main.wait_stream(_beside(main))
+    try:
+        yield
+    finally:  # after an error too: a capture must not end before it
+        main.wait_stream(_beside(main))
 
 
 @cache
@@ -337,17 +352,18 @@ UNFOLDED = 64 * 64
 """Pixels of an image up to which taps are unfolded: they take several times its memory."""
 
 
-def compact(network: nn.Module, height: int, width: int, tiled: int = 0, gpu: bool = False) -> nn.Module:
+def compact(
+    network: nn.Module, height: int, width: int, tiled: int = 0, few: float = 4, fork: bool = False
+) -> nn.Module:
     """Replace the convolutions that take less time so; the same function.
 
     Args:
         network: is changed in place, and left in its mode of evaluation.
         height: of the images in pixels; so is ``width``.
         tiled: the number of channels, in and out, from which 3x3 convolutions are done in tiles; 0 for none.
-        gpu: for a GPU, not for a thread of a CPU.
+        few: the largest side, in pixels, of an output that one matrix product gives; on a GPU it pays for 1 alone.
+        fork: have what is for a GPU alone.
     """
-    few = 1 if gpu else 4
-    """The largest side, in pixels, of an output that one matrix product gives."""
     for name, (conv, size) in _convolutions(network, height, width).items():
         if max(size) <= 4:
             live = LiveConv(conv, size)
@@ -355,7 +371,7 @@ def compact(network: nn.Module, height: int, width: int, tiled: int = 0, gpu: bo
             if less and max(live.out) <= few:
                 network.set_submodule(name, live)  # less work than every tap at every output pixel
                 continue
-        if gpu:
+        if fork:
             unfold = conv.in_channels < 8 and math.prod(size) <= UNFOLDED
             conv.__class__ = UnfoldedConv if unfold else ForkedConv
         elif _can_be_tiled(conv) and 0 < tiled <= _channels(conv):

@@ -108,7 +108,8 @@ class Slot:
                 self.optimizer.step()
             return function
         if not hasattr(self, "stream"):
-            # its own: graphs of one stream share cuBLAS's workspace; it goes before what is computed beside it
+            # its own: graphs of one stream share cuBLAS's workspace; of another priority than the one beside it, as
+            # torch has 32 of each and gives them out in turns, and these two must differ
             self.stream = torch.cuda.Stream(self.device, priority=-1)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the buffers
         with _CAPTURE, torch.cuda.stream(self.stream):
@@ -310,9 +311,13 @@ def _dense(tensor: Tensor) -> Tensor:
 def _network(
     model: Model, classes: int, size: Size, tiled: int, device: torch.device, dtype: torch.dtype, seed: int
 ) -> nn.Module:
-    """A network with the weights of ``seed``, and with fewer multiplications."""
-    cpu = device.type == "cpu"
-    network = compact(build(model, classes, seed).to(dtype), *size, tiled if cpu else 0, gpu=not cpu)
+    """A network with the weights of ``seed``, whose convolutions take less time on this device.
+
+    One's own networks are not forked: what they do with their convolutions is not known.
+    """
+    network, cpu = build(model, classes, seed).to(dtype), device.type == "cpu"
+    fork = not cpu and model.function is None
+    network = compact(network, *size, tiled=tiled if cpu else 0, few=4 if cpu else 1, fork=fork)
     return network.to(device).to(memory_format=torch.channels_last)
 
 

@@ -323,7 +323,7 @@ def open_lanes(
     if device == "cpu":
         spawn, shared = multiprocessing.get_context("spawn"), _shared(config)
         return Lanes(
-            ["cpu"] * number(_cores()),
+            ["cpu"] * number(cores()),
             lambda: ProcessPoolExecutor(1, spawn, initializer=_own_one_core, initargs=(shared,)),
         )
     devices = _gpus() if device == "cuda" else [device]
@@ -375,7 +375,8 @@ def _shared(config: TrialConfig | None) -> Shared | None:
     return config.data, config.data_dir, data.load(config.data, config.data_dir).by_value()
 
 
-def _cores() -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

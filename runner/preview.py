@@ -67,6 +67,7 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
 def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence[str], timing: bool = True) -> None:
     """Print what a sweep would do and draw its curves into ``out``."""
     from . import data, model
+    from .lanes import cores
 
     epochs, drawn = sweep.train.epochs, samples(sweep.schedules, allow)
     try:
@@ -90,7 +91,9 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         search, again = (duration(one * n) for n in (sweep.search_epochs, epochs * sweep.replicates))
         more = f", and at most {again} for fresh seeds" * bool(sweep.replicates)
         long = f"{one:.2g} s" if one < 60 else duration(one)
-        print(f"about {long} per epoch on this machine: on one lane {search} for the search{more}")
+        lanes = min(cores(), sweep.search.window) if device == "cpu" else 1
+        here = f"; a sweep has {lanes} lanes here" * (lanes > 1)
+        print(f"about {long} per epoch on this machine: on one lane {search} for the search{more}{here}")
     for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs):
         print(f"warning: {problem}", file=sys.stderr)
     draw(drawn, updates * epochs, epochs, out, sweep.name)

@@ -1,4 +1,4 @@
-"""Convolutions with fewer multiplications, against torch's own in float64."""
+"""Convolutions in less time, against torch's own in float64."""
 
 import copy
 
@@ -48,7 +48,7 @@ def test_at_8x8_the_last_stage_keeps_a_ninth_of_its_taps_and_at_64x64_nothing_ch
     assert sum(p.numel() for p in small.parameters()) < 0.4 * 11_173_962
     assert type(small.layer1[0].conv1) is nn.Conv2d
     assert small.layer4[1].conv1.weight.shape == (1, 512, 512)
-    fewer = compact(build(Model(stem="imagenet"), 10, 0), 32, 32, gpu=True)  # what a GPU has
+    fewer = compact(build(Model(stem="imagenet"), 10, 0), 32, 32, few=1, fork=True)  # what a GPU has
     assert {name for name, m in fewer.named_modules() if isinstance(m, LiveConv)} == {
         "layer4.0.conv1",
         "layer4.0.conv2",
@@ -59,7 +59,9 @@ def test_at_8x8_the_last_stage_keeps_a_ninth_of_its_taps_and_at_64x64_nothing_ch
     others = {name: type(m) for name, m in fewer.named_modules() if isinstance(m, nn.Conv2d)}
     assert others.pop("conv1") is UnfoldedConv
     assert set(others.values()) == {ForkedConv}
-    assert type(compact(build(Model(width=8), 10, 0), 65, 65, gpu=True).conv1) is ForkedConv  # taps are many times it
+    assert (
+        type(compact(build(Model(width=8), 10, 0), 65, 65, fork=True).conv1) is ForkedConv
+    )  # taps are many times it
     large = compact(build(Model(width=8), 10, 0), 64, 64)
     assert not any(isinstance(m, LiveConv) for m in large.modules())
 

@@ -182,7 +182,7 @@ def as_on_a_gpu():
     real = engine.compact
     forget_slots()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "compact", lambda *args, gpu: real(*args, gpu=True))
+        patch.setattr(engine, "compact", lambda *args, **_: real(*args, few=1, fork=True))
         yield
     forget_slots()
 
@@ -264,6 +264,47 @@ def test_what_was_compiled_for_one_slot_serves_all_of_them_and_gives_the_same_nu
             assert epoch.train_loss == pytest.approx(plain.train_loss, rel=1e-4)
             assert epoch.val_loss == pytest.approx(plain.val_loss, rel=1e-4)
     assert len(seen) == 3
+
+
+def test_nothing_but_the_optimizer_reads_a_gradient_that_is_computed_beside_others(monkeypatch):
+    """As if it were late: not a number until the fork has ended."""
+    late: list[tuple[torch.Tensor, torch.Tensor]] = []
+    real = conv.gradient
+
+    def gradient(of, *args):
+        found = real(of, *args)
+        if of == 1:
+            late.append((out := torch.full_like(found, math.nan), found))
+            return out
+        return found
+
+    @contextmanager
+    def forked(device):
+        yield
+        while late:
+            out, found = late.pop()
+            out.copy_(found)
+
+    config = one_update("small")
+    with as_on_a_gpu():
+        monkeypatch.setattr(conv, "gradient", gradient)
+        monkeypatch.setattr(engine, "forked", forked)
+        assert max(apart(config, CPU).values()) < 1e-4
+        monkeypatch.setattr(engine, "forked", conv.forked)  # which does not wait on a CPU: the test can fail
+        with pytest.raises(DivergedError):
+            next(engine.train(config, CPU))
+
+
+def test_ones_own_network_keeps_its_convolutions_on_a_gpu_as_what_it_does_with_them_is_not_known(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    forks = {}
+    for model in (Model(width=8), Model(name="custom", function="own_networks.Plain")):
+        network = engine._network(model, 10, (8, 8), 0, torch.device("meta"), torch.float32, 0)
+        forks[model.name] = any(isinstance(m, (conv.ForkedConv, conv.UnfoldedConv)) for m in network.modules())
+    assert forks == {"resnet18": True, "custom": False}
 
 
 @compiles
@@ -643,7 +684,15 @@ def test_a_compiled_graphs_first_update_is_the_references_in_bf16(stem):
 @pytest.mark.cuda
 @pytest.mark.parametrize("stem", ["small", "imagenet"])
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.filterwarnings("default"))])
-def test_gradients_that_are_computed_beside_others_are_the_references(stem, compiled, exact):
+def test_gradients_that_are_computed_beside_others_are_the_references(stem, compiled, exact, monkeypatch):
+    real = conv.gradient
+
+    def gradient(of, *args):
+        if of == 1:
+            torch.cuda._sleep(2_000_000)  # a millisecond late, and still in time
+        return real(of, *args)
+
+    monkeypatch.setattr(conv, "gradient", gradient)
     config = one_update(stem)
     assert (
         max(apart(replace(config, engine=replace(config.engine, compiled=compiled)), torch.device("cuda")).values())
