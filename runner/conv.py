@@ -258,7 +258,7 @@ class ForkedConv(nn.Conv2d):
     """A convolution whose weights' gradient is computed beside what follows it in the backward pass.
 
     A small kernel leaves room on a GPU, and nothing but the optimizer waits for that gradient: ``forked`` ends after
-    it. That holds where a weight has one use, and a convolution's output goes into a normalisation and not into a sum:
+    it. That holds where a weight has one use and a convolution's output goes into a normalisation, not into a sum, as
     in torchvision's networks. A strided 1x1 kernel is given the pixels that it meets, and no others.
     """
 
