@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py --data-dir DIR      ours alone, its tests, a good training, the real sweep, the scripts
     python benchmarks/gpu.py --parts training sweep --trials 12      some of it, the sweep in five minutes
+    python benchmarks/gpu.py --parts compared    16 trials of two epochs, the scripts' and ours: about six minutes
 
 Writes ``cifar10-<gpu>.json`` after every part; images per second have files of their own (``speed.py``). Where a GPU
 is lent by the minute: ``--parts alone tests training`` takes about five.
@@ -32,7 +33,15 @@ from runner.spec import TrialConfig, load_sweep
 from runner.study import load_study
 from runner.train import pick_device
 
-SECONDS = {"alone": 200, "tests": 180, "training": 100, "sweep": 1800, "short sweep": 270, "speed": 420}
+SECONDS = {
+    "alone": 200,
+    "tests": 180,
+    "training": 100,
+    "sweep": 1800,
+    "short sweep": 270,
+    "speed": 420,
+    "compared": 480,
+}
 """What each part may take; a sweep that takes longer is stopped as a person would, and what it has counts."""
 
 
@@ -107,23 +116,30 @@ def images(args: argparse.Namespace) -> dict[str, str]:
     return {"images": args.images} if args.images else {}
 
 
-def images_per_second(part: str, seconds: float, args: argparse.Namespace) -> dict[str, Any]:
-    command = ["benchmarks/speed.py", "--parts", part, "--seconds", "1", "--data-dir", args.data_dir]
+def beside(args: argparse.Namespace, seconds: float, *options: str) -> dict[str, Any]:
+    """What ``speed.py`` measures, into its own files."""
+    command = ["benchmarks/speed.py", *options, "--seconds", "1", "--data-dir", args.data_dir]
     code, seconds = run([*command, "--device", args.device, "--out-dir", str(args.out_dir.resolve())], seconds)
     return {"exit_code": code, "seconds": seconds}
 
 
 def alone(args: argparse.Namespace) -> dict[str, Any]:
     """Ours without the scripts: nothing of theirs can keep it from being measured."""
-    return images_per_second("alone", SECONDS["alone"], args)
+    return beside(args, SECONDS["alone"], "--parts", "alone")
 
 
 def speed(args: argparse.Namespace) -> dict[str, Any]:
     """Ours and the scripts, in turns."""
-    return images_per_second("rates", SECONDS["speed"], args)
+    return beside(args, SECONDS["speed"], "--parts", "rates")
 
 
-PARTS = {part.__name__: part for part in (alone, tests, training, sweep, speed)}
+def compared(args: argparse.Namespace) -> dict[str, Any]:
+    """A whole small sweep of the scripts' and of ours, with the same schedules."""
+    short = ["--sweep-repeats", "1", "--sweep-epochs", "2"]
+    return beside(args, SECONDS["compared"], "--cases", "cifar10", "--parts", "sweep", *short)
+
+
+PARTS = {part.__name__: part for part in (alone, tests, training, sweep, speed, compared)}
 
 
 def main() -> None:

@@ -504,7 +504,9 @@ def measure(case: Case, device: str, args: Any) -> Path:
     path = result_file(args.out_dir, f"speed-{case.name}", device)
     old = json.loads(path.read_text()) if path.exists() else {}
     same = old.get("commit") == here["commit"] and not here["commit"].endswith("+")
-    result = {part: old[part] for part in ("P1", "P1_tried", *PARTS) if part in old and same}
+    result = {part: old[part] for part in PARTS if part in old and same}
+    if old.get("torch") == here["torch"]:  # which decides how fast a script is, not our commit
+        result |= {part: old[part] for part in ("P1", "P1_tried") if part in old}
     result |= {"case": case.name, "device": device, "batch_size": case.batch_size}
     result |= {"floor_seconds_per_50000_images": case.floor, "load_average_before": os.getloadavg()}
     with ExitStack() as stack:
