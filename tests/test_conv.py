@@ -11,6 +11,18 @@ from runner.model import build
 from runner.spec import Model
 
 
+def same_both_ways(conv: nn.Module, other: nn.Module, x: torch.Tensor, margin: float) -> torch.Tensor:
+    """What ``other`` gives; its outputs and input gradients are those of ``conv``, and both have weights' gradients."""
+    x, y = (x.detach().clone().requires_grad_() for _ in range(2))
+    expected, got = conv(x), other(y)
+    torch.testing.assert_close(got, expected, rtol=0, atol=margin)
+    gradient = torch.randn_like(expected)
+    expected.backward(gradient)
+    got.backward(gradient)
+    torch.testing.assert_close(y.grad, x.grad, rtol=0, atol=margin)
+    return got
+
+
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding", "taps"),
     [
@@ -29,14 +41,7 @@ def test_live_taps_convolve_as_torch_does_forwards_and_backwards(size, kernel, s
     assert live.weight.shape[0] == len(live.live) <= kernel * kernel
     if taps != 48:
         assert len(live.live) == taps
-    x, y = (torch.randn(3, 5, *size, dtype=torch.double).requires_grad_() for _ in "xy")
-    y.data.copy_(x.data)
-    expected, got = conv(x), live(y)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
-    gradient = torch.randn_like(expected)
-    expected.backward(gradient)
-    got.backward(gradient)
-    torch.testing.assert_close(y.grad, x.grad, rtol=0, atol=1e-13)
+    same_both_ways(conv, live, torch.randn(3, 5, *size, dtype=torch.double), 1e-13)
     of_live = conv.weight.grad.flatten(2).permute(2, 1, 0)[live.live]
     torch.testing.assert_close(live.weight.grad, of_live, rtol=0, atol=1e-12)
     dead = [tap for tap in range(kernel * kernel) if tap not in live.live]
@@ -59,9 +64,8 @@ def test_at_8x8_the_last_stage_keeps_a_ninth_of_its_taps_and_at_64x64_nothing_ch
     others = {name: type(m) for name, m in fewer.named_modules() if isinstance(m, nn.Conv2d)}
     assert others.pop("conv1") is UnfoldedConv
     assert set(others.values()) == {ForkedConv}
-    assert (
-        type(compact(build(Model(width=8), 10, 0), 65, 65, fork=True).conv1) is ForkedConv
-    )  # taps are many times it
+    beyond = compact(build(Model(width=8), 10, 0), 65, 65, fork=True)  # whose taps would take too much memory
+    assert type(beyond.conv1) is ForkedConv
     large = compact(build(Model(width=8), 10, 0), 64, 64)
     assert not any(isinstance(m, LiveConv) for m in large.modules())
 
@@ -82,14 +86,7 @@ def test_what_a_gpu_convolves_with_is_torchs_convolution_forwards_and_backwards(
     conv = nn.Conv2d(3, 6, kernel, stride, padding, bias=False).double().to(memory_format=torch.channels_last)
     other = copy.deepcopy(conv)
     other.__class__ = kind
-    x, y = (torch.randn(4, 3, 9, 8, dtype=torch.double).requires_grad_() for _ in "xy")
-    y.data.copy_(x.data)
-    expected, got = conv(x), other(y)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
-    gradient = torch.randn_like(expected)
-    expected.backward(gradient)
-    got.backward(gradient)
-    torch.testing.assert_close(y.grad, x.grad, rtol=0, atol=1e-13)
+    same_both_ways(conv, other, torch.randn(4, 3, 9, 8, dtype=torch.double), 1e-13)
     torch.testing.assert_close(other.weight.grad, conv.weight.grad, rtol=0, atol=1e-12)
 
 
@@ -108,15 +105,9 @@ def test_tiles_convolve_as_torch_does_forwards_and_backwards(size):
     torch.manual_seed(0)
     conv = nn.Conv2d(5, 6, 3, padding=1, bias=False).double()
     tiled = TiledConv(conv)
-    x = torch.randn(7, 5, *size, dtype=torch.double).to(memory_format=torch.channels_last).requires_grad_()
-    y = x.detach().clone().requires_grad_()
-    expected, got = conv(x), tiled(y)
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    x = torch.randn(7, 5, *size, dtype=torch.double).to(memory_format=torch.channels_last)
+    got = same_both_ways(conv, tiled, x, 1e-12)
     assert got.is_contiguous(memory_format=torch.channels_last) or size[0] % 4 or size[1] % 4
-    gradient = torch.randn_like(expected)
-    expected.backward(gradient)
-    got.backward(gradient)
-    torch.testing.assert_close(y.grad, x.grad, rtol=0, atol=1e-12)
     torch.testing.assert_close(tiled.weight.grad, conv.weight.grad.flatten(2).permute(2, 1, 0), rtol=0, atol=1e-11)
 
 
