@@ -12,7 +12,7 @@ from runner.spec import Model
 
 
 def same_both_ways(conv: nn.Module, other: nn.Module, x: torch.Tensor, margin: float) -> torch.Tensor:
-    """What ``other`` gives; its outputs and input gradients are those of ``conv``, and both have weights' gradients."""
+    """What ``other`` gives: outputs and input gradients as those of ``conv``; both keep their weights' gradients."""
     x, y = (x.detach().clone().requires_grad_() for _ in range(2))
     expected, got = conv(x), other(y)
     torch.testing.assert_close(got, expected, rtol=0, atol=margin)
