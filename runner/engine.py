@@ -436,7 +436,7 @@ def choose(config: TrialConfig, device: torch.device, trials: int, wanted: str =
     images = trials * config.train.epochs * len(data.train)
     seconds = images * _flops(network, data) / FLOPS
     if not uses_bf16(config, data, device):
-        return Engine("fast", "fp32")  # compiled, nobody has seen it give the same numbers there
+        return Engine("fast", "fp32")  # compiled, nobody has measured that it pays there
     compiled = Engine("fast", "bf16", compiled=True)
     pays = seconds * PAYS > COMPILE_SECONDS
     able = pays and can_be_compiled(replace(config, engine=compiled), device)
