@@ -105,8 +105,11 @@ def write(found: Found, tracker: Tracker) -> None:
     """Write tables and figures, put them on the parent run, and print what was found and where it lies."""
     sweep, history = found.sweep, found.history
     stages = [history, *found.rungs, *filter(None, [found.replicates])]
-    trainings = [record for stage in stages for record in stage.ended()]
-    tracker.settle(trainings)
+
+    def trainings() -> list[Record]:
+        return [record for stage in stages for record in stage.ended()]
+
+    tracker.settle(trainings())
     for stage in stages:
         stage.remember_runs(tracker.runs)
     records, epochs = history.ended(), sweep.train.epochs
@@ -122,7 +125,7 @@ def write(found: Found, tracker: Tracker) -> None:
             export.result_files(path, records, direction, found.updates, epochs, history.allow, rows, history.facts)
         )
         paths["trainings.csv"] = path / "trainings.csv"
-        export.write(export.trainings_table(trainings), "csv", paths["trainings.csv"])
+        export.write(export.trainings_table(trainings()), "csv", paths["trainings.csv"])
     except SpecError as error:
         raise StorageError(str(error)) from None
     plans = {r.number: history.schedule(r) for r in records}

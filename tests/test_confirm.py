@@ -349,6 +349,7 @@ def test_a_sweep_confirms_its_best_and_says_how_sure_it_is(project, capsys):
     assert "Few trials:" in printed
     fresh = pd.read_csv("results/tiny/trainings.csv").query("stage == 'confirm'")
     assert sorted(fresh["seed"]) == [1, 1, 2, 2, 3, 3]
+    assert fresh["run_id"].str.fullmatch("[0-9a-f]{32}").all()
     best = pd.read_csv("results/tiny/best_schedules.csv").iloc[0]
     assert fresh[fresh["arm"].astype(int) == best["trial"]]["objective"].mean() == pytest.approx(best["mean"])
     client = MlflowClient(tracking_uri=load_place().tracking_uri)
