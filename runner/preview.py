@@ -68,6 +68,8 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
     """Print what a sweep would do and draw its curves into ``out``."""
     from . import data, model
     from .lanes import cores
+    from .sweep import most_lanes
+    from .train import pick_device
 
     epochs, drawn = sweep.train.epochs, samples(sweep.schedules, allow)
     try:
@@ -91,7 +93,7 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         search, again = (duration(one * n) for n in (sweep.search_epochs, epochs * sweep.replicates))
         more = f", and at most {again} for fresh seeds" * bool(sweep.replicates)
         long = f"{one:.2g} s" if one < 60 else duration(one)
-        lanes = min(cores(), sweep.search.window) if device == "cpu" else 1
+        lanes = min(cores(), most_lanes(sweep)) if pick_device(device).type == "cpu" else 1
         here = f"; a sweep has {lanes} lanes here" * (lanes > 1)
         print(f"about {long} per epoch on this machine: on one lane {search} for the search{more}{here}")
     for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs):

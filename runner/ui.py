@@ -130,9 +130,8 @@ def saved_view(name: str, grouped: bool = False) -> str:
             displayName="Schedule, init_lr, warmup, accuracy",
         )
         charts.insert(3, parallel)
-        sections.insert(
-            1, {"uuid": axes, "name": "What leads to which accuracy", "columns": 1}
-        )  # as wide as it needs
+        wide = {"uuid": axes, "name": "What leads to which accuracy", "columns": 1}  # as it needs
+        sections.insert(1, wide)
     key = {"mode": "tag", "groupByData": "schedule.name"}
     group = {"aggregateFunction": "average", "groupByKeys": [key]} if grouped else None
     state = {

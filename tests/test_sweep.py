@@ -21,6 +21,7 @@ from mlflow import MlflowClient
 from runner import engine, export, preview, sweep, ui
 from runner.data import load as load_data
 from runner.export import best_schedules, spreadsheet_safe
+from runner.lanes import cores
 from runner.place import load_place
 from runner.schedules import load
 from runner.spec import load_sweep
@@ -541,9 +542,11 @@ def test_options_that_say_nothing_of_a_table_are_refused(project, capsys):
 
 
 def test_a_preview_draws_the_curves_and_estimates_the_time(project, capsys):
-    assert preview.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert preview.main(["sweeps/tiny.yaml"]) == 0
     out = capsys.readouterr().out
     assert "3 trainings; 2 epochs of 3 updates each" in out
+    lanes = min(cores(), 3)
+    assert torch.cuda.is_available() or lanes == 1 or f"; a sweep has {lanes} lanes here" in out
     assert re.search(r"about [0-9.]+ s per epoch on this machine", out)
     assert Path("results/tiny/preview.png").read_bytes().startswith(b"\x89PNG")
     assert not Path("optuna.db").exists()
