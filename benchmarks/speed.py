@@ -428,11 +428,11 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
     All train the same schedules, so their accuracies are compared as well, those of the first turn.
     """
     peer, where = [sys.executable, str(Path(__file__).resolve()), "script", "sweep.yaml"], (args.data_dir, device)
-    commands = {name: [*peer, json.dumps(asdict(w)), *where] for name, w in (("P0", Way()), ("P1", way))}
     ours = [sys.executable, "-m", "runner.sweep", "sweep.yaml", "--data-dir", args.data_dir, "--device", device]
     for schedule in random_schedules(sweep, sweep.search.trials):
         ours += ["--enqueue", json.dumps(schedule.to_json())]
-    commands = {name: commands[name] for name in args.against} | {"ours": ours}
+    ways = {"P0": Way(), "P1": way}
+    commands = {name: [*peer, json.dumps(asdict(ways[name])), *where] for name in args.against} | {"ours": ours}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     accuracy: dict[str, list[list[float]]] = {name: [] for name in commands}
     for _, (name, command) in product(range(args.sweep_repeats), commands.items()):

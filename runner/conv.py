@@ -12,7 +12,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import cache
 from itertools import product
 from typing import Any, cast
@@ -292,14 +292,16 @@ def both_gradients(
 
     On a GPU the weight's is computed on the stream beside the current one.
     """
-    main = torch.cuda.current_stream(x.device) if x.is_cuda else None
-    if main is not None:
-        _beside(main).wait_stream(main)
-    with nullcontext() if main is None else torch.cuda.stream(_beside(main)):
-        dweight = gradient(1, dy, x, weight, stride, padding)
-    if main is not None:
-        for tensor, user in ((dy, _beside(main)), (x, _beside(main)), (dweight, main)):
+    if x.is_cuda:
+        main = torch.cuda.current_stream(x.device)
+        side = _beside(main)
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            dweight = gradient(1, dy, x, weight, stride, padding)
+        for tensor, user in ((dy, side), (x, side), (dweight, main)):
             tensor.record_stream(user)  # nobody takes the memory before it is read
+    else:
+        dweight = gradient(1, dy, x, weight, stride, padding)
     if not wanted:
         return x.new_empty(0), dweight
     return gradient(0, dy, x, weight, stride, padding).contiguous(memory_format=torch.channels_last), dweight
@@ -307,12 +309,7 @@ def both_gradients(
 
 @both_gradients.register_fake
 def _(
-    dy: Tensor,  # noqa: ARG001
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],  # noqa: ARG001
-    padding: Sequence[int],  # noqa: ARG001
-    wanted: bool,
+    _dy: Tensor, x: Tensor, weight: Tensor, _stride: Sequence[int], _padding: Sequence[int], wanted: bool
 ) -> tuple[Tensor, Tensor]:
     dx = torch.empty_like(x, memory_format=torch.channels_last) if wanted else x.new_empty(0)
     return dx, torch.empty_like(weight)

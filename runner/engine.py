@@ -167,7 +167,7 @@ class Slot:
         if self.device.type == "cuda":
             self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the initial weights
         with self._on_stream(), torch.no_grad():
-            for leaf, name in zip(self._views(), self.names, strict=True):
+            for leaf, name in zip(self._views(self.weights.data), self.names, strict=True):
                 leaf.copy_(initial[name])
             self.shadow.copy_(self.master)
             for name, buffer in self.network.named_buffers():
@@ -254,9 +254,9 @@ class Slot:
         """Which parameter lies where in the flat buffers."""
         return str([(n, [*g.shape], g.stride()) for n, g in zip(self.names, self.gradients, strict=True)])
 
-    def _views(self) -> list[Tensor]:
-        """The parameters as views of the full-precision buffer."""
-        return [self.weights.data.as_strided(g.shape, g.stride(), g.storage_offset()) for g in self.gradients]
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """What a flat buffer has of each parameter."""
+        return [flat.as_strided(g.shape, g.stride(), g.storage_offset()) for g in self.gradients]
 
     def _decay(self, lrs: Sequence[float]) -> None:
         """What an update does to a weight without a gradient: the optimizer's recurrence in (weight, momentum)."""
@@ -274,7 +274,8 @@ class Slot:
         """The weights as torchvision's own network has them, dead taps included."""
         initial = build(self.config.model, self.dataset.classes, self.seed).to(self.dtype)
         state, modules = initial.state_dict(), dict(self.network.named_modules())
-        trained = dict(zip(self.names, self._views(), strict=True)) | dict(self.network.named_buffers())
+        weights = zip(self.names, self._views(self.weights.data), strict=True)
+        trained = dict(weights) | dict(self.network.named_buffers())
         for name, tensor in state.items():
             module = modules[name.rpartition(".")[0]]
             if name.endswith("num_batches_tracked"):

@@ -515,11 +515,12 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
     """
     try:
         there = connect(storage, create=False)
-        names = [other for other in optuna.get_all_study_names(there) if "@" not in other]
-        study = optuna.load_study(study_name=name, storage=there)
-    except KeyError:
-        has = f" (it has {', '.join(names[:9])}{', ...' * (len(names) > 9)})" * bool(names)
-        raise SpecError(f"there is no study {name!r} in this storage{has}; run the sweep first") from None
+        try:
+            study = optuna.load_study(study_name=name, storage=there)
+        except KeyError:
+            names = [other for other in optuna.get_all_study_names(there) if "@" not in other]
+            has = f" (it has {', '.join(names[:9])}{', ...' * (len(names) > 9)})" * bool(names)
+            raise SpecError(f"there is no study {name!r} in this storage{has}; run the sweep first") from None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise unusable(storage, error) from None
     try:

@@ -218,8 +218,8 @@ def apart(config: TrialConfig, device: torch.device) -> dict[str, float]:
     slot = engine._slot(config, device)
     next(engine.train(config, device))
     (own,) = (values["momentum_buffer"] for values in slot.optimizer.state.values())
-    views = [own.as_strided(g.shape, g.stride(), g.storage_offset()) for g in slot.gradients]
-    both = {name: (g, slow[name]) for name, g in zip(slot.names, views, strict=True) if g.shape == slow[name].shape}
+    views = zip(slot.names, slot._views(own), strict=True)
+    both = {name: (g, slow[name]) for name, g in views if g.shape == slow[name].shape}
     assert len(both) > 40  # not those that are products of the live taps
     return {name: float((fast - other).norm() / other.norm()) for name, (fast, other) in both.items()}
 
