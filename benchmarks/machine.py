@@ -18,22 +18,25 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
     """Date, commit (with ``+`` where the tree differed from it), processor, what it computes in, versions.
 
-    A processor without AVX-512 says so in its name: ratios of one machine are not those of the other.
+    A processor without AVX-512 says so in its name, and one with AMX: ratios of one are not those of the other. Cores
+    are those that this process may use (``taskset -c 0,1`` makes two of many).
     """
     commit = _git("rev-parse", "--short", "HEAD") + "+" * bool(_git("status", "--porcelain", "--", ":/runner"))
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    kind = " (AMX)" if "amx_bf16" in flags else " (AVX2)" if "avx2" in flags and "avx512f" not in flags else ""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit,
-        "cpu": (cpu or platform.machine()) + " (AVX2)" * ("avx2" in flags and "avx512f" not in flags),
-        "cores": len(lines and [line for line in lines if line.startswith("processor")]),
+        "cpu": (cpu or platform.machine()) + kind,
+        "cores": CORES,
         "bf16": [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

@@ -32,7 +32,7 @@ import mlflow
 import optuna
 import report
 import torch
-from machine import RESULTS, ROOT, environment, machine, result_file, save, spread
+from machine import CORES, RESULTS, ROOT, environment, machine, result_file, save, spread
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -53,7 +53,6 @@ PARTS = ("alone", "rates", "accuracy", "sweep")
 """Ours alone; beside the scripts; the accuracy of both; a whole sweep of each."""
 LONG = 10_000
 """Trials of a sweep that is worth compiling for."""
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
