@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
+from pydantic_core import to_jsonable_python
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
@@ -60,17 +59,8 @@ def speak(output: str) -> None:
 def event(kind: str, **said: Any) -> None:
     """A line of JSON, where that is asked for; numbers that are not finite are null."""
     if _output == "json":
-        print(redacted(json.dumps({"event": kind, **_finite(said)})), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return value
+        line = to_jsonable_python({"event": kind, **said}, inf_nan_mode="null")
+        print(redacted(json.dumps(line)), flush=True)
 
 
 def say(text: str, markdown: bool = False) -> None:
@@ -105,30 +95,26 @@ class Display:
     """The progress of a stage of a sweep. ``with`` it; tell it of epochs and of ended trials."""
 
     def __init__(self, trials: int, epochs: int, stage: str = "search") -> None:
-        self.console = CONSOLE
         self.trials, self.epochs, self.stage = trials, epochs, stage
         self.best: Record | None = None
         self.done = 0
         self._epochs_seen, self._resumed, self._started = 0, 0, time.monotonic()
-        self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=self.console)
+        self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=CONSOLE)
         self._task: TaskID = self._bar.add_task("trials", total=trials)
         self._lines: dict[int, str] = {}
         longest = {"search": f"trial {trials}", "fresh seeds": "trial 10 seed 10"}.get(
             stage, f"{stage} trial {trials}"
         )
         self._width = len(longest)  # of what a trial is called
-        self._live = Live(self._view(), console=self.console, refresh_per_second=4, transient=True)
+        self._live = Live(self._view(), console=CONSOLE, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal and _output == "text":
+        if CONSOLE.is_terminal and _output == "text":
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        if self.console.is_terminal:
-            self._live.stop()
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
     def resume(self, done: Sequence[Record], better: Record | None) -> None:
         """Start from the trials that an earlier process ended."""
@@ -174,8 +160,8 @@ class Display:
         if _output != "text":
             return
         said = f"{record.value:.4g}" if record.value is not None else record.outcome
-        lr, live, digits = f"{record.schedule['init_lr']:.3g}", self.console.is_terminal, len(str(self.trials))
-        room = not live or self.console.width >= 100
+        lr, live, digits = f"{record.schedule['init_lr']:.3g}", CONSOLE.is_terminal, len(str(self.trials))
+        room = not live or CONSOLE.width >= 100
         if room:  # what was changed of a winner is told in more words
             self._width = max(self._width, len(record.title))
         head = f"[{self.done:>{digits}}/{self.trials}] {record.title:<{self._width}}"
@@ -187,16 +173,16 @@ class Display:
             line += " best so far" * better + f" ({duration(record.seconds)})" * room
             if self.done < self.trials and not live:  # which says so below
                 line += f"  {duration(self.eta())} left"
-        self.console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        CONSOLE.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
         self._live.update(self._view())
 
     @property
     def _narrow(self) -> bool:
-        return self.console.width < 80
+        return CONSOLE.width < 80
 
     def warn(self, message: str) -> None:
         event("warning", message=message)
-        self.console.print(
+        CONSOLE.print(
             f"[yellow]warning[/yellow]: {escape(printable(redacted(message)))}", highlight=False, soft_wrap=True
         )
 
