@@ -19,7 +19,7 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,12 @@ from .document import SpecError, no_control, printable
 from .place import Place, StorageError, load_place, redacted
 from .schedules import load
 from .spec import Record, Sweep, TrialConfig, load_sweep
-from .terminal import speak
+from .terminal import Display, say, speak
 from .zoo import ScheduleError
 
 if TYPE_CHECKING:
     from .lanes import Lane, Lanes, Result
     from .study import Study
-    from .terminal import Display
     from .tracking import Tracker
 
 DEFAULT = "sweeps/digits.yaml"
@@ -64,9 +63,9 @@ class Options:
     num_cpus: float | None = None
     num_gpus: float | None = None
     engine: str = "auto"
-    warm: tuple[str, ...] = ()
-    enqueue: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
+    warm: Sequence[str] = ()
+    enqueue: Sequence[str] = ()
+    allow: Sequence[str] = ()
     sync: bool = False
 
 
@@ -81,20 +80,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         SpecError: data, device, study or tracking cannot be used; nothing was trained.
         TooManyFailedError, StorageError, Stopped: the sweep was stopped, and can be continued.
     """
-    from . import (  # here: a wrong file is refused before torch is loaded
-        checkpoint,
-        confirm,
-        data,
-        engine,
-        lanes,
-        model,
-        report,
-        storage,
-        study,
-        tracking,
-        train,
-    )
-    from .terminal import Display, say
+    # here: a wrong file is refused before torch is loaded
+    from . import checkpoint, confirm, data, engine, lanes, model, report, storage, study, tracking, train
 
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
@@ -178,7 +165,6 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
         SpecError: there is no such study, or a schedule that this search space does not hold.
     """
     from . import export
-    from .terminal import say
 
     wishes: list[Mapping[str, Any]] = []
     for text in options.enqueue:
@@ -316,6 +302,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--allow-plugin",
+        dest="allow",
         action="append",
         default=[],
         metavar="PACKAGE.",
@@ -363,29 +350,14 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
     """What the command line asks for; returns the exit code."""
     speak(args.output)
     no_control([args.sweep, args.data_dir, args.device, args.mlflow or ""])
-    sweep, document = load_sweep(args.sweep, args.allow_plugin)
+    sweep, document = load_sweep(args.sweep, args.allow)
     place = load_place(args.mlflow)
-    if args.dry_run:
-        with document.locating():
-            return dry_run(sweep, place, args.data_dir, args.allow_plugin)
-    options = Options(
-        document.path,
-        document.text,
-        args.data_dir,
-        args.device,
-        args.lanes,
-        args.ray,
-        args.num_cpus,
-        args.num_gpus,
-        args.engine,
-        tuple(args.warm),
-        tuple(args.enqueue),
-        tuple(args.allow_plugin),
-        args.sync,
-    )
+    said = {option.name: getattr(args, option.name) for option in fields(Options) if option.name in args}
     with document.locating():
-        records = run(sweep, place, options, stop)
-    if not options.sync and not any(record.outcome == "complete" for record in records):
+        if args.dry_run:
+            return dry_run(sweep, place, args.data_dir, args.allow)
+        records = run(sweep, place, Options(document.path, document.text, **said), stop)
+    if not args.sync and not any(record.outcome == "complete" for record in records):
         raise TooManyFailedError("no trial was completed: the report above says why")
     return 0
 
