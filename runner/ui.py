@@ -99,7 +99,7 @@ def saved_view(name: str, grouped: bool = False) -> str:
     """The value of the experiment tag that presets the chart page for one sweep; ``grouped`` by its schedules.
 
     MLflow draws no learning-rate curve by default and hides nested runs. Since 3.15 a view of its chart page is an
-    experiment tag; the format is its own and undocumented, read in 3.17.
+    experiment tag; the format is its own and undocumented, read in 3.17. What is not said has the page's own default.
     """
     curves, axes, answer = "curves", "axes", "answer"
     objective = "metrics.`objective`"
@@ -138,10 +138,6 @@ def saved_view(name: str, grouped: bool = False) -> str:
         "searchFilter": f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'",
         "orderByKey": objective,
         "orderByAsc": False,
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
         "selectedColumns": [
             objective,
             "tags.`schedule.type`",
@@ -149,28 +145,14 @@ def saved_view(name: str, grouped: bool = False) -> str:
             "params.`schedule.warmup`",
             "tags.`outcome`",
         ],
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": charts,
         "compareRunSections": [
             section | {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
             for section in sections
         ],
-        "viewMaximized": False,
-        "runListHidden": False,
         "isAccordionReordered": True,
         "groupBy": group,
-        "groupsExpanded": {},
-        "autoRefreshEnabled": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-        "chartsSearchFilter": "",
     }
     title = f"{name}: {'types' if grouped else 'schedules'}"
     return json.dumps({"name": title, "createdAt": int(time.time() * 1000), "state": json.dumps(state)})
@@ -184,22 +166,7 @@ def _chart(kind: str, section: str, **settings: Any) -> dict[str, Any]:
 
 def _line(metric: str, section: str, title: str) -> dict[str, Any]:
     return _chart(
-        "LINE",
-        section,
-        metricKey=metric,
-        selectedMetricKeys=[metric],
-        displayName=title,
-        lineSmoothness=0,
-        xAxisScaleType="linear",
-        scaleType="linear",
-        xAxisKey="step",
-        selectedXAxisMetricKey="",
-        yAxisKey="metric",
-        yAxisExpressions=[],
-        ignoreOutliers=False,
-        useGlobalXaxisKey=True,
-        useGlobalLineSmoothing=True,
-        range={},
+        "LINE", section, metricKey=metric, displayName=title, useGlobalXaxisKey=True, useGlobalLineSmoothing=True
     )
 
 
