@@ -93,12 +93,15 @@ class Tracker:
         self.experiment_id = self.parent = ""
         self.runs: dict[tuple[str, int], str] = {}
         """The run of each trial, by its stage and its number in it."""
-        self._described, self._sent, self._settled = set[str](), set[tuple[str, int, float]](), set[tuple[str, int]]()
-        self._tried = set[tuple[str, int]]()
-        self._identity, self._status = "", "KILLED"
+        self._settled, self._tried = set[tuple[str, int]](), set[tuple[str, int]]()
+        self._sent: dict[str, int] = {}
+        """How many epochs are on each run that says what it trains."""
+        self._identity = ""
+        self._status = "KILLED"
+        """What the parent run is left as where the sweep does not end."""
         self._local = place.tracking_uri.startswith("sqlite")
         self._finished = False
-        self._sender = Sender(self._ready, _trouble, _passing, self._say_whether_it_answers)
+        self._sender = Sender(self._reach, _trouble, _passing, self._say_whether_it_answers)
 
     def __enter__(self) -> Tracker:
         """Reach MLflow and the experiment; nothing of the sweep is written yet.
@@ -123,8 +126,7 @@ class Tracker:
         Raises a bug of the sender's, where nothing else went wrong.
         """
         if self.parent and not (kind is None and self._finished):
-            before = self._status if self.options.sync else "KILLED"
-            status = before if kind is None or issubclass(kind, KeyboardInterrupt) else "FAILED"
+            status = self._status if kind is None or issubclass(kind, KeyboardInterrupt) else "FAILED"
             self._sender.do("status", lambda: self.client.set_terminated(self.parent, status))
         self._sender.wait(5.0, most=10.0)
         self._sender.close()
@@ -173,33 +175,27 @@ class Tracker:
 
     # ---------------------------------------------------------------------- the parent
 
-    def _ready(self) -> None:
-        """Before anything of the sweep is sent: its parent run."""
-        if self._identity and not self.parent:
-            self._reach()
-
     def _reach(self) -> None:
-        """The experiment; and, once the sweep is known, its runs."""
+        """Before anything else is sent: the experiment; and, once the sweep is known, its runs."""
         if not self.experiment_id:
             with alone(self.place.tracking_uri):
                 self.client = make_client(self.place)  # which asks a database at once, and again and again
                 self.experiment_id = _experiment(self.client, self.place)
         if not self._identity or self.parent:
             return
-        parents, children = list[Any](), list[Any]()
-        for run in self._ours():
-            if run.data.tags.get("sweep.role") == "study":
-                parents.append(run)
-            elif (key := _trial(run)) is not None:
-                children.append((key, run))
-        parent = parents[0].info.run_id if parents else self._create(self.sweep.name, {"sweep.role": "study"})
-        if parents:
-            self._status = parents[0].info.status if parents[0].info.status != "RUNNING" else "KILLED"
+        ours = self._ours()
+        known = next((run for run in ours if run.data.tags.get("sweep.role") == "study"), None)
+        parent = known.info.run_id if known else self._create(self.sweep.name, {"sweep.role": "study"})
+        if known:
+            if self.options.sync and known.info.status != "RUNNING":
+                self._status = known.info.status
             self.client.update_run(parent, status="RUNNING")
-        if not parents or "sweep.described" not in parents[0].data.tags:
+        if not known or "sweep.described" not in known.data.tags:
             self._sender.do("describe", partial(self._describe, parent))
-        for key, run in children:
-            run_id = run.info.run_id
+        for run in ours:
+            run_id, key = run.info.run_id, _trial(run)
+            if key is None:
+                continue
             if self.runs.setdefault(key, run_id) != run_id:  # made twice: the first answer was lost
                 self.client.delete_run(run_id)
                 continue
@@ -212,14 +208,8 @@ class Tracker:
     def _look(self) -> None:
         """Forget the runs that are no longer there."""
         there = {run.info.run_id for run in self._ours()}
-        for key, run in list(self.runs.items()):
-            if run not in there:
-                self._forget(key)
-
-    def _forget(self, key: tuple[str, int]) -> None:
-        self.runs.pop(key, None)
-        self._settled.discard(key)
-        self._sent = {sent for sent in self._sent if sent[:2] != key}
+        self.runs = {key: run for key, run in self.runs.items() if run in there}
+        self._settled &= self.runs.keys()
 
     def _ours(self) -> list[Any]:
         """The runs of this sweep, the oldest first."""
@@ -256,7 +246,7 @@ class Tracker:
             folder = "figures" if path.suffix in (".png", ".html") else "tables"
             self.client.log_artifact(self.parent, str(path), folder)
         self.client.set_tag(self.parent, NOTE, note)
-        self._metrics(self.parent, [(summary, 0, _now())])
+        self._metrics(self.parent, [(summary, 0, int(time.time() * 1000))])
         self.client.set_terminated(self.parent, "FINISHED")
 
     # ---------------------------------------------------------------------- trials
@@ -269,10 +259,11 @@ class Tracker:
         try:
             self._bring(record)
         except MlflowException as error:
-            run = self.runs.get(key)
-            if run is None or _passing(error) or _usable(self.client, run):
+            if key not in self.runs or _passing(error):
                 raise
-            self._forget(key)
+            self._look()
+            if key in self.runs:
+                raise
             self._bring(record)
 
     def _bring(self, record: Record) -> None:
@@ -280,16 +271,15 @@ class Tracker:
         if key not in self.runs:
             self.runs[key] = (self._found(record) if key in self._tried else None) or self._begin(record)
         run, recipe = self.runs[key], record.recipe(self.sweep)
-        if run not in self._described:
+        if run not in self._sent:
             said = {"data": self.sweep.data, "model": self.sweep.model, "train": recipe}
             sections = {name: section.model_dump(mode="json") for name, section in said.items()}
             self._params(run, flat({"schedule": plain(self._schedule(record)), **sections}))
             self._dataset(run)
-            self._described.add(run)
-        new = [entry for entry in record.epochs if (*key, entry["epoch"]) not in self._sent]
-        if new:
+            self._sent[run] = 0
+        if new := record.epochs[self._sent[run] :]:
             self._metrics(run, [(_measured(entry), int(entry["epoch"]), int(entry["timestamp"])) for entry in new])
-            self._sent |= {(*key, entry["epoch"]) for entry in new}
+            self._sent[run] = len(record.epochs)
         if record.outcome is not None:
             self._end(run, record)
             self._settled.add(key)
@@ -307,7 +297,7 @@ class Tracker:
             f"{what}{record.name} lr={schedule.init_lr:.3g}",
             {
                 "mlflow.parentRunId": self.parent,
-                "sweep.role": _role(record),
+                "sweep.role": record.stage.partition("-")[0] or "trial",
                 "sweep.stage": record.stage,
                 "trial.number": str(record.number),
                 **({"trial.of": record.arm} if record.arm else {}),
@@ -438,24 +428,8 @@ def _trial(run: Any) -> tuple[str, int] | None:
     return (tags.get("sweep.stage", ""), int(number)) if number.isdecimal() and "sweep.role" in tags else None
 
 
-def _role(record: Record) -> str:
-    return record.stage.partition("-")[0] or "trial"
-
-
 def _measured(entry: Mapping[str, float]) -> dict[str, float]:
     return {k: v for k, v in entry.items() if k not in ("epoch", "timestamp")}
-
-
-def _usable(client: MlflowClient, run_id: str) -> bool:
-    """Whether a run is there and not in the bin."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
-        raise
 
 
 def _experiment(client: MlflowClient, place: Place) -> str:
@@ -621,7 +595,3 @@ def facts() -> dict[str, str]:
 def _environment() -> list[str]:
     """What is installed, a line each."""
     return sorted({f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions()}, key=str.lower)
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
