@@ -100,9 +100,9 @@ class Place:
     def artifacts(self) -> str | None:
         """Where a new experiment keeps its artifacts; None lets a server decide."""
         location = self.file.tracking.experiment.create_experiment_kwargs.artifact_location
-        if location is None or self.served:
-            return None if location is None or "://" not in location else location
-        return location if "://" in location else (self.folder / location).resolve().as_uri()
+        if location is None or "://" in location:
+            return location
+        return None if self.served else (self.folder / location).resolve().as_uri()
 
 
 def load_place(path: Path | str | None = None) -> Place:
@@ -124,18 +124,21 @@ def load_place(path: Path | str | None = None) -> Place:
     return Place(file, given, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or file.tracking.experiment.name, storage)
 
 
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite database; None for a server."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
 @contextlib.contextmanager
 def alone(uri: str) -> Iterator[None]:
     """Where a database is a file: one process at a time, or two that begin at once would both make it."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows
+    path = sqlite_path(uri)
+    if path is None or os.name != "posix":
         yield
         return
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    folder = os.open(Path(uri.removeprefix("sqlite:///")).parent, os.O_RDONLY)
+    import fcntl
+
+    folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield

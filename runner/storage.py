@@ -9,7 +9,6 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import optuna
@@ -17,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm.exc import StaleDataError
 
 from .document import SpecError, first_line
-from .place import StorageError, alone, redacted
+from .place import StorageError, alone, redacted, sqlite_path
 
 PATIENCE = 60.0
 """Seconds for which a database server may be away in the middle of a sweep."""
@@ -32,23 +31,20 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
         SpecError: the database cannot be used, or is a SQLite file that is not there, with ``create=False``.
     """
     path = sqlite_path(storage)
-    if path is not None and not create and not path.exists():
-        raise SpecError(f"there is no study in {path}; run a sweep first, with python -m runner.sweep")
+    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if path else {"pool_pre_ping": True}
     try:
-        if path is None:
-            if not create and not _has_studies(storage):
-                raise SpecError(f"there is no study in {redacted(storage)}; run a sweep first")
-            return optuna.storages.RDBStorage(
-                storage, engine_kwargs={"pool_pre_ping": True}, skip_table_creation=not create
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(storage) if create else contextlib.nullcontext():
-            if create:
+        if not create:
+            if not (path.exists() if path else _has_studies(storage)):
+                where = path or redacted(storage)
+                raise SpecError(f"there is no study in {where}; run a sweep first, with python -m runner.sweep")
+            return optuna.storages.RDBStorage(storage, options, skip_table_creation=True)
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with alone(storage):
+            if path:
                 with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")
-            return optuna.storages.RDBStorage(
-                storage, engine_kwargs={"connect_args": {"timeout": 60}}, skip_table_creation=not create
-            )
+            return optuna.storages.RDBStorage(storage, options)
     except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError) as error:
         raise unusable(storage, error) from None
 
@@ -59,11 +55,6 @@ def _has_studies(storage: str) -> bool:
 
     with sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool).connect() as connection:
         return sqlalchemy.inspect(connection).has_table("studies")
-
-
-def sqlite_path(storage: str) -> Path | None:
-    prefix = "sqlite:///"
-    return Path(storage.removeprefix(prefix)) if storage.startswith(prefix) else None
 
 
 def disconnect(study: optuna.Study) -> None:

@@ -25,11 +25,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from .document import SpecError
-from .place import redacted
+from .place import redacted, sqlite_path
 from .schedules import Schedule, load
 from .space import Space
 from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first, first_of_each
-from .storage import connect, disconnect, persist, sqlite_path, unusable
+from .storage import connect, disconnect, persist, unusable
 
 if TYPE_CHECKING:
     from .train import Epoch

@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from .data import updates_per_epoch
 from .document import SpecError, first_line
-from .place import Place, alone, redacted
+from .place import Place, alone, redacted, sqlite_path
 from .schedules import Schedule, load
 from .sender import Sender
 from .spec import Record, Sweep
@@ -99,7 +99,7 @@ class Tracker:
         self._identity = ""
         self._status = "KILLED"
         """What the parent run is left as where the sweep does not end."""
-        self._local = place.tracking_uri.startswith("sqlite")
+        self._local = sqlite_path(place.tracking_uri) is not None
         self._finished = False
         self._sender = Sender(self._reach, _trouble, _passing, self._say_whether_it_answers)
 
@@ -214,7 +214,7 @@ class Tracker:
     def _ours(self) -> list[Any]:
         """The runs of this sweep, the oldest first."""
         query = f"tags.`sweep.id` = '{self._identity}'"
-        return _all_runs(self.client, self.experiment_id, query, ["attributes.start_time ASC"])
+        return _all_runs(self.client, self.experiment_id, query, "ASC")
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         from mlflow.tracking.context.registry import resolve_tags
@@ -407,8 +407,7 @@ def pages(place: Place, port: int | None = None) -> dict[str, dict[str, str]]:
         found = client.get_experiment_by_name(place.experiment)
         if found is None:
             return {}
-        query, order = "tags.`sweep.role` = 'study'", ["attributes.start_time DESC"]
-        runs = _all_runs(client, found.experiment_id, query, order)
+        runs = _all_runs(client, found.experiment_id, "tags.`sweep.role` = 'study'", "DESC")
         known = {run.data.tags.get("sweep.study", ""): run.info.run_id for run in reversed(runs)}
         return {name: links(place, found.experiment_id, name, known[name], port) for name in reversed(known)}
     except Exception as error:
@@ -437,10 +436,8 @@ def _experiment(client: MlflowClient, place: Place) -> str:
     settings = place.file.tracking.experiment
     found = client.get_experiment_by_name(place.experiment)
     if found is None:
-        kwargs = settings.create_experiment_kwargs
-        return str(
-            client.create_experiment(place.experiment, artifact_location=place.artifacts, tags=dict(kwargs.tags))
-        )
+        tags = dict(settings.create_experiment_kwargs.tags)
+        return str(client.create_experiment(place.experiment, place.artifacts, tags))
     if found.lifecycle_stage == "deleted":
         if not settings.restore_if_deleted:
             raise SpecError(f"the experiment {place.experiment!r} is deleted; restore it or name another one")
@@ -456,11 +453,21 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
     Raises:
         SpecError: MLflow has no trials of that sweep.
     """
-    path = Path(place.tracking_uri.removeprefix("sqlite:///"))
-    if place.tracking_uri.startswith("sqlite:///") and not path.exists():
+    path = sqlite_path(place.tracking_uri)
+    if path is not None and not path.exists():
         raise SpecError(f"there is no {path} either")  # and reading makes none
     try:
-        return _read_records(place, name)
+        client = make_client(place)
+        found = client.get_experiment_by_name(place.experiment)
+        query = f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'"
+        runs = _all_runs(client, found.experiment_id, query, "DESC") if found is not None else []
+        if not runs:
+            where = redacted(place.tracking_uri)
+            raise SpecError(f"MLflow at {where} has no trials of a sweep {name!r}; run it first")
+        tags = runs[0].data.tags  # the newest study of that name
+        facts = {"direction": tags["sweep.direction"], "updates_per_epoch": int(tags["sweep.updates_per_epoch"])}
+        records = [_read(client, run) for run in runs if run.data.tags.get("sweep.id") == tags.get("sweep.id")]
+        return facts, sorted(records, key=lambda record: record.number)
     except (KeyError, ValueError, TypeError) as error:
         raise SpecError(
             f"MLflow's runs of {name!r} no longer say what they are ({error}): their tags were edited"
@@ -504,25 +511,11 @@ def unusable(place: Place, error: Exception) -> SpecError:
     )
 
 
-def _read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]:
-    client = make_client(place)
-    found = client.get_experiment_by_name(place.experiment)
-    query = f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'"
-    order = ["attributes.start_time DESC"]  # the newest study of that name
-    runs = _all_runs(client, found.experiment_id, query, order) if found is not None else []
-    runs = [run for run in runs if run.data.tags.get("sweep.id") == runs[0].data.tags.get("sweep.id")]
-    if not runs:
-        raise SpecError(f"MLflow at {redacted(place.tracking_uri)} has no trials of a sweep {name!r}; run it first")
-    tags = runs[0].data.tags
-    facts = {"direction": tags["sweep.direction"], "updates_per_epoch": int(tags["sweep.updates_per_epoch"])}
-    return facts, sorted((_read(client, run) for run in runs), key=lambda record: record.number)
-
-
-def _all_runs(client: MlflowClient, experiment_id: str, query: str, order: list[str] | None = None) -> list[Any]:
-    """Every run that fits: ``search_runs`` alone stops at 1000."""
-    runs, token = [], None
+def _all_runs(client: MlflowClient, experiment_id: str, query: str, order: str) -> list[Any]:
+    """Every run that fits, by its start, ``ASC`` or ``DESC``: ``search_runs`` alone stops at 1000."""
+    runs, token, by = [], None, [f"attributes.start_time {order}"]
     while True:
-        page = client.search_runs([experiment_id], query, max_results=1000, order_by=order, page_token=token)
+        page = client.search_runs([experiment_id], query, max_results=1000, order_by=by, page_token=token)
         runs += list(page)
         token = page.token
         if not token:
