@@ -9,9 +9,10 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -45,7 +46,7 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
                 with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
                     connection.execute("PRAGMA journal_mode=WAL")
             return optuna.storages.RDBStorage(storage, options)
-    except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError) as error:
+    except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError, StorageInternalError) as error:
         raise unusable(storage, error) from None
 
 
@@ -57,16 +58,15 @@ def _has_studies(storage: str) -> bool:
         return sqlalchemy.inspect(connection).has_table("studies")
 
 
-def disconnect(study: optuna.Study) -> None:
-    study._storage.remove_session()
-    _database(study).engine.dispose()
+def disconnect(storage: optuna.storages.RDBStorage) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
 
 
-def _database(study: optuna.Study) -> optuna.storages.RDBStorage:
-    """The storage itself: Optuna puts a cache around a database."""
-    storage: Any = study._storage
-    database: optuna.storages.RDBStorage = getattr(storage, "_backend", storage)
-    return database
+def database(study: optuna.Study) -> optuna.storages.RDBStorage:
+    """The storage of a study, out of the cache that Optuna puts around it."""
+    cached: Any = study._storage
+    return cast("optuna.storages.RDBStorage", cached._backend)
 
 
 def persist(study: optuna.Study, write: Callable[[], T]) -> T:
@@ -79,10 +79,10 @@ def persist(study: optuna.Study, write: Callable[[], T]) -> T:
     while True:
         try:
             return write()
-        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, AssertionError, KeyError) as error:
+        except (SQLAlchemyError, StorageInternalError, AssertionError, KeyError) as error:
             said, passing = _trouble(error)
             if not passing or time.monotonic() > until:
-                raise StorageError(f"the study's storage {redacted(_database(study).url)} {said}") from None
+                raise StorageError(f"the study's storage {redacted(database(study).url)} {said}") from None
             time.sleep(pause := min(2 * pause, 2.0))
 
 

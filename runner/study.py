@@ -29,7 +29,7 @@ from .place import redacted, sqlite_path
 from .schedules import Schedule, load
 from .space import Space
 from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first, first_of_each
-from .storage import connect, disconnect, persist, unusable
+from .storage import connect, database, disconnect, persist, unusable
 
 if TYPE_CHECKING:
     from .train import Epoch
@@ -59,7 +59,6 @@ class Study:
         self._frozen = list(study.get_trials(deepcopy=False))
         self._records = {r.number: r for r in _records(study, self._frozen)}
         self._queue: dict[str, Any] = self.facts.get("queue", {})
-        self._doubted = False
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
@@ -89,15 +88,15 @@ class Study:
 
     def remember_runs(self, runs: Mapping[tuple[str, int], str]) -> None:
         """Put on record under which run MLflow has each trial of this stage."""
-        for (stage, number), run_id in list(runs.items()):  # the sender may add to them
-            record = self._records.get(number) if stage == self.stage else None
-            if record is not None and record.run_id != run_id:
-                self.remember(**{f"run:{number}": run_id})
-                self._records[number] = replace(record, run_id=run_id)
+        for record in self.records():
+            run_id = runs.get((self.stage, record.number), record.run_id)
+            if run_id != record.run_id:
+                self.remember(**{f"run:{record.number}": run_id})
+                self._records[record.number] = replace(record, run_id=run_id)
 
     def close(self) -> None:
         """Let go of the storage."""
-        disconnect(self._study)
+        disconnect(database(self._study))
 
     def next(self) -> Record | None:
         """The trial to train now: one that an earlier process left running, else a new one.
@@ -116,14 +115,10 @@ class Study:
 
     def _created(self, proposed: FrozenTrial) -> FrozenTrial:
         """The next trial in storage: put there now, or by an attempt whose answer was lost."""
-        known = self._study.get_trials(deepcopy=False) if self._doubted else []
-        self._doubted = True
-        if len(known) > len(self._frozen):
-            trial = known[len(self._frozen)]
-        else:  # as study.add_trial does it, which does not say the trial's id
-            trial = self._read(self._study._storage.create_new_trial(self._study._study_id, proposed))
-        self._doubted = False
-        return trial
+        number = len(self._frozen)
+        if len(self._study.get_trials(deepcopy=False)) == number:
+            self._study.add_trial(proposed)
+        return self._study.get_trials(deepcopy=False)[number]
 
     def _read(self, trial_id: int) -> FrozenTrial:
         return self._study._storage.get_trial(trial_id)
@@ -432,9 +427,10 @@ def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
     Raises:
         SpecError: the study was begun with another search space, data, model, recipe or objective.
     """
+    there = connect(storage)
     study = optuna.create_study(
         study_name=f"{sweep.name}@{stage}" if stage else sweep.name,  # no sweep's name has an @
-        storage=connect(storage),
+        storage=there,
         direction=sweep.objective.direction,
         sampler=optuna.samplers.RandomSampler(),
         pruner=optuna.pruners.NopPruner(),
@@ -444,8 +440,8 @@ def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
     if known is None and (trials := study.get_trials(deepcopy=False)):
         if all("schedule" in trial.user_attrs for trial in trials):
             # What a sweep wrote while its study was being deleted: SQLite has given the number of that one again.
-            optuna.delete_study(study_name=study.study_name, storage=study._storage)
-            disconnect(study)
+            optuna.delete_study(study_name=study.study_name, storage=there)
+            disconnect(there)
             return opened(sweep, storage, stage)
         raise SpecError(f"{redacted(storage)} has a study {sweep.name!r} of another program; give this sweep a name")
     if known is None:
@@ -502,8 +498,7 @@ def earlier_noise(sweep: Sweep, storage: str) -> tuple[str, Mapping[str, float]]
             if all(facts["science"][section] == science[section] for section in same):
                 return found.study_name, facts["noise"]
     finally:
-        known.remove_session()
-        known.engine.dispose()
+        disconnect(known)
     return None
 
 
@@ -513,22 +508,21 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
     Raises:
         SpecError: there is no such study there.
     """
+    there = connect(storage, create=False)
     try:
-        there = connect(storage, create=False)
-        try:
-            study = optuna.load_study(study_name=name, storage=there)
-        except KeyError:
-            names = [other for other in optuna.get_all_study_names(there) if "@" not in other]
+        names = optuna.get_all_study_names(there)
+        if name not in names:
+            names = [other for other in names if "@" not in other]
             has = f" (it has {', '.join(names[:9])}{', ...' * (len(names) > 9)})" * bool(names)
-            raise SpecError(f"there is no study {name!r} in this storage{has}; run the sweep first") from None
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        raise unusable(storage, error) from None
-    try:
+            raise SpecError(f"there is no study {name!r} in this storage{has}; run the sweep first")
+        study = optuna.load_study(study_name=name, storage=there)
         if "science" not in study.user_attrs:
             raise SpecError(f"the study {name!r} in this storage is another program's")
         return dict(study.user_attrs), _records(study, study.get_trials(deepcopy=False))
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise unusable(storage, error) from None
     finally:
-        disconnect(study)
+        disconnect(there)
 
 
 def _difference(old: Any, new: Any, key: str = "") -> str:
