@@ -28,7 +28,7 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait as wait_for
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import checkpoint
 from .document import SpecError, first_line, printable
@@ -39,6 +39,8 @@ from .stop import Stop, held, ignore
 if TYPE_CHECKING:
     from .checkpoint import Checkpoints
     from .train import Epoch
+
+T = TypeVar("T")
 
 # --------------------------------------------------------------------------------------
 # On the lane. Each lane has one thread (of some process), and that thread has one trial.
@@ -134,8 +136,8 @@ class Lane:
 
     def begin(self, trial: Record, config: TrialConfig) -> None:
         """Begin a trial, from its last checkpoint where it has one."""
-        self.trial, self.epochs, self.saved, kept = trial, config.train.epochs, time.monotonic(), self.of.checkpoints
-        self._submit(begin, config, self.device, kept and kept.latest(trial, config))
+        self.trial, self.epochs, self.saved = trial, config.train.epochs, time.monotonic()
+        self.future = self._submit(begin, config, self.device, self.of.checkpoints.latest(trial, config))
 
     def advance(self) -> None:
         """Train the next epoch, and every so often keep what there is first; when stopped, keep it and rest."""
@@ -145,9 +147,9 @@ class Lane:
                 kept.result(self.of.stop.left)
             self.rest()
             return
-        if self.of.checkpoints is not None and time.monotonic() - self.saved >= self.of.checkpoints.seconds:
+        if time.monotonic() - self.saved >= self.of.checkpoints.seconds:
             self._save()
-        self._submit(advance)
+        self.future = self._submit(advance)
 
     def _save(self) -> Future[None]:
         """Keep a checkpoint of the trial as it is: the lane packs it, and goes on while it is being written."""
@@ -155,16 +157,12 @@ class Lane:
         self.saved = time.monotonic()
 
         def keep(packed: Future[bytes | None]) -> None:
-            content = packed.result() if packed.exception() is None else None
-            if content is not None and trial is not None and checkpoints is not None:
+            content = packed.result() if packed.exception() is None else None  # the next epoch says why
+            if content is not None and trial is not None:
                 checkpoints.keep(trial, epochs, content)
             kept.set_result(None)
 
-        try:
-            with held():
-                self.executor.submit(save).add_done_callback(keep)
-        except BrokenExecutor:  # the next epoch says so
-            kept.set_result(None)
+        self._submit(save).add_done_callback(keep)
         return kept
 
     def rest(self) -> None:
@@ -188,13 +186,14 @@ class Lane:
         self.number = epoch.number
         return self.trial, Result(epoch, "complete" if epoch.number + 1 == self.epochs else None)
 
-    def _submit(self, function: Callable[..., Epoch], *args: Any) -> None:
+    def _submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
         try:
             with held():  # which may begin a process
-                self.future = self.executor.submit(function, *args)
+                return self.executor.submit(function, *args)
         except BrokenExecutor as error:  # it died while it had nothing to do
-            self.future = Future()
-            self.future.set_exception(error)
+            broken = Future[T]()
+            broken.set_exception(error)
+            return broken
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
@@ -215,20 +214,18 @@ class Lanes:
         places: Callable[[], int] | None = None,
         note: str = "",
     ) -> None:
-        self._note = note
-        self._make, self._places = make, places or (lambda: len(devices))
+        self._make, self._places, self._note = make, places or (lambda: len(devices)), note
         self.stop = Stop()
-        self.checkpoints: Checkpoints | None = None
+        self.checkpoints: Checkpoints
         self.all = [Lane(device, make(), self) for device in devices]
 
     def heed(self, stop: Stop, checkpoints: Checkpoints) -> None:
-        """When to stop, and where long trials keep what they have."""
+        """When to stop, and where long trials keep what they have: said before the first one begins."""
         self.stop, self.checkpoints = stop, checkpoints
 
     def forget(self, trial: Record) -> None:
         """A trial has ended and is on record: its checkpoints go."""
-        if self.checkpoints is not None:
-            self.checkpoints.drop(trial)
+        self.checkpoints.drop(trial)
 
     def __enter__(self) -> Lanes:
         return self
@@ -389,7 +386,7 @@ def _gpus() -> list[str]:
 class RayExecutor(Executor):
     """A Ray actor as an executor with one worker. Its errors are those of any executor."""
 
-    def __init__(self, resources: Mapping[str, float], shared: Any = None) -> None:
+    def __init__(self, resources: Mapping[str, float], shared: Any) -> None:
         ray: Any = importlib.import_module("ray")
 
         class Worker:
