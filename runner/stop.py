@@ -39,9 +39,8 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._until = math.inf
         self._name: str | None = None
-        self._since = 0.0
+        self._since = math.inf
         self._listening = False
         self._before: dict[int, Any] = {}
 
@@ -51,13 +50,11 @@ class Stop:
     @property
     def left(self) -> float:
         """Seconds that running epochs still have."""
-        return max(0.0, self._until - time.monotonic())
+        return max(0.0, self._since + GRACE - time.monotonic())
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in _numbers():
-                if signal.getsignal(number) != signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._came)
+            self._before = _handle(self._came)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -82,7 +79,6 @@ class Stop:
                 at_once(EXIT[name])
             return
         self._name, self._since = name, time.monotonic()
-        self._until = self._since + GRACE
         if not self._listening:
             raise Stopped(name)
         again = "Ctrl-C" if name == "SIGINT" else name
@@ -114,6 +110,11 @@ def ignore() -> None:
 
 def _numbers() -> list[signal.Signals]:
     return [getattr(signal, name) for name in EXIT if hasattr(signal, name)]  # Windows has not all of them
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Let ``handler`` have the signals, but for those that are ignored; who had them before."""
+    return {n: signal.signal(n, handler) for n in _numbers() if signal.getsignal(n) != signal.SIG_IGN}
 
 
 class Lasting:
@@ -151,9 +152,7 @@ def _silence(stream: TextIO) -> None:
 
 def early() -> None:
     """Before anything has begun: a signal ends this process with its code and without a word."""
-    for number in _numbers():
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda n, _: os._exit(EXIT[signal.Signals(n).name]))
+    _handle(lambda number, _: os._exit(EXIT[signal.Signals(number).name]))
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
