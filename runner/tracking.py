@@ -93,7 +93,9 @@ class Tracker:
         self.experiment_id = self.parent = ""
         self.runs: dict[tuple[str, int], str] = {}
         """The run of each trial, by its stage and its number in it."""
-        self._settled, self._tried = set[tuple[str, int]](), set[tuple[str, int]]()
+        self._settled = set[tuple[str, int]]()
+        self._known = False
+        """Whether these are all that MLflow has."""
         self._sent: dict[str, int] = {}
         """How many epochs are on each run that says what it trains."""
         self._identity = ""
@@ -176,14 +178,18 @@ class Tracker:
     # ---------------------------------------------------------------------- the parent
 
     def _reach(self) -> None:
-        """Before anything else is sent: the experiment; and, once the sweep is known, its runs."""
+        """Before anything else is sent: the experiment; and, once the sweep is known, what it has of that."""
         if not self.experiment_id:
             with alone(self.place.tracking_uri):
                 self.client = make_client(self.place)  # which asks a database at once, and again and again
                 self.experiment_id = _experiment(self.client, self.place)
-        if not self._identity or self.parent:
-            return
-        ours = self._ours()
+        if self._identity and not self._known:
+            self._look()
+
+    def _look(self) -> None:
+        """Find the runs of this sweep as they are now, and make the parent where there is none."""
+        ours = _all_runs(self.client, self.experiment_id, f"tags.`sweep.id` = '{self._identity}'", "ASC")
+        runs, settled = dict[tuple[str, int], str](), set[tuple[str, int]]()
         known = next((run for run in ours if run.data.tags.get("sweep.role") == "study"), None)
         parent = known.info.run_id if known else self._create(self.sweep.name, {"sweep.role": "study"})
         if known:
@@ -196,25 +202,14 @@ class Tracker:
             run_id, key = run.info.run_id, _trial(run)
             if key is None:
                 continue
-            if self.runs.setdefault(key, run_id) != run_id:  # made twice: the first answer was lost
+            if runs.setdefault(key, run_id) != run_id:  # made twice: the first answer was lost
                 self.client.delete_run(run_id)
                 continue
             if run.data.tags.get("mlflow.parentRunId") != parent:
                 self.client.set_tag(run_id, "mlflow.parentRunId", parent)
             if run.info.status != "RUNNING":
-                self._settled.add(key)
-        self.parent = parent
-
-    def _look(self) -> None:
-        """Forget the runs that are no longer there."""
-        there = {run.info.run_id for run in self._ours()}
-        self.runs = {key: run for key, run in self.runs.items() if run in there}
-        self._settled &= self.runs.keys()
-
-    def _ours(self) -> list[Any]:
-        """The runs of this sweep, the oldest first."""
-        query = f"tags.`sweep.id` = '{self._identity}'"
-        return _all_runs(self.client, self.experiment_id, query, "ASC")
+                settled.add(key)
+        self.parent, self.runs, self._settled, self._known = parent, runs, settled, True
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
         from mlflow.tracking.context.registry import resolve_tags
@@ -269,7 +264,9 @@ class Tracker:
     def _bring(self, record: Record) -> None:
         key = _key(record)
         if key not in self.runs:
-            self.runs[key] = (self._found(record) if key in self._tried else None) or self._begin(record)
+            self._known = False  # until this is answered
+            self.runs[key] = self._begin(record)
+            self._known = True
         run, recipe = self.runs[key], record.recipe(self.sweep)
         if run not in self._sent:
             said = {"data": self.sweep.data, "model": self.sweep.model, "train": recipe}
@@ -284,14 +281,8 @@ class Tracker:
             self._end(run, record)
             self._settled.add(key)
 
-    def _found(self, record: Record) -> str | None:
-        """The run that an earlier attempt has made, of which the answer was lost."""
-        found = [run for run in self._ours() if _trial(run) == _key(record)]
-        return str(found[0].info.run_id) if found else None
-
     def _begin(self, record: Record) -> str:
         schedule = self._schedule(record)
-        self._tried.add(_key(record))
         what = f"{record.stage} {record.title} " if record.arm else f"{record.stage} t{record.number:04d} ".lstrip()
         return self._create(
             f"{what}{record.name} lr={schedule.init_lr:.3g}",
