@@ -14,11 +14,11 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-T = TypeVar("T")
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -81,10 +79,7 @@ class Study:
 
     def remember(self, **facts: Any) -> None:
         for key, value in facts.items():
-            self._persist(partial(self._study.set_user_attr, key, value))
-
-    def _persist(self, write: Callable[[], T]) -> T:
-        return persist(self._study, write)
+            persist(self._study, partial(self._study.set_user_attr, key, value))
 
     def remember_runs(self, runs: Mapping[tuple[str, int], str]) -> None:
         """Put on record under which run MLflow has each trial of this stage."""
@@ -110,7 +105,7 @@ class Study:
         proposed = self._proposed()
         if proposed is None:
             return None
-        self._frozen.append(self._persist(lambda: self._created(proposed)))
+        self._frozen.append(persist(self._study, lambda: self._created(proposed)))
         return self._begin(self._frozen[-1])
 
     def _created(self, proposed: FrozenTrial) -> FrozenTrial:
@@ -187,12 +182,11 @@ class Study:
 
     def wish(self, wishes: Iterable[Mapping[str, Any]]) -> None:
         """Try these parameters next, before the sampler's own; what was wished for before is not tried twice."""
-        new: list[dict[str, Any]] = []
+        number = max([len(self._records), *(int(n) + 1 for n in self._queue)])
         for wish in map(dict, wishes):
-            if wish not in self._queue.values() and wish not in new:
-                new.append(wish)
-        start = max([len(self._records), *(int(n) + 1 for n in self._queue)])
-        self._queue |= {str(start + i): w for i, w in enumerate(new)}
+            if wish not in self._queue.values():
+                self._queue[str(number)] = wish
+                number += 1
         self.remember(queue=self._queue)
 
     def _begin(self, trial: FrozenTrial) -> Record:
@@ -233,10 +227,10 @@ class Study:
         known, prune = dict(judged.system_attrs), scratch.pruner.prune(scratch, judged)
         new = {k: v for k, v in scratch.trials[number].system_attrs.items() if k not in known}
         if new:
-            self._persist(lambda: self._trials[number].set_user_attr(f"pruner:{epoch.number}", new))
+            persist(self._study, lambda: self._trials[number].set_user_attr(f"pruner:{epoch.number}", new))
         if not prune:
             return None
-        self._persist(lambda: self._trials[number].set_user_attr("stop", epoch.number))
+        persist(self._study, lambda: self._trials[number].set_user_attr("stop", epoch.number))
         self._records[number] = replace(record, stop=epoch.number)
         lot = zlib.crc32(f"parole/{search.seed}/{number}".encode()) / 2**32
         return None if lot < search.parole else "stopped"
@@ -246,7 +240,7 @@ class Study:
         record = self._records[number]
         if all(e["epoch"] != epoch for e in record.epochs):
             entry = {"epoch": epoch, "timestamp": int(time.time() * 1000), **metrics}
-            self._persist(lambda: self._trials[number].set_user_attr(f"epoch:{epoch}", entry))
+            persist(self._study, lambda: self._trials[number].set_user_attr(f"epoch:{epoch}", entry))
             self._records[number] = replace(record, epochs=(*record.epochs, entry))
         return self._records[number]
 
@@ -272,7 +266,7 @@ class Study:
             self._study.tell(trial, value, state=STATES[outcome])
             return self._read(trial._trial_id)
 
-        self._frozen[number] = self._persist(write)
+        self._frozen[number] = persist(self._study, write)
         del self._trials[number]
         self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
         return self._records[number]
