@@ -118,19 +118,25 @@ def trials_table(records: Sequence[Record]) -> pd.DataFrame:
     """Every trial of a sweep, in its own types."""
     import pandas as pd
 
-    rows = [_row(record) for record in records]
-    params = list(dict.fromkeys(name for row in rows for name in row["params"]))
-    types: dict[str, str] = dict.fromkeys(["trial"], "Int64") | dict.fromkeys(["name", "type", "outcome"], "string")
-    types |= dict.fromkeys(["objective", "val_accuracy"], "Float64")
-    types |= {name: _dtype([row["params"].get(name) for row in rows]) for name in params}
-    types |= {"epochs": "Int64", "seconds": "Float64", "run_id": "string", "cause": "string", "schedule": "string"}
-    types["lr"] = "object"
-
-    def column(name: str) -> pd.Series[Any]:
-        values: list[Any] = [row["params"].get(name) if name in params else row[name] for row in rows]
-        return cast("pd.Series[Any]", pd.Series(values, dtype=cast(Any, types[name])))
-
-    return pd.DataFrame({name: column(name) for name in types})
+    params = [_params(r.schedule) for r in records]
+    names = dict.fromkeys(name for own in params for name in own)
+    searched = {name: [own.get(name) for own in params] for name in names}
+    columns: dict[str, tuple[Any, list[Any]]] = {
+        "trial": ("Int64", [r.number for r in records]),
+        "name": ("string", [r.name for r in records]),
+        "type": ("string", [r.schedule["type"] for r in records]),
+        "outcome": ("string", [r.outcome or "running" for r in records]),
+        "objective": ("Float64", [r.value for r in records]),
+        "val_accuracy": ("Float64", [_accuracy(r) for r in records]),
+        **{name: (_dtype(values), values) for name, values in searched.items()},
+        "epochs": ("Int64", [len(r.epochs) for r in records]),
+        "seconds": ("Float64", [r.seconds for r in records]),
+        "run_id": ("string", [r.run_id for r in records]),
+        "cause": ("string", [r.cause for r in records]),
+        "schedule": ("string", [json.dumps(r.schedule) for r in records]),
+        "lr": ("object", [[e["lr"] for e in r.epochs] for r in records]),
+    }
+    return pd.DataFrame({name: pd.Series(values, dtype=dtype) for name, (dtype, values) in columns.items()})
 
 
 def trainings_table(records: Sequence[Record]) -> pd.DataFrame:
@@ -167,8 +173,14 @@ def epochs_table(records: Sequence[Record]) -> pd.DataFrame:
     return table.astype({k: v for k, v in types.items() if k in table.columns})
 
 
-def _row(record: Record) -> dict[str, Any]:
-    schedule = record.schedule
+def _accuracy(record: Record) -> float | None:
+    """The last that is a number."""
+    known = [e["val/accuracy"] for e in record.epochs if not math.isnan(e.get("val/accuracy", math.nan))]
+    return known[-1] if known else None
+
+
+def _params(schedule: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a schedule's own: a value each, or its JSON."""
     params: dict[str, Any] = {name: schedule[name] for name in SHARED if name in schedule}
     warmup = schedule["warmup"]
     params["warmup"] = warmup["fraction"] if "fraction" in warmup else json.dumps(warmup)
@@ -178,22 +190,7 @@ def _row(record: Record) -> dict[str, Any]:
     for name, value in known.items():
         if name not in ("type", *SHARED):
             params[name] = json.dumps(value) if isinstance(value, (list, dict)) else value
-    accuracy = [e["val/accuracy"] for e in record.epochs if not math.isnan(e.get("val/accuracy", math.nan))]
-    return {
-        "trial": record.number,
-        "name": record.name,
-        "type": schedule["type"],
-        "outcome": record.outcome or "running",
-        "objective": record.value,
-        "val_accuracy": accuracy[-1] if accuracy else None,
-        "params": params,
-        "epochs": len(record.epochs),
-        "seconds": record.seconds,
-        "run_id": record.run_id,
-        "cause": record.cause,
-        "schedule": json.dumps(schedule),
-        "lr": [e["lr"] for e in record.epochs],
-    }
+    return params
 
 
 def _dtype(values: Sequence[Any]) -> str:
@@ -208,39 +205,30 @@ def _dtype(values: Sequence[Any]) -> str:
 
 def code(
     record: Record,
+    facts: Mapping[str, Any],
     updates: int,
     epochs: int,
     allow: Sequence[str] = (),
     library: str = "torch",
-    recipe: Mapping[str, Any] | None = None,
 ) -> str:
-    """Code of a trial's schedule, for a training of so many epochs of so many updates; ``recipe`` is the sweep's.
+    """Code of a trial's schedule, for a training of so many epochs of so many updates, below comments that say how it
+    was found, and how sure that is.
 
     Raises:
         SpecError: that library cannot do it.
     """
-    try:
-        schedule = load(record.schedule, allow=allow)
-        return schedule.code(updates * epochs, epochs=epochs, library=library, recipe=recipe)
-    except ValueError as error:
-        raise SpecError(str(error)) from None
-
-
-def recipe_of(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """How a study's trials were trained, where it says so."""
-    found: Mapping[str, Any] | None = (facts.get("science") or {}).get("train")
-    return found
-
-
-def origin(facts: Mapping[str, Any]) -> str:
-    """Comments that say how a schedule was found, and how sure that is."""
-    science, alike = facts.get("science"), sum(bool(row["in_set"]) for row in facts.get("confirmed", ()))
+    alike = sum(bool(row["in_set"]) for row in facts.get("confirmed", ()))
     said = f"# any of {alike} schedules may be the best: they could not be told apart\n" * (alike > 1)
+    science, train = facts.get("science"), None  # MLflow alone does not say how trials were trained
     if science:
         train = science["train"]
         said += f"# found with {train['optimizer']}, batches of {train['batch_size']}, {train['epochs']} epochs of "
         said += f"{science['data']['source']}: for another training try its init_lr again\n"
-    return said
+    try:
+        schedule = load(record.schedule, allow=allow)
+        return said + schedule.code(updates * epochs, epochs=epochs, library=library, recipe=train)
+    except ValueError as error:
+        raise SpecError(str(error)) from None
 
 
 # --------------------------------------------------------------------------------------
@@ -280,17 +268,18 @@ def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
         text = json.dumps(rows, indent=1) + "\n"
     else:
         text = markdown(table)
+    return _printed(text, path)
+
+
+def _printed(text: str, path: Path | None) -> str | None:
+    """``text``, or None once it is in the file that is named."""
     if path is None:
         return text
-    _write_text(path, text)
-    return None
-
-
-def _write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise SpecError(f"{path} cannot be written: {error.strerror}") from None
+    return None
 
 
 def _cell(value: Any) -> Any:
@@ -411,11 +400,7 @@ def _export(args: argparse.Namespace) -> int:
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
         record = ranked(records, facts["direction"], facts.get("confirmed", ()))[args.code - 1]
         updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
-        source = code(record, updates, epochs, args.allow_plugin, args.library, recipe_of(facts))
-        text: str | None = origin(facts) + source
-        if args.out is not None:
-            _write_text(args.out, text or "")
-            text = None
+        text = _printed(code(record, facts, updates, epochs, args.allow_plugin, args.library), args.out)
     else:
         first = best["trial"][: args.top].tolist()
         some = records if args.top is None else [r for r in records if r.number in first]
@@ -456,8 +441,7 @@ def result_files(
         paths["best_schedule.json"] = folder / "best_schedule.json"
         paths["best_schedule.json"].write_text(json.dumps(dict(record.schedule), indent=1) + "\n", encoding="utf-8")
         paths["best_schedule.py"] = folder / "best_schedule.py"
-        source = origin(facts) + code(record, updates, epochs, allow, recipe=recipe_of(facts))
-        paths["best_schedule.py"].write_text(source, encoding="utf-8")
+        paths["best_schedule.py"].write_text(code(record, facts, updates, epochs, allow), encoding="utf-8")
     return paths
 
 
