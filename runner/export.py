@@ -20,7 +20,9 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
+
+import pandas as pd
 
 from .codegen import LIBRARIES
 from .document import SpecError, printable
@@ -31,9 +33,6 @@ from .space import NAME, OWN_WARMUP
 from .spec import Record, best_first
 from .stop import leave
 from .zoo import TYPES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SHARED = ("init_lr", "warmup", "clock", "interval", "floor")
 CONFIRMED = {
@@ -102,8 +101,6 @@ def best_table(
 
     Ties stay in the order in which they were tried.
     """
-    import pandas as pd
-
     done = ranked(records, direction, confirmed)
     table = trials_table(done[:top]).drop(columns=["outcome", "cause"])
     table.insert(0, "rank", range(1, len(table) + 1))
@@ -116,8 +113,6 @@ def best_table(
 
 def trials_table(records: Sequence[Record]) -> pd.DataFrame:
     """Every trial of a sweep, in its own types."""
-    import pandas as pd
-
     params = [_params(r.schedule) for r in records]
     names = dict.fromkeys(name for own in params for name in own)
     searched = {name: [own.get(name) for own in params] for name in names}
@@ -145,8 +140,6 @@ def trainings_table(records: Sequence[Record]) -> pd.DataFrame:
     ``trials_table`` with the ``stage`` (empty for the search), what a training repeats (``arm``), and its ``seed``
     where that is a fresh one.
     """
-    import pandas as pd
-
     table = trials_table(records)
     table.insert(0, "stage", pd.Series([r.stage for r in records], dtype="string"))
     table.insert(2, "arm", pd.Series([r.arm for r in records], dtype="string"))
@@ -156,8 +149,6 @@ def trainings_table(records: Sequence[Record]) -> pd.DataFrame:
 
 def epochs_table(records: Sequence[Record]) -> pd.DataFrame:
     """Every epoch of every trial: the curves, one row per (trial, epoch)."""
-    import pandas as pd
-
     rows = [
         {
             "trial": r.number,
@@ -340,8 +331,6 @@ def _cell_text(value: Any) -> str:
 
 
 def _missing(value: Any) -> bool:
-    import pandas as pd
-
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
