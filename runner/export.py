@@ -409,29 +409,31 @@ def _export(args: argparse.Namespace) -> int:
 
 def result_files(
     folder: Path,
-    records: Sequence[Record],
-    direction: str,
-    updates: int,
-    epochs: int,
-    allow: Sequence[str],
-    confirmed: Sequence[Mapping[str, Any]],
     facts: Mapping[str, Any],
-) -> Mapping[str, Path]:
+    direction: str,
+    records: Sequence[Record],
+    trainings: Sequence[Record],
+    allow: Sequence[str],
+) -> dict[str, Path]:
     """Write the tables, the first one's JSON and its code into ``folder``; the paths by name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    best = best_table(records, direction, confirmed=confirmed)
-    paths = {n: folder / n for n in ("best_schedules.csv", "trials.csv", "epochs.csv", "best_schedules.parquet")}
-    write(best, "csv", paths["best_schedules.csv"])
-    write(best, "parquet", paths["best_schedules.parquet"])
-    write(trials_table(records), "csv", paths["trials.csv"])
-    write(epochs_table(records), "csv", paths["epochs.csv"])
-    if len(best):
-        record = ranked(records, direction, confirmed)[0]
-        paths["best_schedule.json"] = folder / "best_schedule.json"
-        paths["best_schedule.json"].write_text(json.dumps(dict(record.schedule), indent=1) + "\n", encoding="utf-8")
-        paths["best_schedule.py"] = folder / "best_schedule.py"
-        paths["best_schedule.py"].write_text(code(record, facts, updates, epochs, allow), encoding="utf-8")
-    return paths
+    best = best_table(records, direction, confirmed=facts["confirmed"])
+    tables = {
+        "best_schedules.csv": best,
+        "best_schedules.parquet": best,
+        "trials.csv": trials_table(records),
+        "epochs.csv": epochs_table(records),
+        "trainings.csv": trainings_table(trainings),
+    }
+    for name, table in tables.items():
+        write(table, name.partition(".")[2], folder / name)
+    texts = {}
+    if first := ranked(records, direction, facts["confirmed"])[:1]:
+        epochs = facts["science"]["train"]["epochs"]
+        texts["best_schedule.json"] = json.dumps(dict(first[0].schedule), indent=1) + "\n"
+        texts["best_schedule.py"] = code(first[0], facts, facts["updates_per_epoch"], epochs, allow)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return {name: folder / name for name in [*tables, *texts]}
 
 
 assert set(SHARED).isdisjoint(name for kind in TYPES.values() for name in kind.params)

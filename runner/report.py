@@ -95,11 +95,6 @@ class Found:
     rungs: Sequence[Study]
     replicates: Confirmation | None
 
-    @property
-    def updates(self) -> int:
-        """Of an epoch."""
-        return updates_per_epoch(len(self.dataset.train), self.sweep.train.batch_size)
-
 
 def write(found: Found, tracker: Tracker) -> None:
     """Write tables and figures, put them on the parent run, and print what was found and where it lies."""
@@ -118,17 +113,13 @@ def write(found: Found, tracker: Tracker) -> None:
     history.remember(confirmed=rows)
     if answer and answer.noise:
         history.remember(noise={"seed": answer.noise.seed, "paired": answer.noise.paired})
-    direction, T = sweep.objective.direction, found.updates * epochs
+    direction, facts = sweep.objective.direction, history.facts
     try:
         path = folder(found.place, sweep)
-        paths = dict(
-            export.result_files(path, records, direction, found.updates, epochs, history.allow, rows, history.facts)
-        )
-        paths["trainings.csv"] = path / "trainings.csv"
-        export.write(export.trainings_table(trainings()), "csv", paths["trainings.csv"])
+        paths = export.result_files(path, facts, direction, records, trainings(), history.allow)
     except SpecError as error:
         raise StorageError(str(error)) from None
-    plans = {r.number: history.schedule(r) for r in records}
+    T, plans = facts["updates_per_epoch"] * epochs, {r.number: history.schedule(r) for r in records}
     strip, weights, sign = answer.strip if answer else [], history.importance(), sweep.objective.sign
     names = list(sweep.schedules.schedules)
     drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, weights, sign, names)
