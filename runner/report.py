@@ -144,7 +144,8 @@ def write(found: Found, tracker: Tracker) -> None:
         parts = [f"**{escape(sweep.question)}**", *map(escape, sentences), export.markdown(table, escape), said]
         parts += [f"![{name.removesuffix('.png')}]({at(name)})" for name in SHOWN if name in drawn]
         parts += [f"[Every curve, to point at]({at('lr_curves.html')})"] * ("lr_curves.html" in paths)
-        command = f"`python -m runner.sweep {found.file}`" if _plain(found.file) else "the command that ran it"
+        no_markup = re.fullmatch(r"[\w./-]+", str(found.file))
+        command = f"`python -m runner.sweep {found.file}`" if no_markup else "the command that ran it"
         return "\n\n".join([*parts, *map(escape, steps), f"Reproduce, continue, or add trials: {command}."]) + "\n"
 
     paths["report.md"] = path / "report.md"
@@ -168,13 +169,15 @@ def write(found: Found, tracker: Tracker) -> None:
     say("\n".join(f"- {sentence}" for sentence in sentences), markdown=True)
     show(export.for_people(table))
     say("\n".join(f"- {step}" for step in [said, *steps]), markdown=True)
-    say(f"report, tables, figures and code: {_relative(path)}/")
+    here = Path.cwd()
+    say(f"report, tables, figures and code: {path.relative_to(here) if path.is_relative_to(here) else path}/")
     if len(table):
         say(f"the first one's code: python -m runner.export {sweep.name} --code 1{found.place.option}")
     if missed:
         again = f"python -m runner.sweep {found.file} --sync{found.place.option}"
         say(f"MLflow lacks something ({missed}); {again} sends it")
-    say(_browse(found))
+    ui = f" python -m runner.ui {sweep.name}{found.place.option}   and open"
+    say(f"browse:{'' if found.place.served else ui}")
     for what, link in tracker.links().items():
         say(f"  {what}: {link}")
 
@@ -253,7 +256,8 @@ def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
         said.append(f"Never came to an end: {'; '.join(listed)}.")
     missing = [name for name in names if not tried[name]]
     if missing:
-        said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
+        them = "them" if len(missing) > 1 else "it"
+        said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {them}.")
     few = [name for name in names if 0 < ended[name] < FEW]
     if few:
         even = 1 < len(few) == len(names) and len(set(ended.values())) == 1
@@ -271,10 +275,6 @@ def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
             goes_on = ", and the same command goes on with them; balance: equal, in a new sweep, gives each as many."
         said[-1] += f" In the file, search.trials: {len(searched) + more}{goes_on}"
     return said
-
-
-def _them(names: Sequence[str]) -> str:
-    return "them" if len(names) > 1 else "it"
 
 
 def edge(record: Record, sweep: Sweep) -> str | None:
@@ -383,18 +383,3 @@ def _summary(counts: Mapping[str, int], history: Study, answer: Verdict | None) 
         if answer.noise:
             found["study/seed_deviation"] = answer.noise.seed
     return found
-
-
-def _browse(found: Found) -> str:
-    if found.place.served:
-        return "browse:"
-    return f"browse: python -m runner.ui {found.sweep.name}{found.place.option}   and open"
-
-
-def _plain(path: Path) -> bool:
-    """Whether a path is no markup."""
-    return re.fullmatch(r"[\w./-]+", str(path)) is not None
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
