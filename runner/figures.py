@@ -7,6 +7,7 @@ import io
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ COMMON = ("cosine", "linear", "one_cycle", "wsd", "step", "constant", "exponenti
 
 def style(kind: str) -> dict[str, Any]:
     """The colour and the line of a schedule type, the same in every figure."""
-    i = [*COMMON, *(name for name in [*TYPES, "custom"] if name not in COMMON)].index(kind)
+    i = list(dict.fromkeys([*COMMON, *TYPES, "custom"])).index(kind)
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i // len(COLOURS)) % len(STYLES)]}
 
 
@@ -49,23 +50,13 @@ def curve(schedule: Schedule, T: int, epochs: int, history: Sequence[float] = ()
 
 def schedules(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, title: str = "") -> Figure:
     """A panel for each name with its schedules' learning-rate curves, all on one scale."""
-    columns = min(4, max(1, math.ceil(math.sqrt(len(curves)))))
-    rows = math.ceil(len(curves) / columns)
-    figure, axes = _figure(3.2 * columns, 2.2 * rows + 0.4), None
-    for i, (name, several) in enumerate(curves.items()):
-        axes = figure.add_subplot(rows, columns, i + 1, sharey=axes)
+    figure, panels = _panels(list(curves), 3.2, 2.2, "epoch", "learning rate")
+    for axes, several in zip(panels, curves.values(), strict=True):
         for schedule in several:
             look = style(schedule.type) | {"linestyle": "-"}
             x, y = curve(schedule, T, epochs)
             axes.plot(x, y, drawstyle="steps-post", linewidth=1.2, alpha=0.9 if len(several) == 1 else 0.55, **look)
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
-        if i >= len(curves) - columns:
-            axes.set_xlabel("epoch", fontsize=8)
-        if i % columns == 0:
-            axes.set_ylabel("learning rate", fontsize=8)
-    if axes is not None:
-        axes.set_ylim(bottom=0)  # of all of them
+    panels[0].set_ylim(bottom=0)  # and so of all of them
     if title:
         figure.suptitle(title, fontsize=10)
     return figure
@@ -78,7 +69,7 @@ def with_curves(records: Sequence[Record]) -> list[Record]:
 
 def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int) -> Figure:
     """Every trial's learning-rate curve, coloured by its validation accuracy."""
-    figure = _figure(7.5, 4.2)
+    figure = Drawn(7.5, 4.2)
     axes = figure.add_subplot()
     colours, ranked = _by_accuracy(records, plans)
     for record, plan, accuracy, colour in ranked:
@@ -166,7 +157,7 @@ def page(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: i
 
 def best_curves(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int) -> Figure:
     """Learning rate above validation accuracy for the given trials."""
-    figure = _figure(7.5, 5.2)
+    figure = Drawn(7.5, 5.2)
     above, below = figure.subplots(2, 1, sharex=True)
     for record, plan, marker in zip(records, plans, MARKERS * len(records), strict=False):
         label = f"{record.name} (trial {record.number}, one seed {record.history[-1]:.2%})"
@@ -192,33 +183,29 @@ def accuracy_by_type(
 
     ``names``: schedules that have a row even where no trial of theirs came to its end.
     """
-    groups: dict[str, list[Record]] = {name: [] for name in names}
-    for record in records:
-        if record.value is not None:
-            groups.setdefault(record.name, []).append(record)
+    kinds = {r.name: r.schedule["type"] for r in records}
+    values = {name: [r.value for r in records if r.name == name and r.value is not None] for name in [*names, *kinds]}
     seeds = {row["name"]: row for row in confirmed if row["best_of_type"] and row["mean"] is not None}
 
     def worth(name: str) -> float:
-        own = seeds[name]["mean"] if name in seeds else None
-        values = [sign * (r.value or 0.0) for r in groups[name]]
-        return sign * own if own is not None else max(values, default=-1e9) - 1e9
+        if name in seeds:
+            return float(sign * seeds[name]["mean"])
+        return max((sign * v for v in values[name]), default=-1e9) - 1e9
 
-    order = sorted(groups, key=worth)
-    figure = _figure(7.5, 0.42 * len(order) + 1.2)
+    order = sorted(values, key=worth)
+    figure = Drawn(7.5, 0.42 * len(order) + 1.2)
     axes = figure.add_subplot()
     low, high = _in_view([r.value for r in records if r.value is not None], seeds.values(), sign)
     for y, name in enumerate(order):
-        colour = style(groups[name][0].schedule["type"])["color"] if groups[name] else "0.5"
-        _dots(
-            axes, [r.value or 0.0 for r in groups[name]], y + 0.15, (low, high), marker="o", alpha=0.5, color=colour
-        )
+        colour = style(kinds[name])["color"] if name in kinds else "0.5"
+        _dots(axes, values[name], y + 0.15, (low, high), marker="o", alpha=0.5, color=colour)
         if name in seeds:
             look = {"marker": "D", "color": colour, "mec": "black"}
             _dots(axes, seeds[name]["values"], y - 0.2, (low, high), mean=seeds[name]["mean"], **look)
     room = 0.02 * (high - low)
     axes.set_xlim(low - room, high + room)
     axes.set_ylim(-0.7, len(order) - 0.3)
-    axes.set_yticks(range(len(order)), [f"{n} ({len(groups[n])})" for n in order])
+    axes.set_yticks(range(len(order)), [f"{n} ({len(values[n])})" for n in order])
     said = "o: a trial, one seed; diamonds: fresh seeds of its best, | their mean; arrow: farther out"
     axes.set_xlabel(f"objective ({said})", fontsize=7)
     axes.grid(axis="x", alpha=0.3)
@@ -261,9 +248,9 @@ def _dots(
 def history(records: Sequence[Record], sign: int = 1) -> Figure:
     """The search in the order of its trials: what each gave, and how far the best so far was behind at last."""
     done = [(r.number, r.value, r.name) for r in records if r.value is not None]
-    figure = _figure(7.5, 4.2)
+    figure = Drawn(7.5, 4.2)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    best = [max((sign * v for n, v, _ in done if n <= number)) for number, _, _ in done]
+    best = list(accumulate((sign * v for _, v, _ in done), max))
     kinds = {r.name: r.schedule["type"] for r in records if r.value is not None}
     limits = low, high = _upper([v for _, v, _ in done], sign)
     for (name, kind), marker in zip(kinds.items(), MARKERS * len(done), strict=False):
@@ -290,7 +277,7 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
 def importance(weights: Mapping[str, float], trials: int) -> Figure:
     """How much of the objective each parameter explains, by so many trials; where these are few, it says so."""
     rows = list(weights.items())[:10][::-1]
-    figure = _figure(6, 0.32 * len(rows) + 1.0)
+    figure = Drawn(6, 0.32 * len(rows) + 1.0)
     axes = figure.add_subplot()
     axes.barh(
         [name for name, _ in rows], [share for _, share in rows], color="0.55", edgecolor="black", linewidth=0.6
@@ -306,19 +293,15 @@ def accuracy_against_lr(
     records: Sequence[Record], confirmed: Sequence[Mapping[str, Any]] = (), sign: int = 1
 ) -> Figure:
     """Validation accuracy against ``init_lr``, a panel for each schedule; what fresh seeds gave has its interval."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.name, []).append(record)
-    columns = min(4, max(1, math.ceil(math.sqrt(len(groups)))))
-    rows = math.ceil(len(groups) / columns)
-    figure = _figure(2.6 * columns, 2.1 * rows + 0.4)
-    shared = None
+    names = list(dict.fromkeys(r.name for r in records))
+    figure, panels = _panels(names, 2.6, 2.1, "init_lr")
     low, high = _upper([r.value for r in records if r.value is not None], sign)
     ends = [row[end] for row in confirmed if row["in_set"] for end in ("low", "high") if math.isfinite(row[end])]
     room = 0.04 * (max([high, *ends]) - min([low, *ends]))
     limits = min([low, *ends]) - room, max([high, *ends]) + room
-    for i, (name, several) in enumerate(groups.items()):
-        axes = shared = figure.add_subplot(rows, columns, i + 1, sharex=shared, sharey=shared)
+    lrs = [r.schedule["init_lr"] for r in records]
+    for axes, name in zip(panels, names, strict=True):
+        several = [r for r in records if r.name == name]
         colour = style(several[0].schedule["type"])["color"]
         axes.plot(
             [r.schedule["init_lr"] for r in several],
@@ -339,13 +322,9 @@ def accuracy_against_lr(
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlim(*_decade([r.schedule["init_lr"] for r in records]))
+        axes.set_xlim(min(lrs) / 1.5, max(lrs) * 1.5)  # however close they are
         axes.set_ylim(*limits)
-        axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
-        if i >= len(groups) - columns:
-            axes.set_xlabel("init_lr", fontsize=8)
     figure.supylabel("objective (o one seed; square: fresh seeds, 95 %; arrow: farther out)", fontsize=8)
     return figure
 
@@ -354,7 +333,7 @@ def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
     """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best."""
     rows = [r for r in confirmed if r["behind"] is not None][::-1]
     far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0) or -math.inf
-    figure = _figure(7.5, 0.32 * len(rows) + 1.2)
+    figure = Drawn(7.5, 0.32 * len(rows) + 1.2)
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
         colour = style(row["type"])["color"]
@@ -378,7 +357,7 @@ def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
 def robustness(strip: Sequence[Mapping[str, Any]]) -> Figure:
     """What halving and doubling the winner's init_lr, warmup and budget does."""
     known = [row for row in strip if row["difference"] is not None]
-    figure = _figure(6, 0.32 * len(known) + 1.0)
+    figure = Drawn(6, 0.32 * len(known) + 1.0)
     axes = figure.add_subplot()
     for y, row in enumerate(known):
         if math.isfinite(row["low"]):
@@ -452,7 +431,10 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 class Drawn(Figure):
-    """A figure that shows itself in a notebook."""
+    """A figure that shows itself in a notebook; without pyplot: no window, no state shared between threads."""
+
+    def __init__(self, width: float, height: float) -> None:
+        super().__init__(figsize=(width, height), layout="constrained")
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
@@ -460,10 +442,24 @@ class Drawn(Figure):
         return buffer.getvalue()
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Drawn(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)  # without pyplot: no window, no state shared between threads
-    return figure
+def _panels(
+    names: Sequence[str], width: float, height: float, xlabel: str, ylabel: str = ""
+) -> tuple[Figure, list[Axes]]:
+    """A figure with a small panel for each name, all on the same scales."""
+    columns = min(4, math.ceil(math.sqrt(len(names))))
+    rows = math.ceil(len(names) / columns)
+    figure, panels = Drawn(width * columns, height * rows + 0.4), list[Axes]()
+    for i, name in enumerate(names):
+        first = panels[0] if panels else None
+        axes = figure.add_subplot(rows, columns, i + 1, sharex=first, sharey=first)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        if i >= len(names) - columns:
+            axes.set_xlabel(xlabel, fontsize=8)
+        if i % columns == 0:
+            axes.set_ylabel(ylabel, fontsize=8)
+        panels.append(axes)
+    return figure, panels
 
 
 def _arrows(axes: Axes, points: Iterable[tuple[float, float]], limits: tuple[float, float], colour: str) -> None:
@@ -480,11 +476,6 @@ def _upper(values: Sequence[float], sign: int) -> tuple[float, float]:
     bar, best = ordered[len(ordered) // 4], ordered[-1]
     room = 0.08 * abs(best - bar) or 0.01
     return tuple(sorted((bar - sign * 4 * room, best + sign * room)))  # type: ignore[return-value]
-
-
-def _decade(values: Sequence[float]) -> tuple[float, float]:
-    """Limits of a logarithmic axis, however close the values are."""
-    return min(values) / 1.5, max(values) * 1.5
 
 
 def _spread(values: Sequence[float]) -> tuple[float, float]:
