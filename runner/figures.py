@@ -67,17 +67,17 @@ def with_curves(records: Sequence[Record]) -> list[Record]:
     return [r for r in records if r.epochs and r.outcome != "failed"]
 
 
-def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int) -> Figure:
-    """Every trial's learning-rate curve, coloured by its validation accuracy."""
+def curves_by_accuracy(records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int) -> Figure:
+    """Every trial's learning-rate curve, coloured by its validation accuracy; ``plans``: schedules by trial."""
     figure = Drawn(7.5, 4.2)
     axes = figure.add_subplot()
-    colours, ranked = _by_accuracy(records, plans)
-    for record, plan, accuracy, colour in ranked:
-        x, y = curve(plan, T, epochs, record.history)
+    colours, ranked = _by_accuracy(records)
+    for record, accuracy, colour in ranked:
+        x, y = curve(plans[record.number], T, epochs, record.history)
         line = "-" if math.isfinite(accuracy) else ":"
         axes.plot(x, y, color=colour, linestyle=line, linewidth=1.2, drawstyle="steps-post")
     axes.set_yscale("log")
-    axes.set_ylim(*_log_limits(plans))
+    axes.set_ylim(*_log_limits(records))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("epoch")
@@ -86,34 +86,34 @@ def curves_by_accuracy(records: Sequence[Record], plans: Sequence[Schedule], T: 
     return figure
 
 
-def _by_accuracy(
-    records: Sequence[Record], plans: Sequence[Schedule]
-) -> tuple[ScalarMappable, list[tuple[Record, Schedule, float, str]]]:
+def _by_accuracy(records: Sequence[Record]) -> tuple[ScalarMappable, list[tuple[Record, float, str]]]:
     """The colours of accuracies; the trials with theirs and its colour, the best last, so drawn above the others."""
     accuracies = [r.history[-1] if r.history else math.nan for r in records]
     scale = Normalize(*_spread([a for a in accuracies if math.isfinite(a)] or [0.0, 1.0]))
     colours = ScalarMappable(scale, "cividis")
     drawn = [to_hex(colours.get_cmap()(scale(a))) if math.isfinite(a) else "#999999" for a in accuracies]
-    return colours, sorted(zip(records, plans, accuracies, drawn, strict=True), key=lambda x: (x[2] > 0, x[2]))
+    return colours, sorted(zip(records, accuracies, drawn, strict=True), key=lambda x: (x[1] > 0, x[1]))
 
 
-def page(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int, title: str = "") -> str:
+def page(records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int, title: str = "") -> str:
     """``curves_by_accuracy`` as a web page: point at a curve to see which it is, click a schedule to hide its own.
 
     It holds all it needs, plotly's code too, and asks no network. Of many trials the ``PAGE`` best are on it.
     """
     import plotly.graph_objects as go  # here: half a second that only a report needs
 
-    figure, (colours, ranked) = go.Figure(), _by_accuracy(records, plans)
+    figure, (colours, ranked) = go.Figure(), _by_accuracy(records)
     best = {record.name: record.number for record, *_ in ranked if record.outcome == "complete"}
     kept = [row for row in ranked[:-PAGE] if row[0].number in best.values()] + ranked[-PAGE:]
     lines = textwrap.wrap(title, 100) + [f"{len(kept)} of {len(ranked)} trials"] * (len(kept) < len(ranked))
-    for record, plan, accuracy, colour in kept:
-        x, y = curve(plan, T, epochs, record.history)
+    for record, accuracy, colour in kept:
+        x, y = curve(plans[record.number], T, epochs, record.history)
         whole = record.outcome == "complete" and math.isfinite(accuracy)
         said = f"{record.name}, {record.title}: " + f"{accuracy:.4g}, one seed" * math.isfinite(accuracy)
         said += "" if whole else f" {record.outcome} after {len(record.epochs)} epochs"
-        own = html.escape(", ".join(filter(None, [f"init_lr {plan.init_lr:.3g}", summary(record.schedule)])))
+        own = html.escape(
+            ", ".join(filter(None, [f"init_lr {record.schedule['init_lr']:.3g}", summary(record.schedule)]))
+        )
         figure.add_scatter(
             x=np.asarray(x, dtype="float32"),  # which plotly packs
             y=np.asarray(y, dtype="float32"),
@@ -132,7 +132,7 @@ def page(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: i
         showlegend=False,
         marker={**bar, "colorbar": {"title": "accuracy, one seed", "x": 1.02}},
     )
-    bottom, top = _log_limits(plans)
+    bottom, top = _log_limits(records)
     limits = {"log": [math.log10(bottom), math.log10(top)], "linear": [0, top]}
     scales = [
         {"label": kind, "method": "relayout", "args": [{"yaxis.type": kind, "yaxis.range": ends}]}
@@ -155,15 +155,14 @@ def page(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: i
     return str(figure.to_html(include_plotlyjs=True, config={"displaylogo": False}))
 
 
-def best_curves(records: Sequence[Record], plans: Sequence[Schedule], T: int, epochs: int) -> Figure:
+def best_curves(records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int) -> Figure:
     """Learning rate above validation accuracy for the given trials."""
     figure = Drawn(7.5, 5.2)
     above, below = figure.subplots(2, 1, sharex=True)
-    for record, plan, marker in zip(records, plans, MARKERS * len(records), strict=False):
+    for record, marker in zip(records, MARKERS * len(records), strict=False):
         label = f"{record.name} (trial {record.number}, one seed {record.history[-1]:.2%})"
-        look = style(plan.type)
-        x, y = curve(plan, T, epochs, record.history)
-        look |= {"marker": marker, "markersize": 4, "linewidth": 1.2}
+        x, y = curve(plans[record.number], T, epochs, record.history)
+        look = style(record.schedule["type"]) | {"marker": marker, "markersize": 4, "linewidth": 1.2}
         above.plot(x, y, label=label, drawstyle="steps-post", markevery=max(1, len(x) // 8), **look)
         below.plot([e["epoch"] + 1 for e in record.epochs], record.history, **look)
     above.set_ylabel("learning rate")
@@ -386,9 +385,9 @@ def sweep_figures(
     done = best_first(seen, sign, confirmed)  # as the table has them
     made = {}
     if seen:
-        made["lr_curves_by_accuracy.png"] = curves_by_accuracy(seen, [plans[r.number] for r in seen], T, epochs)
+        made["lr_curves_by_accuracy.png"] = curves_by_accuracy(seen, plans, T, epochs)
     if done:
-        made["best_curves.png"] = best_curves(done[:5], [plans[r.number] for r in done[:5]], T, epochs)
+        made["best_curves.png"] = best_curves(done[:5], plans, T, epochs)
         made["accuracy_by_type.png"] = accuracy_by_type(done, confirmed, sign, names)
         made["history.png"] = history(records, sign)
         made["accuracy_against_lr.png"] = accuracy_against_lr(done, confirmed, sign)
@@ -484,7 +483,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.01, high + 0.01)
 
 
-def _log_limits(plans: Sequence[Schedule]) -> tuple[float, float]:
+def _log_limits(records: Sequence[Record]) -> tuple[float, float]:
     """Four decades below the highest peak: what falls below is zero to the eye."""
-    top = max(plan.init_lr for plan in plans)
+    top = max(r.schedule["init_lr"] for r in records)
     return top * 1e-4, top * 1.5

@@ -126,7 +126,7 @@ def write(found: Found, tracker: Tracker) -> None:
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
     if seen := figures.with_curves(records):
         paths["lr_curves.html"] = path / "lr_curves.html"
-        html = figures.page(seen, [plans[r.number] for r in seen], T, epochs, sweep.question)
+        html = figures.page(seen, plans, T, epochs, sweep.question)
         paths["lr_curves.html"].write_text(html, encoding="utf-8")
 
     table, sentences = export.best_table(records, direction, 10, rows), _sentences(found, records, answer, weights)

@@ -755,7 +755,7 @@ def test_what_lies_outside_a_figure_is_an_arrow_with_its_number():
 def test_the_page_of_curves_says_how_a_trial_ended_and_of_many_shows_the_best(monkeypatch):
     records = [trial_of("cosine", n, 0.9 + n / 100) for n in range(4)]
     records += [trial_of("step", 4, 0.5), trial_of("wsd", 5, 0.99, outcome="stopped")]
-    plans = [load(r.schedule) for r in records]
+    plans = {r.number: load(r.schedule) for r in records}
     page = figures.page(records, plans, 10, 1, "Which </script><b>?")
     assert "wsd, trial 5: 0.99, one seed stopped after 1 epochs" in page
     assert "cosine, trial 0: 0.9, one seed\\u003c" in page
