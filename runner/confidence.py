@@ -7,6 +7,7 @@ a block and schedules are compared inside it. Scores are oriented: higher is bet
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -167,10 +168,7 @@ def seeds_needed(difference: float, deviation: float, arms: int = 2, wanted: flo
     while power(difference, deviation, high, arms) < wanted and high < 2**20:
         high *= 2
     low = max(2, high // 2)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(difference, deviation, middle, arms) >= wanted else (middle + 1, high)
-    return low
+    return low + bisect_left(range(low, high), wanted, key=lambda n: power(difference, deviation, n, arms))
 
 
 # --------------------------------------------------------------------------------------
