@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .schedules import Moment, Schedule
-from .zoo import TYPES, WARMUPS
+from .zoo import TYPES, WARMUPS, Function
 
 LIBRARIES = ("torch", "lightning", "transformers", "timm")
 
@@ -156,8 +156,7 @@ def _body(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
     if kind == "constant":
         return [("ConstantLR(optimizer, 1.0, 1)", D)]
     if kind == "exponential" and floor == 0:
-        gamma = _rate(p, D)
-        return [(f"ExponentialLR(optimizer, {gamma!r})", D)]
+        return [(f"ExponentialLR(optimizer, {_rate(p, D)!r})", D)]
     if kind == "polynomial" and floor == 0:
         return [(f"PolynomialLR(optimizer, {D}, {p['power']!r})", D)]
     if kind == "linear":
@@ -227,14 +226,8 @@ def _cyclic(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
     up = length * p["up"]
     if min(up, length - up) < 1 or abs(up - round(up)) > 1e-9 or abs(length - round(length)) > 1e-9:
         return None
-    gamma = _rate(p, moment.D)
-    return [
-        (
-            f"CyclicLR(optimizer, {schedule.floor * lr!r}, {lr!r}, {round(up)}, {round(length - up)}, "
-            f"mode={p['mode']!r}, gamma={gamma!r}, cycle_momentum=False)",
-            moment.D,
-        )
-    ]
+    call = f"CyclicLR(optimizer, {schedule.floor * lr!r}, {lr!r}, {round(up)}, {round(length - up)}, "
+    return [(f"{call}mode={p['mode']!r}, gamma={_rate(p, moment.D)!r}, cycle_momentum=False)", moment.D)]
 
 
 # --------------------------------------------------------------------------------------
@@ -252,14 +245,11 @@ def _inlined(schedule: Schedule, moment: Moment) -> str:
     lines = ["from torch.optim.lr_scheduler import LambdaLR\n"]
     if schedule.type == "custom":
         assert schedule.function is not None
-        name = schedule.function.__name__
-        lines = [
-            f"from torch.optim.lr_scheduler import LambdaLR\n\nfrom {schedule.function.__module__} import {name}\n"
-        ]
-        rule = "clamp"
+        name, rule = schedule.function.__name__, "clamp"
+        lines[0] += f"\nfrom {schedule.function.__module__} import {name}\n"
     else:
         name, rule = schedule.type, TYPES[schedule.type].floor
-        lines.append(_source(name))
+        lines.append(_source(TYPES[name].function))
     lengths = f"w, D = {w}, {D}  # {schedule.interval}s of warmup, {schedule.interval}s of the decay's clock"
     if schedule.type == "plateau":
         given += ", history=history"
@@ -273,14 +263,13 @@ def _inlined(schedule: Schedule, moment: Moment) -> str:
     if rule == "clamp" and floor:
         value = f"max({floor!r}, {value})"
     body = f"def decay(t):\n    return {value}\n"
+    ramp = ""
     if w:
         function, _ = WARMUPS[schedule.warmup.form]
-        lines.append(_source_of(function))
+        lines.append(_source(function))
         call = f"{function.__name__}(t, w, {schedule.warmup.start!r})"
         target = "" if schedule.decay(0, moment) == 1 else " * decay(0)"  # what the warmup leads to
         ramp = f"    if t < w:\n        return {call}{target}\n"
-    else:
-        ramp = ""
     factor = f"def factor(t):\n{ramp}    return decay({tau})\n"
     lines += [lengths + "\n", body, factor, "scheduler = LambdaLR(optimizer, factor)\n"]
     source = "\n\n".join(part.rstrip("\n") for part in lines) + "\n"
@@ -288,13 +277,9 @@ def _inlined(schedule: Schedule, moment: Moment) -> str:
     return f"{imports}\n{source}" if imports else source
 
 
-def _source(name: str) -> str:
-    return _source_of(TYPES[name].function)
-
-
-def _source_of(function: object) -> str:
+def _source(function: Function) -> str:
     """The function's own source, without its decorator and type annotations."""
-    source = textwrap.dedent(inspect.getsource(function))  # type: ignore[arg-type]
-    signature = ", ".join(inspect.signature(function).parameters)  # type: ignore[arg-type]
+    source = textwrap.dedent(inspect.getsource(function))
+    signature = ", ".join(inspect.signature(function).parameters)
     docstring = source.index('"""')
-    return f"def {function.__name__}({signature}):\n    {source[docstring:]}"  # type: ignore[attr-defined]
+    return f"def {function.__name__}({signature}):\n    {source[docstring:]}"
