@@ -289,9 +289,9 @@ def load(mapping: Mapping[str, Any] | Path, *, allow: Sequence[str] = ()) -> Sch
     if not isinstance(kind, str) or (kind != "custom" and kind not in TYPES):
         what = "needs a type" if kind is None else f"unknown type {kind!r}"
         raise ScheduleError(["type"], f"{what}; {did_you_mean(kind, [*TYPES, 'custom'])}")
-    shared = {k: p.read(given.pop(k, p.default), [k]) for k, p in Schedule.SHARED.items() if k != "floor"}
-    default_floor = 0.1 if kind == "cyclic" else 0.0  # a cycle down to 0 would waste updates
-    shared["floor"] = Schedule.SHARED["floor"].read(given.pop("floor", default_floor), ["floor"])
+    if kind == "cyclic":
+        given.setdefault("floor", 0.1)  # a cycle down to 0 would waste updates
+    shared = {k: p.read(given.pop(k, p.default), [k]) for k, p in Schedule.SHARED.items()}
     warmup = _load_warmup(given.pop("warmup", 0.0))
     if kind == "custom":
         params, function = _load_custom(given, allow)

@@ -89,7 +89,7 @@ class Space:
     def leaves(self, name: str) -> list[Leaf]:
         """The open values of schedule ``name``, in the order in which they are suggested."""
         found: list[Leaf] = []
-        _fill(self.schedules[name], lambda leaf: found.append(leaf))
+        _fill(self.schedules[name], found.append)
         return found
 
     def sample(self, trial: Suggester) -> tuple[str, dict[str, Any]]:

@@ -139,13 +139,9 @@ class Search(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _a_grid_has_an_order_of_its_own(self) -> Search:
+    def _grids_and_rungs_have_an_order_of_their_own(self) -> Search:
         if self.sampler == "grid" and self.balance == "equal":
             raise ValueError("a grid has every point once: leave balance out")
-        return self
-
-    @model_validator(mode="after")
-    def _rungs_have_trials_of_their_own(self) -> Search:
         if self.rungs and (self.sampler == "grid" or self.pruner != "none"):
             raise ValueError("rungs go with no grid and no pruner: screening stops trials by itself")
         return self
@@ -228,7 +224,8 @@ class Sweep(Frozen):
         said = self.search.rungs or ["T"]
         lengths = [max(1, T // int(str(r)[2:] or 1)) if str(r).startswith("T") else int(r) for r in said]
         if lengths[-1] != T or any(a >= b for a, b in pairwise(lengths)):
-            raise SpecError(f"search.rungs: {said} are {lengths} epochs; they must rise to train.epochs, {T}")
+            wrong = f"{said} are {lengths} epochs; they must rise to train.epochs, {T}"
+            raise SpecError(wrong, key=("search", "rungs"))
         return lengths
 
     @property
@@ -392,11 +389,10 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
         space = sweep.schedules
         space.check(allow)
         points = space.grid() if sweep.search.sampler == "grid" else sweep.search.trials
-        _ = sweep.rungs
     except ScheduleError as error:
         raise document.error(("space", *error.key), error.message) from None
-    except SpecError as error:
-        raise document.error(("search", "rungs"), str(error).partition(": ")[2]) from None
+    with document.locating():
+        _ = sweep.rungs
     if sweep.search.trials > points:
         raise document.error(("search", "trials"), f"the grid has {points} points; ask for {points} trials or fewer")
     return sweep, document

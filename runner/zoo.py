@@ -90,10 +90,9 @@ class Param:
     def _number(self, value: Any, key: Sequence[str | int]) -> float:
         wanted = "a whole number" if self.integer else "a number"
         known = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not known or not -1e300 < value < 1e300:  # as good as infinite, and a comparison that no value breaks
+        known = known and -1e300 < value < 1e300  # as good as infinite, and a comparison that no value breaks
+        if not known or (self.integer and value != int(value)):
             raise ScheduleError(key, f"must be {wanted}, not {value!r}")
-        if self.integer and value != int(value):
-            raise ScheduleError(key, f"must be a whole number, not {value!r}")
         if not self.low <= value <= self.high:
             raise ScheduleError(key, f"must be between {self.low:g} and {self.high:g}, not {value!r}")
         return int(value) if self.integer else float(value)
