@@ -111,9 +111,8 @@ def page(records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epoch
         whole = record.outcome == "complete" and math.isfinite(accuracy)
         said = f"{record.name}, {record.title}: " + f"{accuracy:.4g}, one seed" * math.isfinite(accuracy)
         said += "" if whole else f" {record.outcome} after {len(record.epochs)} epochs"
-        own = html.escape(
-            ", ".join(filter(None, [f"init_lr {record.schedule['init_lr']:.3g}", summary(record.schedule)]))
-        )
+        peak = f"init_lr {record.schedule['init_lr']:.3g}"
+        own = html.escape(", ".join(filter(None, [peak, summary(record.schedule)])))
         figure.add_scatter(
             x=np.asarray(x, dtype="float32"),  # which plotly packs
             y=np.asarray(y, dtype="float32"),
