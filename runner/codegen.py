@@ -11,6 +11,7 @@ import json
 import math
 import textwrap
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 from .schedules import Moment, Schedule
@@ -117,15 +118,13 @@ def _native(schedule: Schedule, moment: Moment) -> str | None:
     body = _body(schedule, moment)
     if body is None:
         return None
-    if moment.w == 0:
-        pieces, ends = body, []
-    else:
+    pieces = body
+    if moment.w:
         warmup = _warmup(schedule, moment.w)
         if warmup is None or body[0][0].startswith(("OneCycleLR", "CyclicLR", "ReduceLROnPlateau")):
             return None  # these overwrite initial_lr or cannot be composed
-        pieces, ends = [(warmup, moment.w), *body], [moment.w]
-    for _, length in body[:-1]:
-        ends.append((ends[-1] if ends else 0) + length)
+        pieces = [(warmup, moment.w), *body]
+    ends = list(accumulate(length for _, length in pieces[:-1]))
     classes = sorted({call.partition("(")[0] for call, _ in pieces} | ({"SequentialLR"} if ends else set()))
     imports = f"from torch.optim.lr_scheduler import {', '.join(classes)}\n\n"
     if not ends:
