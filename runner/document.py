@@ -127,11 +127,8 @@ def _explain(error: ValidationError) -> tuple[Key, str]:
         return key, "is missing"
     if kind == "string_pattern_mismatch":
         return key, f"may have letters, digits, dots, dashes and underscores, not {value!r:.60}"
-    if (
-        isinstance(value, dict)
-        and kind.endswith("_type")
-        and set(value) & {"uniform", "log_uniform", "int", "choice"}
-    ):
+    ranges = set(value) & {"uniform", "log_uniform", "int", "choice"} if isinstance(value, dict) else None
+    if ranges and kind.endswith("_type"):
         return key, "cannot be open: ranges belong into space"
     message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     message = message[:1].lower() + message[1:]
@@ -207,13 +204,12 @@ def _value(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> Any:
         result: dict[str, Any] = {}
         for name_node, value_node in node.value:
             line = name_node.start_mark.line + 1
-            name = name_node.value
             if not isinstance(name_node, yaml.ScalarNode) or not isinstance(_scalar(name_node, key, path), str):
                 raise SpecError("a key must be text: quote it", path=path, line=line, key=key)
-            if unicodedata.normalize("NFC", name) in result:
-                first = lines[(*key, unicodedata.normalize("NFC", name))]
+            name = unicodedata.normalize("NFC", name_node.value)
+            if name in result:
+                first = lines[(*key, name)]
                 raise SpecError(f"stands twice; first on line {first}", path=path, line=line, key=(*key, name))
-            name = unicodedata.normalize("NFC", name)
             lines[(*key, name)] = line
             result[name] = _value(value_node, (*key, name), lines, path)
         return result

@@ -130,8 +130,7 @@ class Space:
 
     def point(self, u: Sequence[float]) -> dict[str, Any]:
         """The parameters at ``u`` in the unit cube: first the type, then the leaves of that type."""
-        names = list(self.schedules)
-        name = names[min(int(u[0] * len(names)), len(names) - 1)]
+        name = Leaf("type", "choice", tuple(self.schedules)).at(u[0])
         axis = {leaf: i + 1 for i, leaf in enumerate(self.axes())}
         return {"type": name} | {leaf.name: leaf.at(u[axis[leaf.name]]) for leaf in self.leaves(name)}
 
