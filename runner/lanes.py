@@ -7,6 +7,7 @@ A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a sha
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import importlib
 import logging
@@ -64,7 +65,14 @@ def begin(config: TrialConfig, device: str, packed: bytes | None = None) -> Epoc
 
 def advance() -> Epoch:
     """Train the next epoch."""
-    epoch: Epoch = next(_here.epochs)
+    try:
+        epoch: Epoch = next(_here.epochs)
+    except Exception as error:
+        try:
+            copy.copy(error)
+        except Exception:  # one that cannot be built again would end the pool that carries it to the coordinator
+            raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from error
+        raise
     _here.state = epoch.state or _here.state
     return replace(epoch, state=None)
 

@@ -162,10 +162,14 @@ class Schedule:
         if self.type == "custom":
             if self.function is None:
                 raise ScheduleError(["function"], "is not loaded: build the schedule with load()")
-            value = float(self.function(tau, D, **arguments))
+            given = self.function(tau, D, **arguments)
+            try:
+                value = float(given)
+            except (TypeError, ValueError):
+                value = math.nan
             if not (math.isfinite(value) and value >= 0):
                 name = self.params["function"]
-                raise ScheduleError(["function"], f"{name} returned {value} at t={tau}, T={D}; a factor is >= 0")
+                raise ScheduleError(["function"], f"{name} returned {given!r} at t={tau}, T={D}; a factor is >= 0")
             return max(self.floor, value)
         kind = TYPES[self.type]
         if self.type == "plateau":

@@ -13,10 +13,13 @@ import itertools
 import json
 import math
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from .document import first_line
 from .schedules import Schedule, load, summary
 from .zoo import GAMMA, TYPES, ScheduleError, did_you_mean
 
@@ -27,6 +30,8 @@ KINDS = ("uniform", "log_uniform", "int", "choice")
 SHARED = ("init_lr", "warmup", "gamma", "floor", "clock", "interval")
 OWN_WARMUP = ("one_cycle", "triangular", "cyclic", "piecewise")  # they rise by themselves
 MAX_CORNERS = 5_000
+TRIED = 8
+"""Updates of the training for which one's own function is tried: few, should it count in updates."""
 LIMIT = 1e100
 
 
@@ -164,7 +169,7 @@ class Space:
             yield _fill(self.schedules[name], lambda _, it=iterator: next(it))  # type: ignore[misc]
 
     def check(self, allow: Sequence[str] = ()) -> dict[str, list[Schedule]]:
-        """Build the schedule at every corner.
+        """Build the schedule at every corner; one's own function is called there, for a training of TRIED updates.
 
         Raises:
             ScheduleError: at a corner that cannot be; its key starts with ``schedules`` and the name.
@@ -176,10 +181,30 @@ class Space:
         for name in self.schedules:
             try:
                 built[name] = [load(corner, allow=allow) for corner in self.corners(name)]
-                load(self.closed(name, lambda _: 0.381966), allow=allow)  # the inside: 1.76 is no whole number
+                inside = load(self.closed(name, lambda _: 0.381966), allow=allow)  # where 1.76 is no whole number
+                for schedule in [*built[name], inside]:
+                    if schedule.type == "custom":
+                        _try(schedule)
             except ScheduleError as error:
                 raise ScheduleError(["schedules", name, *error.key], error.message) from None
         return built
+
+
+def _try(schedule: Schedule) -> None:
+    """Call one's own function as a short training would.
+
+    Raises:
+        ScheduleError: it gives no factor, or breaks.
+    """
+    try:
+        schedule.lrs(TRIED)
+    except ScheduleError:
+        raise
+    except Exception as error:
+        at, name = traceback.extract_tb(error.__traceback__)[-1], schedule.params["function"]
+        where = f"{Path(at.filename).name}, line {at.lineno}"
+        said = f"{name} raised {type(error).__name__}: {first_line(error)} ({where})"
+        raise ScheduleError(["function"], said) from error
 
 
 def problems(schedules: Mapping[str, Sequence[Schedule]], T: int, epochs: int) -> list[str]:

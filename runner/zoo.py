@@ -24,6 +24,9 @@ class ScheduleError(ValueError):
         self.message = message
         super().__init__(f"{'.'.join(map(str, key))}: {message}" if key else message)
 
+    def __reduce__(self) -> tuple[type[ScheduleError], tuple[Sequence[str | int], str]]:
+        return type(self), (self.key, self.message)  # as a worker process sends it
+
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:
     """The closest known word, or all of them: the end of an error sentence."""

@@ -35,28 +35,49 @@ OWN = """\
 import os
 from pathlib import Path
 
+TRIED = 8  # updates of the training for which a function is tried when the file is read
+
 
 def fine(t, T):
     return 1.0
 
 
 def dies_once(t, T, *, mark):
-    if not Path(mark).exists() and t > 2:
+    if T != TRIED and not Path(mark).exists() and t > 2:
         Path(mark).touch()
         os.kill(os.getpid(), 9)
     return 1.0
 
 
 def always_dies(t, T):
-    os._exit(1)
+    return 1.0 if T == TRIED else os._exit(1)
 
 
 def needs_too_much(t, T):
-    raise MemoryError("98 GiB")
+    if T != TRIED:
+        raise MemoryError("98 GiB")
+    return 1.0
 
 
 def is_wrong(t, T):
-    raise ZeroDivisionError("a mistake of its author")
+    if T != TRIED:
+        raise ZeroDivisionError("a mistake of its author")
+    return 1.0
+
+
+class Rare(Exception):
+    def __init__(self, what, how_much):
+        super().__init__(f"{what}: {how_much}")
+
+
+def raises_what_nobody_can_send(t, T):
+    if T != TRIED:
+        raise Rare("too little", 3)
+    return 1.0
+
+
+def turns_negative(t, T):
+    return 1.0 if T == TRIED else 2.0 - t
 """
 
 
@@ -233,6 +254,15 @@ def test_the_cause_of_a_failure_is_on_record(own, capsys, name, words, again):
     assert (record.outcome, record.cause) == ("failed", words)
     client = MlflowClient(tracking_uri=load_place().tracking_uri)
     assert client.get_run(record.run_id).data.tags["cause"] == words
+
+
+def test_an_error_that_cannot_be_sent_to_another_process_fails_its_trial_alone(own):
+    command = own(raises_what_nobody_can_send="", turns_negative="", fine="")
+    assert sweep.main([*command, "--lanes", "1"]) == 5
+    first, second, *_ = load_study("tiny", load_place().storage)[1]
+    assert first.cause == "RuntimeError: Rare: too little: 3"
+    said = "ScheduleError: function: own_lanes.turns_negative returned -1.0 at t=3, T=6; a factor is >= 0"
+    assert second.cause == said
 
 
 def descendants(pid: int) -> list[int]:

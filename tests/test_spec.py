@@ -156,6 +156,43 @@ SPACE = {
 }
 
 
+BROKEN = """\
+def becomes_nothing(t, T):
+    return float("nan") if t > T / 2 else 1.0
+
+
+def says_a_word(t, T):
+    return "x"
+
+
+def breaks(t, T):
+    raise ValueError("no such thing")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("becomes_nothing", "own_broken.becomes_nothing returned nan at t=5, T=8; a factor is >= 0"),
+        ("says_a_word", "own_broken.says_a_word returned 'x' at t=0, T=8; a factor is >= 0"),
+        ("breaks", "own_broken.breaks raised ValueError: no such thing (own_broken.py, line 10)"),
+    ],
+)
+def test_an_own_function_that_gives_no_factor_is_refused_with_its_line(tmp_path, monkeypatch, name, words):
+    (tmp_path / "own_broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("own_broken", None)
+    text = (
+        TINY[: TINY.index("  schedules:")]
+        + f"  schedules:\n    mine: {{type: custom, function: own_broken.{name}}}\n"
+    )
+    (tmp_path / "mine.yaml").write_text(text + "search: {trials: 3}\n")
+    with pytest.raises(SpecError) as caught:
+        load_sweep(tmp_path / "mine.yaml", ["own_broken."])
+    line = text.count("\n")
+    assert str(caught.value) == f"{tmp_path}/mine.yaml, line {line}: space.schedules.mine.function: {words}"
+
+
 def the_error(path: Path) -> str:
     with pytest.raises(SpecError) as caught:
         load_sweep(path)
