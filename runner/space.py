@@ -168,6 +168,11 @@ class Space:
             iterator = iter(values)
             yield _fill(self.schedules[name], lambda _, it=iterator: next(it))  # type: ignore[misc]
 
+    def own(self, allow: Sequence[str] = ()) -> dict[str, list[float]]:
+        """What one's own functions give in the middle of their ranges, by the schedule's name."""
+        middle = {name: load(self.closed(name, lambda _: 0.381966), allow=allow) for name in self.schedules}
+        return {name: schedule.lrs(TRIED) for name, schedule in middle.items() if schedule.type == "custom"}
+
     def check(self, allow: Sequence[str] = ()) -> dict[str, list[Schedule]]:
         """Build the schedule at every corner; one's own function is called there, for a training of TRIED updates.
 

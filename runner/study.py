@@ -20,6 +20,7 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -448,12 +449,14 @@ def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
     return study
 
 
-def begun_with(sweep: Sweep, storage: str, wanted: str, images: str, must: bool = False) -> Engine | None:
+def begun_with(sweep: Sweep, storage: str, wanted: str, seen: Mapping[str, Any], must: bool = False) -> Engine | None:
     """The engine that a study was begun with, for all of its trials; None where there is no study yet.
 
+    ``seen`` is what the file only names and the study remembers: the images, and what one's own functions give.
+
     Raises:
-        SpecError: the reference is ``wanted``, and it was the fast one; it was begun with other images; or it
-            ``must`` be there and is not.
+        SpecError: the reference is ``wanted``, and it was the fast one; it was begun with other images or functions;
+            or it ``must`` be there and is not.
     """
     name = sweep.name
     try:
@@ -463,11 +466,14 @@ def begun_with(sweep: Sweep, storage: str, wanted: str, images: str, must: bool 
             raise
         return None
     same = known["science"] == sweep.science()  # else ``opened`` says what differs
-    if same and known.get("images", images) != images:
-        raise SpecError(
-            f"the study {name!r} was begun with other images: what is in the data folder has changed since; bring it "
-            f"back, or give this sweep another name (name: {name}-2)"
-        )
+    for what, now in seen.items() if same else ():
+        if not _alike(known.get(what, now), now):
+            other = "other images" if what == "images" else f"another {what}"
+            where = "what is in the data folder" if what == "images" else "what its function gives"
+            raise SpecError(
+                f"the study {name!r} was begun with {other}: {where} has changed since; bring it back, or give this "
+                f"sweep another name (name: {name}-2)"
+            )
     if "engine" not in known:  # it ended before anything was trained
         return None
     engine = Engine(**known["engine"])
@@ -517,6 +523,13 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
         raise unusable(storage, error) from None
     finally:
         disconnect(there)
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether it is the same thing: numbers may differ as they do from one machine to another."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and np.allclose(old, new, rtol=1e-2, atol=1e-3, equal_nan=True)
+    return bool(old == new)
 
 
 def _difference(old: Any, new: Any, key: str = "") -> str:

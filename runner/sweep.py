@@ -85,13 +85,17 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
 
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
-    model.check(sweep.model, dataset.classes, *dataset.size)
+    seen: dict[str, Any] = {"images": dataset.digest}
+    answers = model.check(sweep.model, dataset.classes, *dataset.size)
+    if sweep.model.function is not None:
+        seen["network"] = answers
+    seen |= {f"schedule {name}": lrs for name, lrs in sweep.schedules.own(options.allow).items()}
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
     flat = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
     if device.type == "cuda":
         say(f"getting {device} ready, which takes up to a minute")
-    known = study.begun_with(sweep, place.storage, options.engine, dataset.digest, must=options.sync)
+    known = study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync)
     chosen = known or engine.choose(example, device, sweep.search.trials, options.engine)
     example = replace(example, engine=chosen)
     if known and known.compiled and not options.sync and not engine.can_be_compiled(example, device):
@@ -129,7 +133,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         history = opened()
         if history.facts.get("engine", asdict(chosen)) != asdict(chosen):  # begun in the meantime
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
-        history.remember(engine=asdict(chosen), images=dataset.digest, id=history.facts.get("id", uuid.uuid4().hex))
+        history.remember(engine=asdict(chosen), id=history.facts.get("id", uuid.uuid4().hex), **seen)
         tracker.go_on(history.facts["id"])
         say(f"{places} on {device}; engine: {chosen}; {sweep.size}")
         for caveat in report.caveats(sweep, place, dataset, options.allow):

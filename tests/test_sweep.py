@@ -475,6 +475,50 @@ def test_images_that_have_changed_since_are_noticed(project, capsys, monkeypatch
     assert len(children()) == 4
 
 
+OWN = """\
+from pathlib import Path
+
+from torch import nn
+
+
+def network(classes):
+    width, drop = Path("network.txt").read_text().split()
+    body = [nn.Flatten(), nn.Linear(192, int(width)), nn.ReLU(), nn.Dropout(float(drop))]
+    return nn.Sequential(*body, nn.Linear(int(width), classes))
+
+
+def curve(t, T):
+    return 1 - t / T if Path("curve.txt").read_text() == "line" else 1 - (t / T) ** 2
+"""
+
+
+def test_a_network_and_a_schedule_of_ones_own_that_have_changed_since_are_noticed(project, capsys, monkeypatch):
+    (project / "changing_too.py").write_text(OWN)
+    monkeypatch.syspath_prepend(project)
+    Path("network.txt").write_text("16 0.1")
+    Path("curve.txt").write_text("line")
+    text = TINY.replace("model: {width: 8}", "model: {name: custom, function: changing_too.network}")
+    text = text[: text.index("  schedules:")] + (
+        "  schedules: {mine: {type: custom, function: changing_too.curve}}\nsearch: {trials: 1}\n"
+    )
+    Path("sweeps/tiny.yaml").write_text(text)
+    command = ["sweeps/tiny.yaml", *HERE, "--allow-plugin", "changing_too."]
+    assert sweep.main(command) == 0
+    Path("sweeps/tiny.yaml").write_text(text.replace("trials: 1", "trials: 2"))
+    for file, other, before, said in (
+        ("network.txt", "20 0.1", "16 0.1", "another network: what its function gives has changed since"),
+        ("network.txt", "16 0.5", "16 0.1", "another network: what its function gives has changed since"),
+        ("curve.txt", "square", "line", "another schedule mine: what its function gives has changed since"),
+    ):
+        Path(file).write_text(other)
+        capsys.readouterr()
+        assert sweep.main(command) == 2
+        assert f"the study 'tiny' was begun with {said}; bring it back" in capsys.readouterr().err
+        Path(file).write_text(before)
+    assert sweep.main(command) == 0
+    assert len(best_schedules("tiny")) == 2
+
+
 def test_for_machines_every_event_is_a_line_of_json_and_quiet_leaves_the_progress_out(project, capsys):
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--json"]) == 0
     out, err = capsys.readouterr()
