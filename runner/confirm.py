@@ -55,12 +55,14 @@ class Confirmation(Study):
     ) -> None:
         super().__init__(sweep, opened(sweep, storage, STAGE), allow, STAGE)
         self.arms, self.updates = arms, updates
-        self.target = sweep.confirm.trainings(len(arms))
+        planned = {(_key(arm, change), seed) for arm, change, seed in self._plan()}
+        beside = [r for r in self.records() if (r.arm, r.train["seed"]) not in planned]  # of an earlier plan
+        self.target = sweep.confirm.trainings(len(arms)) + len(beside)
 
     def _proposed(self) -> Any:
         begun = {(r.arm, r.train["seed"]): r for r in self.records()}
         for arm, change, seed in self._plan():
-            key = f"{arm.number} {change}".strip()
+            key = _key(arm, change)
             if (key, seed) not in begun:
                 schedule, epochs = changed(self.schedule(arm), self.sweep.train.epochs, change, self.updates)
                 train = {"seed": seed} | ({"epochs": epochs} if epochs != self.sweep.train.epochs else {})
@@ -95,6 +97,11 @@ class Confirmation(Study):
 
     def best(self) -> None:
         """None: who is best is not said while they are being told apart."""
+
+
+def _key(arm: Record, change: str) -> str:
+    """What a replicate says of what it repeats."""
+    return f"{arm.number} {change}".strip()
 
 
 def fresh(sweep: Sweep, n: int) -> int:
@@ -227,10 +234,12 @@ def _answer(result: Contest[int], names: Mapping[int, str], done: Mapping[int, S
         rest = len(done) - 1
         others = f"the {rest} others are" if rest > 1 else "the other is"
         return f"{names[result.alive[0]]} is the best: {others} behind by more than seeds explain."
-    said = ", ".join(names[n] for n in result.alive)
+    said, means = ", ".join(names[n] for n in result.alive), [float(np.mean(done[n])) for n in result.alive]
+    tied = [names[n] for n, mean in zip(result.alive, means, strict=True) if mean == means[0]]
+    first = f"{tied[0]} has the {good} mean" if len(tied) == 1 else f"{' and '.join(tied)} have the same {good} mean"
     return (
         f"These {len(result.alive)} cannot be told apart with {seeds} seeds each: {said}. No winner is shown; where "
-        f"one must be picked, {names[result.alive[0]]} has the {good} mean."
+        f"one must be picked, {first}."
     )
 
 
@@ -238,7 +247,7 @@ def amount(value: float, points: bool) -> str:
     """A difference of the objective in words: of an accuracy in points."""
     if not points:
         return f"{value:.2g}"
-    shown = f"{100 * value:.2g}"
+    shown = f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}"
     return f"{shown} point{'s' * (shown != '1')}"
 
 
@@ -251,9 +260,10 @@ def ledger(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> s
     least = smallest_difference(measured.paired, max(2, seeds), arms)
     needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted if w < least]
     needs = ", ".join(f"{n} for {what}" for n, what in needed if n <= 1000 or n == needed[0][0])
+    shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"
     return (
-        f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds each show a "
-        f"difference of {said(least)} between {'two' if arms < 3 else f'two of {arms}'} schedules with 80 % power; "
+        f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds each show "
+        f"{shown} between {'two' if arms < 3 else f'two of {arms}'} schedules with 80 % power; "
         f"smaller ones may stay hidden{f', and need more seeds each: {needs}' if needs else ''}."
     )
 

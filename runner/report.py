@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import export, figures
 from .confidence import Noise, calibration, seeds_needed, share
@@ -22,6 +22,9 @@ from .spec import Record, Sweep, best_first
 from .study import Study, earlier_noise
 from .terminal import event, say, show
 from .tracking import Tracker, escape
+
+if TYPE_CHECKING:
+    from .sweep import Options
 
 SHOWN = ("lr_curves_by_accuracy.png", "confidence_set.png", "accuracy_by_type.png", "accuracy_against_lr.png")
 """The figures in the parent run's description."""
@@ -85,11 +88,11 @@ def caveats(sweep: Sweep, place: Place, dataset: Dataset, allow: Sequence[str] =
 
 @dataclass(frozen=True)
 class Found:
-    """A sweep that has ended: its file, its data and its studies."""
+    """A sweep that has ended: how it was asked for, its data and its studies."""
 
     sweep: Sweep
     place: Place
-    file: Path
+    options: Options
     dataset: Dataset
     history: Study
     rungs: Sequence[Study]
@@ -136,16 +139,18 @@ def write(found: Found, tracker: Tracker) -> None:
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
     if found.rungs:
-        before = ", ".join(f"{len(r.ended())} of {r.epochs} epoch{'s' * (r.epochs > 1)}" for r in found.rungs)
-        said += f" Before them, on rungs, {before} (trainings.csv)."
+        before = ", ".join(f"{_many(len(r.ended()), 'training')} of {_many(r.epochs, 'epoch')}" for r in found.rungs)
+        said += f" Before them, on rungs: {before} (trainings.csv)."
+
+    again = found.options.command + found.place.option
 
     def page(at: Callable[[str], str]) -> str:
         """The report in markdown, with figures where ``at`` finds them."""
         parts = [f"**{escape(sweep.question)}**", *map(escape, sentences), export.markdown(table, escape), said]
         parts += [f"![{name.removesuffix('.png')}]({at(name)})" for name in SHOWN if name in drawn]
         parts += [f"[Every curve, to point at]({at('lr_curves.html')})"] * ("lr_curves.html" in paths)
-        no_markup = re.fullmatch(r"[\w./-]+", str(found.file))
-        command = f"`python -m runner.sweep {found.file}`" if no_markup else "the command that ran it"
+        no_markup = re.fullmatch(r"[\w ./~:=-]+", again)
+        command = f"`{again}`" if no_markup else "the command that ran it"
         return "\n\n".join([*parts, *map(escape, steps), f"Reproduce, continue, or add trials: {command}."]) + "\n"
 
     paths["report.md"] = path / "report.md"
@@ -172,10 +177,10 @@ def write(found: Found, tracker: Tracker) -> None:
     here = Path.cwd()
     say(f"report, tables, figures and code: {path.relative_to(here) if path.is_relative_to(here) else path}/")
     if len(table):
-        say(f"the first one's code: python -m runner.export {sweep.name} --code 1{found.place.option}")
+        options = found.options.plugins + found.place.option
+        say(f"the first one's code: python -m runner.export {sweep.name} --code 1{options}")
     if missed:
-        again = f"python -m runner.sweep {found.file} --sync{found.place.option}"
-        say(f"MLflow lacks something ({missed}); {again} sends it")
+        say(f"MLflow lacks something ({missed}); {again} --sync sends it")
     ui = f" python -m runner.ui {sweep.name}{found.place.option}   and open"
     say(f"browse:{'' if found.place.served else ui}")
     for what, link in tracker.links().items():
@@ -204,10 +209,16 @@ def next_steps(
     best = max((a for r in records for a in r.history if math.isfinite(a)), default=1.0)
     if best < chance + (1 - chance) / 10:
         said.append(
-            f"Hardly anything was learnt: the best accuracy is {best:.2f}, and always giving the most frequent class "
-            f"has {chance:.2f}. More images, more epochs or another range of init_lr come first."
+            f"Hardly anything was learnt: the best accuracy is {best:.3g}, and always giving the most frequent class "
+            f"has {chance:.3g}. More images, more epochs or another range of init_lr come first."
         )
     said += _hardly_tried(records if searched is None else searched, sweep)
+    ended, full = {r.name for r in best_first(searched or [], 1)}, {r.name for r in records}
+    if gone := [name for name in sweep.schedules.schedules if name in ended - full]:
+        said.append(
+            f"On shorter trainings not among the best, and not trained in full: {', '.join(gone)}. The answer says "
+            f"nothing about {_them(gone)} at full length; a new sweep with a larger search.keep takes more along."
+        )
     alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
     if len(alive) > 1 and measured is not None and measured.paired > 0:
         first, second = alive[:2]
@@ -256,8 +267,7 @@ def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
         said.append(f"Never came to an end: {'; '.join(listed)}.")
     missing = [name for name in names if not tried[name]]
     if missing:
-        them = "them" if len(missing) > 1 else "it"
-        said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {them}.")
+        said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
     few = [name for name in names if 0 < ended[name] < FEW]
     if few:
         even = 1 < len(few) == len(names) and len(set(ended.values())) == 1
@@ -269,12 +279,24 @@ def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
         if points < math.inf:  # schedule after schedule
             more, goes_on = int(points) - len(searched), " is the whole grid; the same command goes on with it."
         elif sweep.search.balance == "equal" or len(names) < 2:
-            more, goes_on = len(names) * max(lacking), f" gives {FEW} of each; the same command goes on with them."
+            most = max(
+                tried[name] + FEW - ended[name] for name in [*missing, *few]
+            )  # of each, those without an end too
+            more = len(names) * most - len(searched)
+            goes_on = f" gives {FEW} of each; the same command goes on with them."
         else:
             more = sum(lacking)
             goes_on = ", and the same command goes on with them; balance: equal, in a new sweep, gives each as many."
         said[-1] += f" In the file, search.trials: {len(searched) + more}{goes_on}"
     return said
+
+
+def _them(names: Sequence[str]) -> str:
+    return "them" if len(names) > 1 else "it"
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def edge(record: Record, sweep: Sweep) -> str | None:
@@ -307,12 +329,13 @@ def _sentences(
         few = f" {len(records)} trials are few for {len(weights)} parameters: take it as a hint." * hint
         said.append(f"What mattered: {shares}.{few}{biased}")
     if answer and answer.strip:
-        said.append(around(answer.strip, sweep.objective.points))
+        winner = f"{answer.rows[0]['name']} (trial {answer.rows[0]['trial']})"
+        said.append(around(winner, answer.strip, sweep.objective.points))
     return said
 
 
-def around(strip: Sequence[Mapping[str, Any]], points: bool) -> str:
-    """What the strip's changes did to the winner, in a sentence."""
+def around(winner: str, strip: Sequence[Mapping[str, Any]], points: bool) -> str:
+    """What the strip's changes did to the first of the table, in a sentence."""
     unit, scale, parts = (" in points" if points else ""), (100 if points else 1), []
     for row in strip:
         lost = [f"{row[how]} of {row['seeds']} {how}" for how in ("diverged", "failed") if row[how]]
@@ -323,7 +346,7 @@ def around(strip: Sequence[Mapping[str, Any]], points: bool) -> str:
             within = f" ({low} to {high})" if math.isfinite(row["low"]) else ""
             said = ", ".join([apart + within, *lost])
         parts.append(f"{row['change']} {said}")
-    return f"Around the winner, seed by seed (mean difference{unit}, 95 % interval): {'; '.join(parts)}."
+    return f"Around {winner}, seed by seed (mean difference{unit}, 95 % interval): {'; '.join(parts)}."
 
 
 def calibrated(rung: Sequence[Record], full: Sequence[Record], sweep: Sweep) -> str:

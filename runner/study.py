@@ -160,7 +160,7 @@ class Study:
         return [r.params for r in distinct[: self.sweep.search.kept(self.target)]]
 
     def importance(self) -> dict[str, float]:
-        """How much of the objective each parameter explains (PED-ANOVA), the most first; empty where that is unknown.
+        """How much of what they explain each parameter explains (PED-ANOVA), the most first; empty where unknown.
 
         A parameter that only some types have counts within its type; one with fewer than ten trials is left out, and
         all are where there are fewer than five trials for each: their shares would be chance.
@@ -175,7 +175,9 @@ class Study:
                 found = optuna.importance.get_param_importances(self._study)
         except (RuntimeError, ValueError):  # all values alike
             return {}
-        return {name: share for name, share in found.items() if math.isfinite(share) and name in wide}
+        known = {name: share for name, share in found.items() if math.isfinite(share) and name in wide}
+        total = math.fsum(known.values())
+        return {name: share / total for name, share in known.items()} if total else {}
 
     def _first_unknown(self, number: int) -> int:
         """The first trial whose result trial ``number`` must not know, so that the number of lanes cannot matter."""

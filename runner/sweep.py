@@ -68,6 +68,17 @@ class Options:
     allow: Sequence[str] = ()
     sync: bool = False
 
+    @property
+    def plugins(self) -> str:
+        """As every command needs them that reads one's own schedules."""
+        return "".join(f" --allow-plugin {shlex.quote(prefix)}" for prefix in self.allow)
+
+    @property
+    def command(self) -> str:
+        """What goes on with the same sweep, but for where it is recorded."""
+        data = f" --data-dir {shlex.quote(self.data_dir)}" * (self.data_dir != "data")
+        return f"python -m runner.sweep {shlex.quote(str(self.file))}{data}{self.plugins}"
+
 
 class TooManyFailedError(Exception):
     """More trials failed than a sweep can bear; the message says why the last one did."""
@@ -147,11 +158,14 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         if arms:
             best = ", ".join(f"{r.value:.4g} {r.name} ({r.title})" for r in confirm.best_of_each(arms)[:3])
             say(f"the search's best, one seed each: {best}")
-            say(f"{len(arms)} of them are trained again, with up to {sweep.confirm.seeds} fresh seeds each")
             replicates = confirm.Confirmation(sweep, place.storage, arms, updates, options.allow)
-            if not carry_out(stack.enter_context(closing(replicates))):
+            stack.enter_context(closing(replicates))
+            if not replicates.complete():
+                again = f"{len(arms)} of them {'are' if len(arms) > 1 else 'is'} trained again"
+                say(f"{again}, with up to {sweep.confirm.seeds} fresh seeds each")
+            if not carry_out(replicates):
                 return history.records()
-        found = report.Found(sweep, place, options.file, dataset, history, rungs, replicates)
+        found = report.Found(sweep, place, options, dataset, history, rungs, replicates)
         report.write(found, tracker)
         checkpoints.sweep()
         return history.records()

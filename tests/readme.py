@@ -163,7 +163,7 @@ def filled(text: str) -> str:
     """The README with every made part as it should be."""
     parts = {
         "report: docs/digits/report.md": answer("report.md"),
-        "strip: docs/digits/strip.md": answer("strip.md", "Around the winner"),
+        "strip: docs/digits/strip.md": answer("strip.md", "Around "),
         "file: sweeps/digits.yaml": f"```yaml\n{(ROOT / 'sweeps/digits.yaml').read_text()}```\n",
         "loop: runner/sweep.py": f"```python\n{loop()}\n```\n",
         "reference: runner/spec.py": reference(Data, Augment, Model, Train, Search, Confirm, Objective),

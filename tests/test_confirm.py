@@ -16,7 +16,19 @@ from rich.console import Console
 
 from runner import export, figures, sweep, terminal
 from runner.confidence import Noise, seeds_needed
-from runner.confirm import STRIP, Confirmation, arms, best_of_each, changed, fresh, ledger, possible, scores, verdict
+from runner.confirm import (
+    STRIP,
+    Confirmation,
+    amount,
+    arms,
+    best_of_each,
+    changed,
+    fresh,
+    ledger,
+    possible,
+    scores,
+    verdict,
+)
 from runner.document import SpecError
 from runner.export import best_schedules, best_table, for_people, markdown
 from runner.place import load_place
@@ -310,15 +322,17 @@ def test_the_strip_in_words_has_the_unit_of_what_is_judged():
         {"change": "warmup x2", "diverged": 3, "difference": None, "low": math.nan, "high": math.nan},
     ]
     rows = [row | {"seeds": 3, "failed": 0} for row in rows]
-    assert around(rows, True) == (
-        "Around the winner, seed by seed (mean difference in points, 95 % interval): "
+    assert around("cosine (trial 7)", rows, True) == (
+        "Around cosine (trial 7), seed by seed (mean difference in points, 95 % interval): "
         "warmup x0 -1.2 (-2 to -0.5); init_lr x2 +1 (-1 to +3), 1 of 3 diverged; warmup x2 diverged."
     )
     failed = rows[2] | {"diverged": 1, "failed": 2}
-    assert around([failed], True).endswith(": warmup x2 1 of 3 diverged, 2 of 3 failed.")
+    assert around("x", [failed], True).endswith(": warmup x2 1 of 3 diverged, 2 of 3 failed.")
     single = rows[1] | {"diverged": 2, "low": math.nan, "high": math.nan}
-    assert around([single], True).endswith(": init_lr x2 +1, 2 of 3 diverged.")
-    assert around(rows[:1], False).endswith("(mean difference, 95 % interval): warmup x0 -0.013 (-0.02 to -0.005).")
+    assert around("x", [single], True).endswith(": init_lr x2 +1, 2 of 3 diverged.")
+    assert around("x", rows[:1], False).endswith(
+        "(mean difference, 95 % interval): warmup x0 -0.013 (-0.02 to -0.005)."
+    )
 
 
 # --- a whole sweep ---------------------------------------------------------------------------------------------
@@ -329,6 +343,7 @@ def test_a_sweep_confirms_its_best_and_says_how_sure_it_is(project, capsys):
     assert sweep.main(HERE) == 0
     out = capsys.readouterr().out
     assert "2 of them are trained again, with up to 3 fresh seeds each" in out
+    assert "[6/6]" in out
     said = " ".join(out.split())
     assert ("cannot be told apart" in said) != ("is the best" in said)
     assert "with 80 % power" in said
@@ -363,8 +378,44 @@ def test_a_sweep_confirms_its_best_and_says_how_sure_it_is(project, capsys):
     parent = client.search_runs([experiment], "tags.`sweep.role` = 'study'")[0]
     assert {"study/confirmed", "study/confidence_set", "study/test_accuracy"} <= set(parent.data.metrics)
     assert "may be best" in parent.data.tags["mlflow.note.content"]
-    assert sweep.main(HERE) == 0  # and nothing is trained again
+    assert sweep.main(HERE) == 0
+    assert "trained again" not in capsys.readouterr().out  # nor is anything
     assert len(client.search_runs([experiment], "tags.`sweep.role` = 'confirm'")) == 6
+
+
+def test_what_an_earlier_plan_trained_counts_beside_the_present_one(tiny, tmp_path):
+    found = searched(0.9, 0.8, 0.7)
+    wide, narrow = tiny(confirm="{top: 3, types: false, seeds: 4}"), tiny(confirm="{top: 2, types: false, seeds: 4}")
+    confirmed(wide, tmp_path / "a.db", found, lambda arm, seed: 0.5 + 0.01 * seed).close()
+    again = Confirmation(narrow, f"sqlite:///{tmp_path}/a.db", found[:2], 3)
+    assert (len(again.ended()), again.target, again.complete()) == (12, 12, True)
+    again.close()
+
+
+def test_schedules_with_the_same_mean_are_said_to_have_it(tiny, tmp_path):
+    plan, found = tiny(confirm="{top: 3, types: false, seeds: 3}"), searched(0.9, 0.8, 0.7)
+    given = {"0": (0.6, 0.7, 0.8), "1": (0.8, 0.6, 0.7), "2": (0.5, 0.7, 0.6)}
+    study = confirmed(plan, tmp_path / "a.db", found, lambda arm, seed: given[arm][seed - 1])
+    (said, *_) = verdict(study.records(), found, plan).sentences
+    assert said.endswith("where one must be picked, a (trial 0) and b (trial 1) have the same highest mean.")
+
+
+def test_the_noise_of_few_seeds_shows_no_difference_above_all_there_can_be():
+    assert "2 seeds each show no difference between two of 6 schedules" in ledger(Noise(0.2, 0.3), 2, True, 6)
+    assert amount(1.4, True) == "140 points"
+
+
+def test_what_comes_next_is_said_with_the_options_that_it_needs(project, capsys, monkeypatch):
+    Path("own_next.py").write_text("def line(t, T):\n    return 1 - t / T\n")
+    monkeypatch.syspath_prepend(project)
+    text = TINY[: TINY.index("  schedules:")] + "  schedules: {mine: {type: custom, function: own_next.line}}\n"
+    Path("sweeps/tiny.yaml").write_text(text + "search: {trials: 1}\nconfirm: {top: 0, types: false}\n")
+    assert sweep.main([*HERE, "--allow-plugin", "own_next.", "--data-dir", "elsewhere"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "python -m runner.export tiny --code 1 --allow-plugin own_next." in out
+    said = "Reproduce, continue, or add trials: `python -m runner.sweep sweeps/tiny.yaml --data-dir elsewhere "
+    assert said + "--allow-plugin own_next.`." in Path("results/tiny/report.md").read_text()
+    assert export.main(["tiny", "--code", "1", "--allow-plugin", "own_next."]) == 0
 
 
 def test_an_earlier_sweeps_noise_is_known_before_the_next_one(project, capsys):
@@ -394,7 +445,8 @@ def test_rungs_screen_with_rescaled_schedules_and_the_best_go_on(project, capsys
     assert "Screening at 2 of 4 epochs" in " ".join(out.split())
     assert re.search(r"^\[1/6\] rung-1 trial \d ", out, flags=re.M)
     assert re.search(r"^\[1/2\] trial \d ", out, flags=re.M)
-    said = "2 trials: 2 complete. Before them, on rungs, 6 of 1 epoch, 3 of 2 epochs (trainings.csv)."
+    before = "6 trainings of 1 epoch, 3 trainings of 2 epochs"
+    said = f"2 trials: 2 complete. Before them, on rungs: {before} (trainings.csv)."
     assert said in Path("results/tiny/report.md").read_text()
     assert said in re.sub(r"\s+", " ", out)
     trainings = pd.read_csv("results/tiny/trainings.csv").fillna({"stage": ""})
@@ -624,7 +676,11 @@ def test_the_report_names_the_schedules_of_which_little_is_known(tiny):
     assert said[0] == "Never came to an end: step (1 failed, 1 stopped: RuntimeError: no)."
     enough = [trial_of(name, 5 * i + n, 0.9) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
     assert next_steps(enough, [], tiny(), None) == []
-    assert next_steps(enough[:3], [], tiny(), None, searched=enough) == []  # the others were screened out
+    (said,) = next_steps(enough[:3], [], tiny(), None, searched=enough)
+    assert said.startswith("On shorter trainings not among the best, and not trained in full: step, wsd. The answer")
+    uneven = [trial_of(name, n, 0.9) for n, name in enumerate(["cosine", "cosine", "step", "wsd"])]
+    (said,) = next_steps(uneven, [], tiny(search="{trials: 4, balance: equal}"), None)
+    assert "search.trials: 15 gives 5 of each" in said
 
 
 def test_the_number_of_trials_that_the_report_asks_for_gives_what_it_says(tiny, sweep_file):
