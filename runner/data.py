@@ -37,6 +37,9 @@ TORCHVISION = {
 class DataError(SpecError):
     """Data that are missing or damaged: what, and how to mend it."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, key=("data",))
+
 
 @dataclass(frozen=True)
 class Split:

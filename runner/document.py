@@ -125,6 +125,12 @@ def _explain(error: ValidationError) -> tuple[Key, str]:
         return key, f"unknown value {value!r}; {did_you_mean(value, known)}"
     if kind == "missing":
         return key, "is missing"
+    if kind == "bool_type":
+        return key, f"is true or false, not {value!r:.60}"
+    if kind in ("too_short", "too_long"):
+        least = kind == "too_short"
+        bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
+        return key, f"needs {bound} values, not {len(value)}"
     if kind == "string_pattern_mismatch":
         return key, f"may have letters, digits, dots, dashes and underscores, not {value!r:.60}"
     ranges = set(value) & {"uniform", "log_uniform", "int", "choice"} if isinstance(value, dict) else None

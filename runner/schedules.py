@@ -394,8 +394,10 @@ def find_function(name: str, allow: Sequence[str]) -> Function:
         return any(f"{path}.".startswith(prefix.rstrip(".") + ".") for prefix in allow if prefix.strip("."))
 
     if not module or not allowed(module):
-        hint = f"; to use your own code, run with --allow-plugin {module.split('.')[0]}." if module else ""
-        raise ScheduleError(["function"], f"{name!r} is no plugin (an installed entry point of {PLUGINS!r}){hint}")
+        hint = f"to use your own code, run with --allow-plugin {module.split('.')[0]}."
+        if not module:
+            hint = f"your own code is named with its module, as in my_package.{name}"
+        raise ScheduleError(["function"], f"{name!r} is no plugin (an installed entry point of {PLUGINS!r}); {hint}")
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # whatever its author's module does when it is imported

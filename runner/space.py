@@ -85,6 +85,10 @@ class Leaf:
         return self.values if self.kind == "choice" else tuple(dict.fromkeys(self.values))
 
 
+class OutsideError(Exception):
+    """A value that is not in a leaf's range."""
+
+
 @dataclass(frozen=True)
 class Space:
     """What the study searches: for every name a schedule's mapping, some of whose values are ``Leaf``."""
@@ -153,6 +157,8 @@ class Space:
                 closed = _read(self.schedules[name], said, found)
                 if load(closed, allow=allow) == schedule:
                     return {"type": name} | found
+            except OutsideError as error:
+                near = f"; in {name}, {error}"
             except (ScheduleError, LookupError, TypeError, ValueError):
                 continue
         raise ScheduleError([], f"the search space holds no such {schedule.type} schedule{near}")
@@ -254,7 +260,11 @@ def parse(section: Mapping[str, Any]) -> Space:
             raise ScheduleError(["schedules", name], "should be a mapping of parameters; {} takes the defaults")
         kind = own.get("type", name)
         if not isinstance(kind, str) or (kind != "custom" and kind not in TYPES):
-            hint = did_you_mean(kind, [*TYPES, "custom"])
+            hint = (
+                "a function of one's own has type: custom"
+                if "function" in own
+                else did_you_mean(kind, [*TYPES, "custom"])
+            )
             raise ScheduleError(["schedules", name, "type"], f"unknown type {kind!r}; {hint}")
         opened = {k: _open(v, ["schedules", name, k], f"{name}.{k}") for k, v in own.items()}
         result[name] = {"type": kind} | {k: v for k, v in shared.items() if _has(kind, k)} | opened
@@ -317,16 +327,20 @@ def _read(template: Any, said: Any, found: dict[str, Any]) -> Any:
     """``template`` closed with what a schedule's JSON says; the value of every Leaf goes into ``found`` by its name.
 
     Raises:
-        LookupError, TypeError, ValueError: the JSON says nothing there, or something that is not in a leaf's range.
+        OutsideError: the JSON says something that is not in a leaf's range.
+        LookupError, TypeError, ValueError: it says nothing there, or what is no number.
     """
     if isinstance(template, Leaf):
         if template.kind == "choice":
-            i = [_is(option, said) for option in template.values].index(True)
+            i = next((n for n, option in enumerate(template.values) if _is(option, said)), None)
+            if i is None:
+                raise OutsideError(f"{template.name} is one of {json.dumps(template.values)}, not {json.dumps(said)}")
             found[template.name] = template.encoded()[i]
             return template.values[i]
         value = said["fraction"] if isinstance(said, Mapping) and "fraction" in said else said
-        if not template.values[0] <= value <= template.values[1]:
-            raise ValueError(value)
+        low, high = template.values
+        if not low <= value <= high:
+            raise OutsideError(f"{template.name} is from {low:g} to {high:g}, not {value:g}")
         found[template.name] = value
         return value
     if isinstance(template, Mapping):

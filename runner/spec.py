@@ -377,7 +377,11 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
     """
     document = read(path)
     refuse_secrets(document, "this file is kept with the sweep's runs")
-    document.data.setdefault("name", document.path.stem)
+    stem = document.path.stem
+    if "name" not in document.data and not re.fullmatch(spaces.NAME, stem):
+        wrong = f"a sweep is called as its file is, and may not be called {stem!r}: letters, digits, dots, dashes and"
+        raise SpecError(f"{wrong} underscores; write its name: into the file, or rename that", path=document.path)
+    document.data.setdefault("name", stem)
     sweep = document.parse(Sweep)
     for section in ("data", "model"):
         if function := getattr(sweep, section).function:

@@ -25,7 +25,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
-from .document import SpecError
+from .document import Key, SpecError
 from .place import redacted, sqlite_path
 from .schedules import Schedule, load
 from .space import Space
@@ -444,9 +444,12 @@ def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
     if known is None:
         study.set_user_attr("science", sweep.science())
     elif known != sweep.science():
+        key, differs = _difference(known, sweep.science())
+        what = f"{'.'.join(map(str, key))} ({differs})"
         raise SpecError(
-            f"the study {sweep.name!r} was begun with another {_difference(known, sweep.science())}; give this sweep "
-            f"another name (name: {sweep.name}-2), or undo the change"
+            f"the study {sweep.name!r} was begun with another {what}; give this sweep another name (name: "
+            f"{sweep.name}-2), or undo the change",
+            key=key,
         )
     return study
 
@@ -534,10 +537,11 @@ def _alike(old: Any, new: Any) -> bool:
     return bool(old == new)
 
 
-def _difference(old: Any, new: Any, key: str = "") -> str:
-    """Where two nested mappings differ first, in words."""
+def _difference(old: Any, new: Any, key: Key = ()) -> tuple[Key, str]:
+    """Where two nested mappings differ first, and how."""
     if isinstance(old, dict) and isinstance(new, dict):
         for name in dict.fromkeys([*old, *new]):
             if old.get(name) != new.get(name):
-                return _difference(old.get(name), new.get(name), f"{key}.{name}".strip("."))
-    return f"{key} ({old!r}, now {new!r})"
+                return _difference(old.get(name), new.get(name), (*key, name))
+    before, now = ("nothing" if value is None else repr(value) for value in (old, new))
+    return key, f"{before}, now {now}"

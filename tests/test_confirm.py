@@ -595,6 +595,8 @@ def test_a_schedule_finds_its_way_back_into_the_space(sweep_file):
     for outside in ({"type": "cosine", "init_lr": 50.0}, {"type": "rex"}, {"type": "step", "gamma": 0.9}):
         with pytest.raises(ValueError, match="the search space holds no such"):
             plan.schedules.params(load(outside))
+    with pytest.raises(ValueError, match=r"in cosine, init_lr is from 0\.003 to 0\.3, not 50"):
+        plan.schedules.params(load({"type": "cosine", "init_lr": 50.0}))
 
 
 def test_what_is_wished_for_is_tried_first_and_not_twice(project, capsys):

@@ -69,6 +69,8 @@ BAD = {
     "a folder without a size": ("data: {source: folder, path: x}", ["data", "needs a size"]),
     "digits with a path": ("data: {source: digits, path: x}", ["data", "has no path"]),
     "all for validation": ("data: {source: digits, val: 1}", ["data.val", "less than 1"]),
+    "a word for true": ("data: {source: digits, augment: {flip: yes}}", ["data.augment.flip", "is true or false"]),
+    "a single rung": ("search: {trials: 3, rungs: [T]}", ["search.rungs", "needs at least 2 values, not 1"]),
     "a negative seed": ("train: {epochs: 2, seed: -1}", ["train.seed", "greater than or equal to 0"]),
     "no epochs": ("train: {epochs: 0}", ["train.epochs", "greater than or equal to 1"]),
     "nesterov without momentum": ("train: {epochs: 2, momentum: 0}", ["train", "nesterov: false"]),
@@ -149,11 +151,28 @@ SPACE = {
         "{schedules: {mine: {type: custom, function: os.system}}}",
         ["space.schedules.mine.function", "--allow-plugin os."],
     ),
+    "a function without its module": (
+        "{schedules: {mine: {type: custom, function: mine}}}",
+        ["space.schedules.mine.function", "as in my_package.mine"],
+    ),
+    "a function without its type": (
+        "{schedules: {mine: {function: own.mine}}}",
+        ["space.schedules.mine.type", "type: custom"],
+    ),
     "a warmup of two lengths": (
         "{schedules: {cosine: {warmup: {epochs: 1, updates: 3}}}}",
         ["space.schedules.cosine.warmup", "exactly one length"],
     ),
 }
+
+
+def test_a_file_whose_name_no_sweep_may_have_says_how_to_give_it_another(tmp_path):
+    path = tmp_path / "my leaves ü.yaml"
+    path.write_text(TINY)
+    with pytest.raises(SpecError, match=r"may not be called 'my leaves ü'.*; write its name: into the file"):
+        load_sweep(path)
+    path.write_text("name: leaves\n" + TINY)
+    assert load_sweep(path)[0].name == "leaves"
 
 
 BROKEN = """\
@@ -313,7 +332,7 @@ def test_the_question_the_number_of_trials_and_what_is_confirmed_may_change_and_
         ("tracking: {experiment: {name: ''}}", "at least 1 character"),
         ("tracking: {run: {tags: {a: 1}}}", "string"),
         ("tracking: {run: {tags: {'a+b': c}}}", "letters, digits"),
-        ("telemetry: 1", "boolean"),
+        ("telemetry: 1", "is true or false"),
         ("- a", "mapping"),
     ],
 )
