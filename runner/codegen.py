@@ -18,6 +18,54 @@ from .schedules import Moment, Schedule
 from .zoo import TYPES, WARMUPS, Function
 
 LIBRARIES = ("torch", "lightning", "transformers", "timm")
+TOLD = """\
+class Scheduler:  # called as timm's training loop calls its own, also when it resumes
+    def __init__(self, optimizer):
+{formula}
+
+        self.optimizer, self.factor = optimizer, factor
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])
+        self.set(0)
+
+    def set(self, t):
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * self.factor(t) * group.get("lr_scale", 1.0)
+
+    def step(self, epoch, metric=None):
+        {epoch}
+
+    def step_update(self, num_updates, metric=None):
+        {update}
+
+    def state_dict(self):
+        return {{}}  # the loop says where it stands
+
+    def load_state_dict(self, state):
+        pass
+"""
+"""timm's scheduler of what is a function of progress."""
+FOLLOWING = """\
+class Scheduler:  # called as timm's training loop calls its own
+    # All accuracies so far decide: keep state_dict() in the checkpoint, for an epoch's number alone cannot resume it.
+    def __init__(self, optimizer):
+{body}
+        self.scheduler = scheduler
+
+    def step(self, epoch, metric=None):
+        if metric is not None:  # timm has none where it resumes
+            self.scheduler.step(metric)
+
+    def step_update(self, num_updates, metric=None):
+        pass
+
+    def state_dict(self):
+        return self.scheduler.state_dict()
+
+    def load_state_dict(self, state):
+        self.scheduler.load_state_dict(state)
+"""
+"""timm's scheduler of what is not: plateau."""
 
 
 def code(
@@ -36,7 +84,7 @@ def code(
         epochs: the number of epochs that these updates make up; ``T`` by default.
         library: whose training loop it is for: ``torch`` is a loop of one's own; ``lightning`` gives
             ``configure_optimizers``; ``transformers`` a function for ``Trainer(optimizers=...)``; ``timm`` a class
-            with ``step`` and ``step_update``.
+            with ``step`` and ``step_update``, which go where they are told, as a training that is resumed does.
         recipe: the optimizer that it was found with: ``optimizer``, ``momentum``, ``nesterov``, ``weight_decay``.
 
     Raises:
@@ -80,8 +128,9 @@ def _optimizer(schedule: Schedule, recipe: Mapping[str, Any]) -> str:
 def _adapted(schedule: Schedule, body: str, moment: Moment, T: int, library: str, optimizer: str) -> str:
     """``body``, which makes ``scheduler`` for ``optimizer``, where a library looks for it."""
     inside, plateau = textwrap.indent(body, "    "), schedule.type == "plateau"
-    by_epoch = plateau or schedule.interval == "epoch"
+    given = f"# optimizer = {optimizer.format('model.parameters()')}\n"
     if library == "lightning":
+        by_epoch = plateau or schedule.interval == "epoch"
         said = '"scheduler": scheduler, "interval": ' + ('"epoch"' if by_epoch else '"step"')
         said += ', "monitor": "val_accuracy"' * plateau
         made = f"    optimizer = {optimizer.format('self.parameters()')}\n"
@@ -92,21 +141,19 @@ def _adapted(schedule: Schedule, body: str, moment: Moment, T: int, library: str
             epoch = f"min(t * {moment.total} // {T}, {moment.total})"
             inside = textwrap.indent(_inlined(schedule, moment), "    ")
             inside = inside.replace("LambdaLR(optimizer, factor)", f"LambdaLR(optimizer, lambda t: factor({epoch}))")
-        made = f"# optimizer = {optimizer.format('model.parameters()')}\n"
         use = "# Trainer(model, args, ..., optimizers=(optimizer, make_scheduler(optimizer)))\n"
-        return f"def make_scheduler(optimizer):\n{inside}    return scheduler\n\n{made}{use}"
-    step, update = ("self.scheduler.step(metric)" if plateau else "self.scheduler.step()"), "pass"
-    if not by_epoch:
-        step, update = update, step
-    return (
-        "class Scheduler:  # called as timm's training loop calls its own\n"
-        f"    def __init__(self, optimizer):\n{textwrap.indent(inside, '    ')}        self.scheduler = scheduler\n\n"
-        f"    def step(self, epoch, metric=None):\n        {step}\n\n"
-        f"    def step_update(self, num_updates, metric=None):\n        {update}\n\n"
-        "    def state_dict(self):\n        return self.scheduler.state_dict()\n\n"
-        "    def load_state_dict(self, state):\n        self.scheduler.load_state_dict(state)\n\n"
-        f"# optimizer = {optimizer.format('model.parameters()')}\n# lr_scheduler = Scheduler(optimizer)\n"
-    )
+        return f"def make_scheduler(optimizer):\n{inside}    return scheduler\n\n{given}{use}"
+    given = f"\n{given}# lr_scheduler = Scheduler(optimizer)\n"
+    if plateau:
+        return FOLLOWING.format(body=textwrap.indent(body.rstrip(), " " * 8)) + given
+    known = moment.epochs < T  # how many updates an epoch has, and so the one count from the other
+    epoch, update = "self.set(epoch)", "self.set(num_updates)"
+    if schedule.interval == "epoch":
+        update = f"self.set(num_updates * {moment.epochs} // {T})" if known else "pass"
+    else:
+        epoch = f"self.set(epoch * {T} // {moment.epochs})" if known else "pass"
+    formula = textwrap.indent(_inlined(schedule, moment, scheduler=False).rstrip(), " " * 8)
+    return TOLD.format(formula=formula, epoch=epoch, update=update) + given
 
 
 # --------------------------------------------------------------------------------------
@@ -233,19 +280,19 @@ def _cyclic(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
 # The formula inlined.
 
 
-def _inlined(schedule: Schedule, moment: Moment) -> str:
-    """A LambdaLR whose multiplier is made of the sources of the functions that drive training."""
+def _inlined(schedule: Schedule, moment: Moment, scheduler: bool = True) -> str:
+    """A LambdaLR made of the sources of the functions that drive training, or its ``factor`` alone."""
     w, D, floor = moment.w, moment.D, schedule.floor
     arguments = schedule.arguments(moment)
     given = "".join(f", {name}={value!r}" for name, value in arguments.items())
     tau = "min(t - w, D)" if schedule.clock == "prefix" else "min(t, D)"
     if D < 1:  # warmup to the end, and past it the decay is over
         D, tau = 1, "1"
-    lines = ["from torch.optim.lr_scheduler import LambdaLR\n"]
+    lines = ["from torch.optim.lr_scheduler import LambdaLR\n"] * scheduler
     if schedule.type == "custom":
         assert schedule.function is not None
         name, rule = schedule.function.__name__, "clamp"
-        lines[0] += f"\nfrom {schedule.function.__module__} import {name}\n"
+        lines.append(f"from {schedule.function.__module__} import {name}\n")
     else:
         name, rule = schedule.type, TYPES[schedule.type].floor
         lines.append(_source(TYPES[name].function))
@@ -270,7 +317,7 @@ def _inlined(schedule: Schedule, moment: Moment) -> str:
         target = "" if schedule.decay(0, moment) == 1 else " * decay(0)"  # what the warmup leads to
         ramp = f"    if t < w:\n        return {call}{target}\n"
     factor = f"def factor(t):\n{ramp}    return decay({tau})\n"
-    lines += [lengths + "\n", body, factor, "scheduler = LambdaLR(optimizer, factor)\n"]
+    lines += [lengths + "\n", body, factor, *["scheduler = LambdaLR(optimizer, factor)\n"] * scheduler]
     source = "\n\n".join(part.rstrip("\n") for part in lines) + "\n"
     imports = "".join(f"import {module}\n" for module in ("itertools", "math") if f"{module}." in source)
     return f"{imports}\n{source}" if imports else source

@@ -116,6 +116,65 @@ def test_the_code_for_a_library_gives_the_same_rates_in_a_loop_that_calls_it_as_
     assert seen == pytest.approx(rates(schedule), rel=1e-6, abs=1e-12)
 
 
+@pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: s["type"])
+@pytest.mark.parametrize("by_updates", [True, False], ids=["step_update", "step"])
+def test_a_training_that_timm_resumes_has_the_rates_of_one_that_was_not_interrupted(said, by_updates):
+    """As in timm's train.py: the optimizer from the checkpoint, then a new scheduler that is told where it stands."""
+    schedule, seen = load(said), []
+    checkpoint = sgd(network(), schedule).state_dict()
+    for start, end in ((0, 2), (2, EPOCHS)):
+        optimizer = sgd(network(), schedule)
+        optimizer.load_state_dict(checkpoint)
+        scheduler = made(schedule, "timm")["Scheduler"](optimizer)
+        if start and by_updates:
+            scheduler.step_update(start * UPDATES)
+        elif start:
+            scheduler.step(start)
+        for epoch in range(start, end):
+            for update in range(UPDATES):
+                seen.append(optimizer.param_groups[0]["lr"])
+                optimizer.step()
+                scheduler.step_update(num_updates=epoch * UPDATES + update + 1, metric=0.5)
+            scheduler.step(epoch + 1, 0.5)
+        checkpoint = optimizer.state_dict()
+    assert seen == rates(schedule)
+
+
+def test_an_epoch_of_timm_moves_nothing_where_nobody_said_how_many_updates_it_has():
+    schedule = load({"type": "cosine", "init_lr": 0.1})
+    optimizer, scope = sgd(network(), schedule), {}
+    exec(code(schedule, 30, library="timm"), scope)
+    scheduler = scope["Scheduler"](optimizer)
+    scheduler.step_update(5)
+    scheduler.step(1)
+    assert optimizer.param_groups[0]["lr"] == schedule.lr(5, 30)
+
+
+def test_plateau_goes_on_in_timm_with_the_state_that_it_kept():
+    plateau, accuracies = load({"type": "plateau", "init_lr": 0.1, "patience": 1, "gamma": 0.5}), [0.5] * 6
+    optimizer, seen = sgd(network(), plateau), []
+    scheduler = made(plateau, "timm")["Scheduler"](optimizer)
+    for epoch, accuracy in enumerate(accuracies):
+        if epoch == 2:
+            checkpoint = optimizer.state_dict(), scheduler.state_dict()
+            optimizer = sgd(network(), plateau)
+            optimizer.load_state_dict(checkpoint[0])
+            scheduler = made(plateau, "timm")["Scheduler"](optimizer)
+            scheduler.load_state_dict(checkpoint[1])
+            scheduler.step(epoch)
+        seen.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(epoch + 1, accuracy)
+    assert seen == pytest.approx(plateau.lrs(6, history=accuracies))
+
+
+def test_timms_scales_of_single_layers_are_kept():
+    schedule, layers = load(SCHEDULES[0]), [{"params": [torch.nn.Parameter(torch.ones(1))]} for _ in range(2)]
+    optimizer = torch.optim.SGD([layers[0], layers[1] | {"lr_scale": 0.5}], lr=schedule.init_lr)
+    made(schedule, "timm")["Scheduler"](optimizer).step_update(9)
+    first, second = (group["lr"] for group in optimizer.param_groups)
+    assert second == 0.5 * first == 0.5 * schedule.lr(9, EPOCHS * UPDATES, epochs=EPOCHS)
+
+
 def test_plateau_watches_the_metric_where_a_library_has_one_and_is_refused_elsewhere():
     plateau = load({"type": "plateau", "init_lr": 0.1, "patience": 0, "gamma": 0.5})
     scope = made(plateau, "lightning")
