@@ -214,12 +214,17 @@ def code(
     if science:
         train = science["train"]
         said += f"# found with {train['optimizer']}, batches of {train['batch_size']}, {train['epochs']} epochs of "
-        said += f"{science['data']['source']}: for another training try its init_lr again\n"
+        said += f"{_named(science['data'])}: for another training try its init_lr again\n"
     try:
         schedule = load(record.schedule, allow=allow)
         return said + schedule.code(updates * epochs, epochs=epochs, library=library, recipe=train)
     except ValueError as error:
         raise SpecError(str(error)) from None
+
+
+def _named(data: Mapping[str, Any]) -> str:
+    """What a person calls the data, on one line."""
+    return printable(data["path"] or data["function"] or data["source"]).replace("\n", " ")
 
 
 # --------------------------------------------------------------------------------------

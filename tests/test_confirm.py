@@ -34,7 +34,7 @@ from runner.export import best_schedules, best_table, for_people, markdown
 from runner.place import load_place
 from runner.report import around, audited, calibrated, edge, next_steps
 from runner.schedules import load
-from runner.spec import Record, best_first, load_sweep
+from runner.spec import Data, Record, best_first, load_sweep
 from runner.study import earlier_noise, load_study, open_study, propose
 from runner.train import Epoch
 
@@ -757,6 +757,21 @@ def test_the_table_shows_what_fresh_seeds_gave_before_what_one_seed_did():
     assert [r["may be best"] for r in rows] == ["yes", "0.1 behind", ""]
     assert [r["one seed"] for r in rows] == ["0.95", "0.99", "0.94"]
     assert [r["warmup"] for r in rows] == ["0", "own", "0"]  # one_cycle rises by itself
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"source": "digits"}, "digits"),
+        ({"source": "folder", "path": "my/cats", "size": 64}, "my/cats"),
+        ({"source": "parquet", "path": "a\nimport os"}, "a import os"),
+        ({"source": "custom", "function": "my_package.images"}, "my_package.images"),
+    ],
+)
+def test_exported_code_names_the_data_that_its_schedule_was_found_with(tiny, data, words):
+    facts = {"science": tiny().science() | {"data": Data(**data).model_dump()}}
+    source = export.code(trial_of("cosine", 0, 0.9), facts, 4, 2)
+    assert f"# found with sgd, batches of 32, 2 epochs of {words}: for another training" in source
 
 
 def test_one_schedule_that_learns_with_some_seeds_only_does_not_blur_what_a_seed_does(tiny, tmp_path):
