@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -250,6 +251,7 @@ def pick_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros((), device=device).item()  # meta has no values
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SpecError(f"--device {name}: {first_line(error)}; try --device cpu") from None
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        said = first_line(error).partition(". ")[0]  # torch goes on about its internals
+        raise SpecError(f"--device {name}: {textwrap.shorten(said, 120)}; try --device cpu") from None
     return device
