@@ -2,7 +2,9 @@
 
 import ast
 import shutil
+import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from .stop import leave
@@ -16,7 +18,12 @@ AFTER = {
 """What is asked of a sweep that has run."""
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if argv is None else argv
+    if given and given[0] not in ("-h", "--help"):
+        there = ", ".join(f"python -m runner.{name}" for name in COMMANDS)
+        print(f"error: there is no command {given[0]!r}; there are {there}", file=sys.stderr)
+        return 2
     print("Which learning-rate schedule should I train with, and how sure am I?\n")
     for name in COMMANDS:
         said = ast.get_docstring(ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))) or ""

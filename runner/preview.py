@@ -22,9 +22,12 @@ from .schedules import Schedule, load
 from .space import SHARED, Space, problems
 from .spec import Sweep, TrialConfig, load_sweep
 from .stop import leave
+from .sweep import DEFAULT, most_lanes
 from .terminal import duration, sparkline
 from .zoo import ScheduleError
 
+EPOCHS, UPDATES = 90, 100
+"""How long the training of a schedule without a sweep file is."""
 SAMPLES = 12
 """How many curves of a schedule with open leaves are drawn."""
 
@@ -68,7 +71,6 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
     """Print what a sweep would do and draw its curves into ``out``."""
     from . import data, model
     from .lanes import cores
-    from .sweep import most_lanes
     from .train import pick_device
 
     epochs, drawn = sweep.train.epochs, samples(sweep.schedules, allow)
@@ -146,10 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m runner.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("sweep", nargs="?", default="sweeps/digits.yaml", help="the sweep file")
+    parser.add_argument("sweep", nargs="?", help=f"the sweep file (default: {DEFAULT})")
     parser.add_argument("--schedule", action="append", metavar="JSON", help="draw this instead: a type or its JSON")
-    parser.add_argument("--epochs", type=int, default=90, help="with --schedule: how many epochs (default: 90)")
-    parser.add_argument("--updates", type=int, default=100, help="with --schedule: updates per epoch (default: 100)")
+    parser.add_argument("--epochs", type=int, help=f"with --schedule: how many epochs (default: {EPOCHS})")
+    parser.add_argument("--updates", type=int, help=f"with --schedule: updates per epoch (default: {UPDATES})")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are (default: data)")
     parser.add_argument("--device", default="auto", help="for the estimate of time (default: auto)")
     parser.add_argument("--no-timing", action="store_true", help="do not measure how long an epoch takes")
@@ -162,19 +164,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
     args = parser.parse_args(argv)
     try:
+        lengths = [n for n in (args.epochs, args.updates) if n is not None]
         if args.schedule:
-            if min(args.epochs, args.updates) < 1:
+            if args.sweep is not None:
+                raise SpecError(f"{args.sweep} or --schedule, not both: a schedule is drawn instead of a sweep file")
+            if min(lengths, default=1) < 1:
                 raise SpecError("--epochs and --updates count from 1")
             curves: dict[str, list[Schedule]] = {}
             for text in args.schedule:
                 name, schedule = named(text, args.allow_plugin)
                 curves.setdefault(name, []).append(schedule)
-            T = args.epochs * args.updates
-            for problem in problems(curves, T, args.epochs):
+            epochs = args.epochs or EPOCHS
+            T = epochs * (args.updates or UPDATES)
+            for problem in problems(curves, T, epochs):
                 print(f"warning: {problem}", file=sys.stderr)
-            draw(curves, T, args.epochs, args.out or Path("schedules.png"), "")
+            draw(curves, T, epochs, args.out or Path("schedules.png"), "")
         else:
-            sweep, document = load_sweep(args.sweep, args.allow_plugin)
+            if lengths:
+                raise SpecError("--epochs, --updates: only with --schedule; a sweep file says how long it trains")
+            sweep, document = load_sweep(DEFAULT if args.sweep is None else args.sweep, args.allow_plugin)
             out = args.out or load_place().folder / "results" / sweep.name / "preview.png"
             with document.locating():
                 preview(sweep, args.data_dir, args.device, out, args.allow_plugin, not args.no_timing)

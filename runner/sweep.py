@@ -285,7 +285,7 @@ def arguments() -> argparse.ArgumentParser:
             f"--num-{resource}",
             type=float,
             metavar="N",
-            help=f"{resource.upper()} of each Ray actor, or a share of one",
+            help=f"with --ray: {resource.upper()} of each actor, or a share of one",
         )
     parser.add_argument(
         "--engine",
@@ -368,6 +368,8 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
     """What the command line asks for; returns the exit code."""
     speak(args.output)
     no_control([args.sweep, args.data_dir, args.device, args.mlflow or ""])
+    if args.ray is None and (args.num_cpus, args.num_gpus) != (None, None):
+        raise SpecError("--num-cpus, --num-gpus: only with --ray, whose actors have them")
     sweep, document = load_sweep(args.sweep, args.allow)
     place = load_place(args.mlflow)
     said = {option.name: getattr(args, option.name) for option in fields(Options) if option.name in args}

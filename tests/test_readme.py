@@ -125,7 +125,7 @@ def test_every_command_that_is_shown_runs(as_shown, capsys):
                 assert main.arguments().parse_args(given)
                 continue
             given = [a for a in given if a not in ("FILE",)] + ["--device", "cpu", "--lanes", "0"]
-        assert (main.main(given) if module != "runner" else main.main()) == 0, (module, given, capsys.readouterr())
+        assert main.main(given) == 0, (module, given, capsys.readouterr())
 
 
 def the_best() -> str:

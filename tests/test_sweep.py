@@ -18,6 +18,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
+from runner import __main__ as overview
 from runner import engine, export, preview, sweep, ui
 from runner.data import load as load_data
 from runner.export import best_schedules, spreadsheet_safe
@@ -292,6 +293,7 @@ def test_a_dry_run_checks_and_creates_nothing(project, capsys):
         (["sweeps/tiny.yaml", "--device", "tpu"], "--device tpu"),
         (["sweeps/tiny.yaml", "--device", "cuda:99"], "--device cuda:99"),
         (["sweeps/tiny.yaml", "--lanes", "many"], "--lanes"),
+        (["sweeps/tiny.yaml", "--num-cpus", "2"], "only with --ray"),
         (["sweeps/\x1b[2J.yaml"], "control character"),
     ],
 )
@@ -580,6 +582,32 @@ def test_a_name_in_place_of_a_file_is_answered_with_the_file(project, capsys):
 def test_options_that_say_nothing_of_a_table_are_refused(project, capsys):
     assert export.main(["tiny", "--epochs", "3", "--for", "timm"]) == 2
     assert "--epochs, --for: only with --code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweeps/tiny.yaml", "--epochs", "3"], "--epochs, --updates: only with --schedule"),
+        (["--updates", "100"], "--epochs, --updates: only with --schedule"),
+        (["sweeps/tiny.yaml", "--schedule", "cosine"], "sweeps/tiny.yaml or --schedule, not both"),
+        (["--schedule", "cosine", "--epochs", "0"], "count from 1"),
+    ],
+)
+def test_a_preview_refuses_options_that_say_nothing_of_what_it_draws(project, capsys, arguments, words):
+    there = sorted(project.rglob("*"))
+    assert preview.main(arguments) == 2
+    assert words in capsys.readouterr().err
+    assert sorted(project.rglob("*")) == there
+
+
+def test_a_command_that_there_is_not_is_answered_with_those_there_are(capsys):
+    assert overview.main([]) == overview.main(["--help"]) == 0
+    commands = re.findall(r"^  (python -m runner\.\w+)", capsys.readouterr().out, flags=re.M)
+    assert overview.main(["foo"]) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: there is no command 'foo'; there are ")
+    assert all(command in err for command in commands)
+    assert not out
 
 
 # --- preview ---------------------------------------------------------------------------------------------------
