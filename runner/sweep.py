@@ -32,7 +32,7 @@ from .document import SpecError, no_control, printable
 from .place import Place, StorageError, load_place, redacted
 from .schedules import load
 from .spec import Record, Sweep, TrialConfig, load_sweep
-from .terminal import Display, say, speak
+from .terminal import Display, remark, say, speak
 from .zoo import ScheduleError
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     flat = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
     if device.type == "cuda":
-        say(f"getting {device} ready, which takes up to a minute")
+        remark(f"getting {device} ready, which takes up to a minute")
     known = study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync)
     chosen = known or engine.choose(example, device, sweep.search.trials, options.engine)
     example = replace(example, engine=chosen)
@@ -146,9 +146,9 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
         history.remember(engine=asdict(chosen), id=history.facts.get("id", uuid.uuid4().hex), **seen)
         tracker.go_on(history.facts["id"])
-        say(f"{places} on {device}; engine: {chosen}; {sweep.size}")
+        remark(f"{places} on {device}; engine: {chosen}; {sweep.size}")
         for caveat in report.caveats(sweep, place, dataset, options.allow):
-            say(caveat)
+            remark(caveat)
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]
         for before, stage in zip([None, *rungs], [*rungs, history], strict=True):
             stage.wish(wishes) if before is None else stage.go_on_with(before.survivors())
@@ -157,12 +157,12 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         arms, replicates = confirm.arms(history.ended(), sweep), None
         if arms:
             best = ", ".join(f"{r.value:.4g} {r.name} ({r.title})" for r in confirm.best_of_each(arms)[:3])
-            say(f"the search's best, one seed each: {best}")
+            remark(f"the search's best, one seed each: {best}")
             replicates = confirm.Confirmation(sweep, place.storage, arms, updates, options.allow)
             stack.enter_context(closing(replicates))
             if not replicates.complete():
                 again = f"{len(arms)} of them {'are' if len(arms) > 1 else 'is'} trained again"
-                say(f"{again}, with up to {sweep.confirm.seeds} fresh seeds each")
+                remark(f"{again}, with up to {sweep.confirm.seeds} fresh seeds each")
             if not carry_out(replicates):
                 return history.records()
         found = report.Found(sweep, place, options, dataset, history, rungs, replicates)
@@ -198,7 +198,7 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
                 wishes.append(sweep.schedules.params(load(record.schedule, allow=options.allow), options.allow))
             except ScheduleError:
                 continue  # another space: what it does not hold cannot be tried
-        say(f"--from {name}: {len(wishes) - before} of its best {len(best)} lie in this search space")
+        remark(f"--from {name}: {len(wishes) - before} of its best {len(best)} lie in this search space")
     return wishes
 
 
@@ -310,7 +310,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--mlflow", metavar="FILE", help="the place (default: mlflow.yaml in this folder)")
     shown = parser.add_mutually_exclusive_group()
-    for output, said in (("quiet", "no progress, the result alone"), ("json", "a line of JSON for each event")):
+    for output, said in (("quiet", "warnings and the result alone"), ("json", "a line of JSON for each event")):
         shown.add_argument(
             f"--{output}", dest="output", action="store_const", const=output, default="text", help=said
         )

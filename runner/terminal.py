@@ -50,7 +50,7 @@ _output = "text"
 
 
 def speak(output: str) -> None:
-    """How to speak from here on: ``quiet`` leaves out the progress, ``json`` is a line of JSON for each event."""
+    """How to speak from here on: ``quiet`` has warnings and the result alone, ``json`` a line for each event."""
     global _output
     _output = output
     CONSOLE.stderr = output == "json"  # the words, then: the events have stdout for themselves
@@ -69,6 +69,12 @@ def say(text: str, markdown: bool = False) -> None:
     whole = not CONSOLE.is_terminal or any(word in text for word in ("://", "python -m"))  # to be copied in one piece
     soft = whole and not markdown
     CONSOLE.print(Markdown(text) if markdown else text, markup=False, highlight=False, soft_wrap=soft)
+
+
+def remark(text: str) -> None:
+    """Print for a person who watches; ``quiet`` leaves all of it but warnings out."""
+    if _output != "quiet" or text.startswith("warning: "):
+        say(text)
 
 
 LEAST = ("test", "with", "one seed", "seeds", "warmup", "trial")

@@ -521,7 +521,7 @@ def test_a_network_and_a_schedule_of_ones_own_that_have_changed_since_are_notice
     assert len(best_schedules("tiny")) == 2
 
 
-def test_for_machines_every_event_is_a_line_of_json_and_quiet_leaves_the_progress_out(project, capsys):
+def test_for_machines_every_event_is_a_line_of_json(project, capsys):
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--json"]) == 0
     out, err = capsys.readouterr()
     events = [json.loads(line) for line in out.splitlines()]
@@ -531,11 +531,19 @@ def test_for_machines_every_event_is_a_line_of_json_and_quiet_leaves_the_progres
     assert all(page.startswith("http") for page in events[-1]["pages"].values())
     assert events[-1]["mlflow_lacks"] is None
     assert "python -m runner.ui tiny" in err  # the words, for whoever looks
-    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--quiet"]) == 0
-    assert "rank" in capsys.readouterr().out
-    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 4"))
-    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--quiet"]) == 0
-    assert "[4/4]" not in capsys.readouterr().out
+
+
+def test_a_quiet_sweep_prints_warnings_and_the_result_alone(swept, capsys):
+    text = TINY.replace("top: 0, types: false", "top: 2, types: false, seeds: 3")
+    Path("sweeps/other.yaml").write_text(text)
+    assert sweep.main(["sweeps/other.yaml", *HERE, "--from", "tiny", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    before, result = out.split("\nDoes it run?\n")
+    assert before
+    assert all(line.startswith("warning: ") for line in before.splitlines()), before
+    assert "rank" in result
+    assert "results/other/" in result
+    assert not err
 
 
 def test_ctrl_c_says_how_to_continue(project, capsys, monkeypatch):
