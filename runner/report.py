@@ -138,6 +138,8 @@ def write(found: Found, tracker: Tracker) -> None:
     history.remember(answer=[*sentences, *steps])
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
+    if len(table) < counts["complete"]:
+        said += f" The table has the first {len(table)}."
     if found.rungs:
         before = ", ".join(f"{_many(len(r.ended()), 'training')} of {_many(r.epochs, 'epoch')}" for r in found.rungs)
         said += f" Before them, on rungs: {before} (trainings.csv)."
