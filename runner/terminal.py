@@ -175,7 +175,8 @@ class Display:
             line = f"{head.strip()} {record.name} {lr}: {said}{' best' * better}"
         else:  # what fits, in one line
             rates = sparkline([e["lr"] for e in record.epochs], 16 if room else 8)
-            line = f"{head} {record.name:<15} init_lr {lr:<8} {rates} {said}"
+            name, rate = (15, 8) if len(record.title) <= self._width else (0, 0)  # a long title takes their room
+            line = f"{head} {record.name:<{name}} init_lr {lr:<{rate}} {rates} {said}"
             line += " best so far" * better + f" ({duration(record.seconds)})" * room
             if self.done < self.trials and not live:  # which says so below
                 line += f"  {duration(self.eta())} left"

@@ -872,6 +872,17 @@ def test_lines_of_a_winner_with_and_without_a_change_stand_below_one_another(mon
     assert len(starts) == 1  # from the first change on
 
 
+def test_at_80_columns_a_line_of_a_winner_with_a_change_is_a_line(monkeypatch):
+    console = Console(width=80, file=StringIO(), force_terminal=True)
+    monkeypatch.setattr(terminal, "CONSOLE", console)
+    display = terminal.Display(26, 2, stage="fresh seeds")
+    one = replace(trial_of("one_cycle", 11, 0.9639), stage="confirm", arm="11 init_lr x0.5", train={"seed": 5})
+    display.ended(one, better=False)
+    (line,) = console.file.getvalue().splitlines()
+    assert line.startswith("[ 1/26] trial 11 init_lr x0.5 seed 5 one_cycle init_lr 0.05 ")
+    assert len(line) <= 80
+
+
 @pytest.mark.parametrize(("width", "is_terminal"), [(60, True), (80, True), (120, True), (60, False)])
 def test_a_terminals_table_has_every_number_whole_and_a_file_has_all_columns(width, is_terminal, monkeypatch):
     console = Console(width=width, file=StringIO(), force_terminal=is_terminal)
