@@ -208,11 +208,10 @@ def code(
     Raises:
         SpecError: that library cannot do it.
     """
-    alike = sum(bool(row["in_set"]) for row in facts.get("confirmed", ()))
-    said = f"# any of {alike} schedules may be the best: they could not be told apart\n" * (alike > 1)
-    science, train = facts.get("science"), None  # MLflow alone does not say how trials were trained
+    science, train, said = facts.get("science"), None, ""  # MLflow alone does not say how trials were trained
     if science:
         train = science["train"]
+        said = _sure(record, facts.get("confirmed", ()))
         said += f"# found with {train['optimizer']}, batches of {train['batch_size']}, {train['epochs']} epochs of "
         said += f"{_named(science['data'])}: for another training try its init_lr again\n"
     try:
@@ -220,6 +219,20 @@ def code(
         return said + schedule.code(updates * epochs, epochs=epochs, library=library, recipe=train)
     except ValueError as error:
         raise SpecError(str(error)) from None
+
+
+def _sure(record: Record, confirmed: Sequence[Mapping[str, Any]]) -> str:
+    """How sure it is that a trial's schedule is the best, as a comment; of the only one that may be, nothing."""
+    alike = sum(bool(row["in_set"]) for row in confirmed)
+    row = next((row for row in confirmed if row["trial"] == record.number), None)
+    if row is None:
+        return "# found with one seed, and not trained again with fresh ones\n"
+    if row["mean"] is None:
+        return "# not every fresh seed of it came to its end: no answer to rely on\n"
+    if not row["in_set"]:
+        behind = f"{row['behind']:.2g} behind the best with fresh seeds"
+        return f"# {behind}: it is not among those that may be the best ({alike} of {len(confirmed)})\n"
+    return f"# any of {alike} schedules, this one too, may be the best: they could not be told apart\n" * (alike > 1)
 
 
 def _named(data: Mapping[str, Any]) -> str:
