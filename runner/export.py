@@ -5,7 +5,7 @@ python -m runner.export cifar10 --top 5 --format csv
 python -m runner.export cifar10 --code 1         PyTorch code of the winner, to paste
 python -m runner.export cifar10 --code 1 --epochs 90 --updates 500     for a longer training, of 500 batches per epoch
 python -m runner.export cifar10 --code 1 --for lightning     as configure_optimizers; also transformers, timm
-python -m runner.export cifar10 --table epochs --format parquet --out epochs.parquet
+python -m runner.export cifar10 --table epochs --out epochs.parquet
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ CONFIRMED = {
     **dict.fromkeys(["test_accuracy", "test_low", "test_high"], "Float64"),
 }
 """What fresh seeds gave: columns of the best table, where a sweep was confirmed."""
-FORMATS = ("csv", "parquet", "json", "markdown")
+FORMATS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".md": "markdown"}
+"""What a file's suffix says of the table in it."""
 
 
 def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml: str | None = None) -> pd.DataFrame:
@@ -363,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sweep", nargs="?", default="digits", help="the sweep's name or file (default: digits)")
     parser.add_argument("--table", choices=["best", "trials", "epochs"], default="best", help="which table")
     parser.add_argument("--top", type=int, metavar="K", help="the K best only")
-    parser.add_argument("--format", choices=FORMATS, default="markdown", help="default: markdown")
+    parser.add_argument("--format", choices=list(FORMATS.values()), help="default: as --out ends, or markdown")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--code", type=int, metavar="K", help="print PyTorch code of the K-th best schedule")
     parser.add_argument(
@@ -395,6 +396,8 @@ def _export(args: argparse.Namespace) -> int:
     idle = [option for option, given in about_code.items() if given]
     if idle and args.code is None:
         raise SpecError(f"{', '.join(idle)}: only with --code, which says of which schedule")
+    if args.format and args.code is not None:
+        raise SpecError(f"--format {args.format}: a table has one, and --code is Python")
     name = args.sweep
     if name.endswith((".yaml", ".yml")):
         name = str(read_yaml(name).data.get("name", Path(name).stem))
@@ -409,6 +412,7 @@ def _export(args: argparse.Namespace) -> int:
         updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
         text = _printed(code(record, facts, updates, epochs, args.allow_plugin, args.library), args.out)
     else:
+        kind = args.format or _kind(args.out)
         first = best["trial"][: args.top].tolist()
         some = records if args.top is None else [r for r in records if r.number in first]
         tables = {
@@ -416,13 +420,25 @@ def _export(args: argparse.Namespace) -> int:
             "trials": lambda: trials_table(some),
             "epochs": lambda: epochs_table(some),
         }
-        text = write(tables[args.table](), args.format, args.out)
-        asked = args.table == "best" and args.format == "markdown"
+        text = write(tables[args.table](), kind, args.out)
+        asked = args.table == "best" and kind == "markdown"
         if text is not None and asked:  # by a person, who asks what it means
             text += "".join(f"\n{line}\n" for line in facts.get("answer", ()))
     if text is not None:
         sys.stdout.write(text)
     return 0
+
+
+def _kind(out: Path | None) -> str:
+    """The format that a file's suffix asks for; of a terminal and a bare name, Markdown.
+
+    Raises:
+        SpecError: nobody knows that suffix.
+    """
+    suffix = out.suffix.lower() if out else ""
+    if suffix and suffix not in FORMATS:
+        raise SpecError(f"--out {out}: a table ends in one of {', '.join(FORMATS)}, or has its --format")
+    return FORMATS.get(suffix, "markdown")
 
 
 def result_files(

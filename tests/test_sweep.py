@@ -733,6 +733,19 @@ def test_every_table_in_every_format(swept, capsys, kind, which):
         assert len(Path("t.markdown").read_text().splitlines()) == rows + 2
 
 
+def test_a_table_is_written_as_its_file_is_named_unless_a_format_is(swept):
+    best = best_schedules("tiny")["trial"].tolist()
+    for name in ("t.csv", "t.JSON", "t.parquet", "t.md", "bare"):
+        assert export.main(["tiny", "--out", name]) == 0
+    assert pd.read_csv("t.csv")["trial"].tolist() == best
+    assert [row["trial"] for row in json.loads(Path("t.JSON").read_text())] == best
+    assert pd.read_parquet("t.parquet")["trial"].tolist() == best
+    assert Path("t.md").read_text() == Path("bare").read_text()
+    assert Path("t.md").read_text().startswith("| rank | trial |")
+    assert export.main(["tiny", "--format", "json", "--out", "t.txt"]) == 0
+    assert [row["trial"] for row in json.loads(Path("t.txt").read_text())] == best
+
+
 def test_the_k_best_are_the_best_in_every_table(swept, capsys):
     first = best_schedules("tiny")["trial"][0]
     for which, rows in (("best", 1), ("trials", 1), ("epochs", 2)):
@@ -775,6 +788,8 @@ def test_the_exported_code_gives_the_winners_learning_rates(swept, capsys):
         (["tiny", "--code", "0"], "counts from 1"),
         (["tiny", "--top", "0"], "counts from 1"),
         (["tiny", "--format", "parquet"], "--out"),
+        (["tiny", "--code", "1", "--format", "csv"], "--format csv: a table has one, and --code is Python"),
+        (["tiny", "--out", "t.xlsx"], "--out t.xlsx: a table ends in one of .csv, .parquet, .json, .md, or has its --format"),
     ],
 )
 def test_an_export_that_cannot_be_ends_with_2_and_a_sentence(swept, capsys, arguments, words):
