@@ -64,6 +64,24 @@ def make_client(place: Place) -> MlflowClient:
     return MlflowClient(tracking_uri=place.tracking_uri)
 
 
+def check(place: Place) -> None:
+    """Refuse a database that is not there and cannot be made: MLflow itself would try for minutes.
+
+    Raises:
+        SpecError: what is wrong with its folder.
+    """
+    path = _missing(place)
+    if path is not None and not os.access(path.parent, os.W_OK | os.X_OK):
+        wrong = "cannot be written to" if path.parent.is_dir() else "is no folder"
+        raise SpecError(f"MLflow's {path} cannot be made: {path.parent} {wrong}; check server.mlflow_tracking_uri")
+
+
+def _missing(place: Place) -> Path | None:
+    """MLflow's database where that is a file which is not there yet: a client would make it."""
+    path = sqlite_path(place.tracking_uri)
+    return None if path is None or path.exists() else path
+
+
 class Tracker:
     """A sweep's runs in MLflow, sent from a thread of their own: no lane ever waits for a server.
 
@@ -393,6 +411,9 @@ def pages(place: Place, port: int | None = None) -> dict[str, dict[str, str]]:
     Raises:
         SpecError: its database cannot be used.
     """
+    check(place)
+    if _missing(place):
+        return {}
     try:
         client = make_client(place)
         found = client.get_experiment_by_name(place.experiment)
@@ -444,9 +465,8 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
     Raises:
         SpecError: MLflow has no trials of that sweep.
     """
-    path = sqlite_path(place.tracking_uri)
-    if path is not None and not path.exists():
-        raise SpecError(f"there is no {path} either")  # and reading makes none
+    if path := _missing(place):
+        raise SpecError(f"there is no {path} either")
     try:
         client = make_client(place)
         found = client.get_experiment_by_name(place.experiment)

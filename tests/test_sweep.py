@@ -315,6 +315,36 @@ def test_data_that_are_missing_end_the_sweep_before_anything_is_created(project,
     assert not Path("results").exists()
 
 
+@pytest.fixture
+def read_only(tmp_path):
+    """A folder in which nothing can be made; for root it is mounted so."""
+    (folder := tmp_path / "read-only").mkdir(mode=0o500)
+
+    def done(command: str) -> bool:
+        return subprocess.run(["sh", "-c", command], stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+    try:
+        mount = f"mount --bind {folder} {folder} && mount -o remount,ro,bind {folder}"
+        if os.access(folder, os.W_OK) and not done(mount):
+            pytest.skip("root can write everywhere here")
+        yield folder
+    finally:
+        done(f"umount {folder}")
+
+
+@pytest.mark.parametrize(("program", "arguments"), [(sweep, ["sweeps/tiny.yaml"]), (ui, [])])
+@pytest.mark.parametrize(("folder", "wrong"), [("", "cannot be written to"), ("nowhere", "is no folder")])
+def test_where_mlflows_database_cannot_be_made_is_said_at_once(
+    project, read_only, monkeypatch, capsys, program, arguments, folder, wrong
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{read_only / folder / 'mlflow.db'}")
+    there, start = sorted(project.rglob("*")), time.monotonic()
+    assert program.main(arguments) == 2
+    assert f"{read_only / folder} {wrong}; check server.mlflow_tracking_uri" in capsys.readouterr().err
+    assert time.monotonic() - start < 20
+    assert sorted(project.rglob("*")) == there
+
+
 def test_a_tracking_server_that_is_not_there_stops_nothing_and_is_made_up_for_later(project, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
@@ -570,6 +600,13 @@ def test_an_own_schedule_function_runs_in_a_sweep_when_it_is_allowed(project, mo
     assert "--allow-plugin own_lrs." in capsys.readouterr().err
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--allow-plugin", "own_lrs."]) == 0
     assert best_schedules("tiny")["params.teeth"].dtype == "Int64"
+
+
+def test_the_page_of_a_sweep_that_there_is_not_makes_no_database(project, capsys):
+    Path("mlflow.db").unlink()
+    assert ui.main(["nothing"]) == 2
+    assert "MLflow has no sweep 'nothing'; it has none" in capsys.readouterr().err
+    assert not Path("mlflow.db").exists()
 
 
 def test_a_port_that_another_program_has_is_said_before_any_link(project, capsys):
