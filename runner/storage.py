@@ -9,6 +9,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
 import optuna
@@ -122,6 +123,13 @@ def unusable(storage: str, error: Exception) -> SpecError:
     return SpecError(f"the study's storage {redacted(storage)} cannot be used: {said}")
 
 
+def check(name: str, storage: str) -> None:
+    """Refuse a study that another process runs, before anything is made for it; errors as in ``hold``."""
+    path = _lock(name, storage)
+    if path is None or path.exists():
+        hold(name, storage).close()
+
+
 def hold(name: str, storage: str) -> contextlib.ExitStack:
     """Become the one coordinator of a study, until the stack is closed or this process ends, however it ends.
 
@@ -131,11 +139,11 @@ def hold(name: str, storage: str) -> contextlib.ExitStack:
         SpecError: another process holds it; the message names its host and pid.
     """
     me, stack = f"{socket.gethostname()} (pid {os.getpid()})", contextlib.ExitStack()
-    path = sqlite_path(storage)
+    path = _lock(name, storage)
     if path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.with_name(f"{path.name}.{name}.lock").open("a+", encoding="utf-8"))
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
         except OSError as error:
             raise unusable(storage, error) from None
         if _locked(file):
@@ -162,6 +170,12 @@ def hold(name: str, storage: str) -> contextlib.ExitStack:
     except (SQLAlchemyError, ImportError) as error:
         raise unusable(storage, error) from None
     return stack
+
+
+def _lock(name: str, storage: str) -> Path | None:
+    """The file that the coordinator of a study locks; None for a server, which has locks of its own."""
+    path = sqlite_path(storage)
+    return path and path.with_name(f"{path.name}.{name}.lock")
 
 
 def _locked(file: IO[str]) -> bool:

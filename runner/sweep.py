@@ -94,6 +94,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     # here: a wrong file is refused before torch is loaded
     from . import checkpoint, confirm, data, engine, lanes, model, report, storage, study, tracking, train
 
+    storage.check(sweep.name, place.storage)
     tracking.check(place)
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)

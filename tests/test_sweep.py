@@ -26,6 +26,7 @@ from runner.lanes import cores
 from runner.place import load_place
 from runner.schedules import load
 from runner.spec import load_sweep
+from runner.storage import hold
 from runner.terminal import sparkline
 from runner.tracking import escape, flat
 from runner.ui import saved_view
@@ -273,6 +274,16 @@ def test_two_sweeps_that_begin_at_once_in_a_new_folder_both_find_their_databases
     said = [process.communicate()[0].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert len(children()) == 6
+
+
+def test_a_study_that_another_process_runs_is_refused_before_anything_is_made(project, capsys):
+    Path("mlflow.db").unlink()
+    with hold("tiny", load_place().storage):
+        there = sorted(project.rglob("*"))
+        assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+        holder = f"{socket.gethostname()} (pid {os.getpid()})"
+        assert f"the study 'tiny' is being run by {holder}; wait for it, or stop it" in capsys.readouterr().err
+        assert sorted(project.rglob("*")) == there
 
 
 # --- the commands ----------------------------------------------------------------------------------------------
