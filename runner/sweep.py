@@ -2,7 +2,7 @@
 
     python -m runner.sweep                              the default sweep, sweeps/digits.yaml
     python -m runner.sweep sweeps/cifar10.yaml --data-dir ~/data
-    python -m runner.sweep sweeps/cifar10.yaml --dry-run    check files, data and model, train nothing
+    python -m runner.sweep sweeps/cifar10.yaml --dry-run    check files, data, model and options, train nothing
 
 The same command continues a sweep that was stopped, and adds trials to one whose file asks for more.
 """
@@ -318,7 +318,7 @@ def arguments() -> argparse.ArgumentParser:
         )
     parser.add_argument("--sync", action="store_true", help="train nothing; send what MLflow lacks, and report")
     parser.add_argument(
-        "--dry-run", action="store_true", help="check files, data and model, print warnings, and stop"
+        "--dry-run", action="store_true", help="check files, data, model and options, print warnings, and stop"
     )
     parser.add_argument(
         "--allow-plugin",
@@ -375,23 +375,31 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
     sweep, document = load_sweep(args.sweep, args.allow)
     place = load_place(args.mlflow)
     said = {option.name: getattr(args, option.name) for option in fields(Options) if option.name in args}
+    options = Options(document.path, document.text, **said)
     with document.locating():
         if args.dry_run:
-            return dry_run(sweep, place, args.data_dir, args.allow)
-        records = run(sweep, place, Options(document.path, document.text, **said), stop)
+            return dry_run(sweep, place, options)
+        records = run(sweep, place, options, stop)
     if not args.sync and not any(record.outcome == "complete" for record in records):
         raise TooManyFailedError("no trial was completed: the report above says why")
     return 0
 
 
-def dry_run(sweep: Sweep, place: Place, data_dir: str, allow: Sequence[str]) -> int:
-    """Check what can be checked without training; prints what was found."""
-    from . import data, model, report
+def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
+    """Check what can be checked without training, and without a cluster; makes nothing, prints what was found."""
+    from . import data, lanes, model, report, study, tracking, train
 
-    dataset = data.load(sweep.data, data_dir)
+    tracking.check(place)
+    device = train.pick_device(options.device)
+    dataset = data.load(sweep.data, options.data_dir)
     model.check(sweep.model, dataset.classes, *dataset.size)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
-    for problem in report.doubts(sweep, dataset, allow):
+    if study.begun_with(sweep, place.storage, options.engine, dataset.digest, must=options.sync):
+        study.open_study(sweep, place.storage, options.allow).close()  # which says what differs
+    wished(sweep, place, options)
+    with lanes.open_lanes(options.lanes, str(device), most_lanes(sweep)):
+        pass  # there are such, and none has begun
+    for problem in report.doubts(sweep, dataset, options.allow):
         print(f"warning: {problem}", file=sys.stderr)
     sizes = f"{len(dataset.train)} training, {len(dataset.val)} validation, {len(dataset.test)} test images"
     print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {updates} updates each; {sizes}")

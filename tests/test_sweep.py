@@ -290,12 +290,29 @@ def test_a_study_that_another_process_runs_is_refused_before_anything_is_made(pr
 
 
 def test_a_dry_run_checks_and_creates_nothing(project, capsys):
+    Path("mlflow.db").unlink()
     before = sorted(p.name for p in project.iterdir())
     assert sweep.main(["sweeps/tiny.yaml", "--dry-run"]) == 0
     assert "3 trainings; 2 epochs of 3 updates each" in capsys.readouterr().out
+    assert sweep.main(["sweeps/tiny.yaml", "--dry-run", "--from", "nothing"]) == 2
     assert sorted(p.name for p in project.iterdir()) == before
 
 
+def test_a_dry_run_of_a_study_that_was_begun_says_what_differs_and_changes_nothing(swept):
+    def there() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in swept.rglob("*") if path.is_file()}
+
+    for size, code, words in ((32, 0, "3 trainings"), (16, 2, "begun with another train.batch_size (32, now 16)")):
+        Path("sweeps/tiny.yaml").write_text(TINY.replace("batch_size: 32", f"batch_size: {size}"))
+        before = there()
+        command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--dry-run", "--from", "tiny"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done
+        assert words in done.stdout + done.stderr
+        assert there() == before
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -304,13 +321,17 @@ def test_a_dry_run_checks_and_creates_nothing(project, capsys):
         (["sweeps/tiny.yaml", "--device", "tpu"], "--device tpu"),
         (["sweeps/tiny.yaml", "--device", "cuda:99"], "--device cuda:99"),
         (["sweeps/tiny.yaml", "--lanes", "many"], "--lanes"),
+        (["sweeps/tiny.yaml", "--lanes", "-1"], "--lanes must be a number, or auto, not '-1'"),
+        (["sweeps/tiny.yaml", "--enqueue", "{type:cosine}"], "--enqueue {type:cosine}: "),
+        (["sweeps/tiny.yaml", "--enqueue", '{"type": "rex"}'], '--enqueue {"type": "rex"}: '),
+        (["sweeps/tiny.yaml", "--from", "nothing"], "nothing"),
         (["sweeps/tiny.yaml", "--num-cpus", "2"], "only with --ray"),
         (["sweeps/\x1b[2J.yaml"], "control character"),
     ],
 )
-def test_a_wrong_command_line_ends_with_2_and_a_sentence(project, capsys, arguments, words):
+def test_a_wrong_command_line_ends_with_2_and_a_sentence(project, capsys, arguments, words, more):
     before = sorted(p.name for p in project.iterdir())
-    assert sweep.main(arguments) == 2
+    assert sweep.main([*arguments, *more]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
     assert words in err
