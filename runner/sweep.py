@@ -36,6 +36,7 @@ from .terminal import Display, remark, say, speak
 from .zoo import ScheduleError
 
 if TYPE_CHECKING:
+    from .data import Dataset
     from .lanes import Lane, Lanes, Result
     from .study import Study
     from .tracking import Tracker
@@ -92,17 +93,13 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         TooManyFailedError, StorageError, Stopped: the sweep was stopped, and can be continued.
     """
     # here: a wrong file is refused before torch is loaded
-    from . import checkpoint, confirm, data, engine, lanes, model, report, storage, study, tracking, train
+    from . import checkpoint, confirm, data, engine, lanes, report, storage, study, tracking, train
 
     storage.check(sweep.name, place.storage)
     tracking.check(place)
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
-    seen: dict[str, Any] = {"images": dataset.digest}
-    answers = model.check(sweep.model, dataset.classes, *dataset.size)
-    if sweep.model.function is not None:
-        seen["network"] = answers
-    seen |= {f"schedule {name}": lrs for name, lrs in sweep.schedules.own(options.allow).items()}
+    seen = named(sweep, dataset, options.allow)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
     flat = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
@@ -171,6 +168,20 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         report.write(found, tracker)
         checkpoints.sweep()
         return history.records()
+
+
+def named(sweep: Sweep, dataset: Dataset, allow: Sequence[str]) -> dict[str, Any]:
+    """What a sweep file only names, for the study to remember: the images, and what one's own functions give.
+
+    Raises:
+        SpecError: the model cannot be built, or does not take these images.
+    """
+    from . import model
+
+    answers = model.check(sweep.model, dataset.classes, *dataset.size)
+    network = {"network": answers} if sweep.model.function is not None else {}
+    schedules = {f"schedule {name}": lrs for name, lrs in sweep.schedules.own(allow).items()}
+    return {"images": dataset.digest, **network, **schedules}
 
 
 def most_lanes(sweep: Sweep) -> int:
@@ -387,14 +398,14 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
 
 def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
     """Check what can be checked without training, and without a cluster; makes nothing, prints what was found."""
-    from . import data, lanes, model, report, study, tracking, train
+    from . import data, lanes, report, study, tracking, train
 
     tracking.check(place)
     device = train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
-    model.check(sweep.model, dataset.classes, *dataset.size)
+    seen = named(sweep, dataset, options.allow)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
-    if study.begun_with(sweep, place.storage, options.engine, dataset.digest, must=options.sync):
+    if study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync):
         study.open_study(sweep, place.storage, options.allow).close()  # which says what differs
     wished(sweep, place, options)
     with lanes.open_lanes(options.lanes, str(device), most_lanes(sweep)):
