@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import io
 import math
+import operator
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -216,7 +217,7 @@ def _in_view(values: Sequence[float], confirmed: Iterable[Mapping[str, Any]], si
     if not near:
         return _upper(values, sign)
     low, high = min(near), max(near)
-    worse, better = 3 * max(high - low, 0.005 * abs(high)), 0.1 * (high - low)
+    worse, better = 3 * max(high - low, 0.005 * abs(high)), 0.1 * (high - low) or 0.01
     if sign > 0:
         return max(low - worse, min([*values, low]) - better), high + better
     return low - better, min(high + worse, max([*values, high]) + better)
@@ -231,14 +232,12 @@ def _dots(
     axes.plot(inside, [y] * len(inside), linestyle="", markersize=4.5, **look)
     if mean is not None and low <= mean <= high:
         axes.plot([mean], [y], "|", color="black", markersize=14)
-    for edge, mark, side, out in (
-        (low, "<", 6, [v for v in values if v < low]),
-        (high, ">", -6, [v for v in values if v > high]),
-    ):
-        if out:
+    for edge, mark, side, beyond in ((low, "<", 6, operator.lt), (high, ">", -6, operator.gt)):
+        if out := sorted(v for v in values if beyond(v, edge)):
             axes.plot([edge], [y], mark, color=look["color"], markersize=5, clip_on=False)
-            said = f"mean {mean:.3g}" if mean is not None else ", ".join(f"{v:.3g}" for v in sorted(out)[:3])
-            said += ", ..." * (mean is None and len(out) > 3)
+            said = ", ".join(f"{v:.3g}" for v in out[:3]) + ", ..." * (len(out) > 3)
+            if mean is not None and beyond(mean, edge):
+                said = f"mean {mean:.3g}"
             at = {"va": "center", "ha": "left" if side > 0 else "right", "fontsize": 6}
             axes.annotate(said, (edge, y), (side, 0), textcoords="offset points", **at)
 
@@ -253,14 +252,12 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
     limits = low, high = _upper([v for _, v, _ in done], sign)
     for (name, kind), marker in zip(kinds.items(), MARKERS * len(done), strict=False):
         mine = [(n, v) for n, v, other in done if other == name]
-        look = {"color": style(kind)["color"], "marker": marker, "linestyle": "", "markersize": 5}
-        above.plot(*zip(*mine, strict=True), label=name, **look)
-        _arrows(above, mine, limits, look["color"])
+        _points(above, mine, limits, label=name, color=style(kind)["color"], marker=marker, markersize=5)
     numbers = [n for n, _, _ in done]
     above.plot(numbers, [sign * b for b in best], color="black", linewidth=1, drawstyle="steps-post")
     if lost := [r.number for r in records if r.value is None]:  # an empty line would collapse the axes
-        above.plot(lost, [low if sign > 0 else high] * len(lost), "x", color="0.5", markersize=5, clip_on=False)
-    above.set_ylim(low, high)
+        worst = above.get_ylim()[0 if sign > 0 else 1]
+        above.plot(lost, [worst] * len(lost), "x", color="0.5", markersize=5, clip_on=False)
     regret = [best[-1] - b for b in best]
     below.set_ylim(-0.02 * (high - low), min(1.05 * max(regret), high - low) or high - low)
     above.set_ylabel("objective, one seed\n(line: best so far; arrow: farther out)", fontsize=8)
@@ -295,21 +292,13 @@ def accuracy_against_lr(
     figure, panels = _panels(names, 2.6, 2.1, "init_lr")
     low, high = _upper([r.value for r in records if r.value is not None], sign)
     ends = [row[end] for row in confirmed if row["in_set"] for end in ("low", "high") if math.isfinite(row[end])]
-    room = 0.04 * (max([high, *ends]) - min([low, *ends]))
-    limits = min([low, *ends]) - room, max([high, *ends]) + room
+    limits = min([low, *ends]), max([high, *ends])
     lrs = [r.schedule["init_lr"] for r in records]
     for axes, name in zip(panels, names, strict=True):
         several = [r for r in records if r.name == name]
         colour = style(several[0].schedule["type"])["color"]
-        axes.plot(
-            [r.schedule["init_lr"] for r in several],
-            [math.nan if r.value is None else r.value for r in several],
-            "o",
-            color=colour,
-            alpha=0.6,
-            markersize=4,
-        )
-        _arrows(axes, [(r.schedule["init_lr"], r.value) for r in several if r.value is not None], limits, colour)
+        points = [(r.schedule["init_lr"], r.value) for r in several if r.value is not None]
+        _points(axes, points, limits, color=colour, marker="o", alpha=0.6, markersize=4)
         for row in confirmed:
             if row["name"] == name and row["mean"] is not None and math.isfinite(row["low"]):
                 wide = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
@@ -321,7 +310,6 @@ def accuracy_against_lr(
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(min(lrs) / 1.5, max(lrs) * 1.5)  # however close they are
-        axes.set_ylim(*limits)
         axes.grid(alpha=0.3)
     figure.supylabel("objective (o one seed; square: fresh seeds, 95 %; arrow: farther out)", fontsize=8)
     return figure
@@ -343,7 +331,7 @@ def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot([-row["behind_high"], -row["behind_low"]], [y, y], color=colour, linewidth=1.6)
         axes.plot([-row["behind"]], [y], "o", color=colour, markerfacecolor=colour if row["in_set"] else "white")
     axes.axvline(0, color="0.5", linewidth=0.8)
-    axes.set_xlim(left=max(far, -1.1 * max(r["behind_high"] for r in rows)) * 1.03)
+    axes.set_xlim(left=max(far, -1.1 * max(r["behind_high"] for r in rows)) * 1.03 or -0.01)
     axes.set_yticks(range(len(rows)), [f"{r['name']} (trial {r['trial']}, {r['seeds']} seeds)" for r in rows])
     axes.set_xlabel(
         "how far behind the best mean, with 95 % intervals for all together (filled: may be the best)", fontsize=8
@@ -460,12 +448,17 @@ def _panels(
     return figure, panels
 
 
-def _arrows(axes: Axes, points: Iterable[tuple[float, float]], limits: tuple[float, float], colour: str) -> None:
-    """At an edge of the axes, for what lies outside."""
+def _points(axes: Axes, points: Sequence[tuple[float, float]], limits: tuple[float, float], **look: Any) -> None:
+    """Those within the limits, with room around them so that the frame cuts none; arrows at its edges for others."""
+    low, high = limits
+    room = 0.04 * (high - low)
+    axes.set_ylim(low - room, high + room)
+    inside = [y if low <= y <= high else math.nan for _, y in points]
+    axes.plot([x for x, _ in points], inside, linestyle="", **look)
     for x, y in points:
-        if not limits[0] <= y <= limits[1]:
-            edge, mark = (limits[0], "v") if y < limits[0] else (limits[1], "^")
-            axes.plot([x], [edge], mark, color=colour, markerfacecolor="white", markersize=5, clip_on=False)
+        if not low <= y <= high:
+            edge, mark = (low - room, "v") if y < low else (high + room, "^")
+            axes.plot([x], [edge], mark, color=look["color"], markerfacecolor="white", markersize=5, clip_on=False)
 
 
 def _upper(values: Sequence[float], sign: int) -> tuple[float, float]:

@@ -827,6 +827,34 @@ def test_a_history_without_a_lost_trial_has_room_for_both_of_its_parts(tmp_path)
     assert sum(axes.get_position().height for axes in figure.axes) > 0.7
 
 
+def test_the_lowest_dot_of_a_figure_is_not_cut_by_its_frame():
+    records = [trial_of("cosine", n, v) for n, v in enumerate((0.8, 0.6, 0.7, 0.81, 0.5331, 0.7))]
+    for axes in (figures.history(records).axes[0], figures.accuracy_against_lr(records).axes[0]):
+        bottom, top = axes.get_ylim()
+        assert min(axes.lines[0].get_ydata()) - bottom > 0.03 * (top - bottom)
+
+
+def test_an_arrow_names_the_seeds_that_are_outside_and_their_mean_only_where_that_is_too():
+    near = {"values": [0.4, 0.45, 0.425]}
+    rows = [row(0, 0.425) | near, row(1, 0.325, in_set=False, name="step") | {"values": [0.2, 0.325, 0.45]}]
+    records = [trial_of("cosine", 0, 0.3), trial_of("step", 1, 0.4)]
+    (axes,) = figures.accuracy_by_type(records, rows).axes
+    assert [text.get_text() for text in axes.texts] == ["0.2"]
+    (axes,) = figures.accuracy_by_type(records, [rows[0], rows[1] | {"values": [0.1, 0.15, 0.2], "mean": 0.15}]).axes
+    assert [text.get_text() for text in axes.texts] == ["mean 0.15"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_figures_of_values_that_are_all_the_same_are_drawn_without_a_warning(tmp_path, value, sign):
+    records = [trial_of(name, n, value) for n, name in enumerate(("cosine", "step"))]
+    same = {"values": [value] * 3, "behind": 0.0, "behind_low": 0.0, "behind_high": 0.0}
+    rows = [row(n, value, name=name) | same for n, name in enumerate(("cosine", "step"))]
+    plans = {r.number: load(r.schedule) for r in records}
+    for name, figure in figures.sweep_figures(records, plans, 10, 1, rows, sign=sign).items():
+        assert figures.save(figure, tmp_path / name).exists()  # a warning would be an error
+
+
 def test_what_lies_outside_a_figure_is_an_arrow_with_its_number():
     records = [trial_of("cosine", 0, 0.95), trial_of("cosine", 1, 0.2), trial_of("step", 2, 0.5)]
     figure = figures.accuracy_by_type(records, [row(0, 0.95), row(2, 0.4, in_set=False, name="step")], names=["wsd"])
