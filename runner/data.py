@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -184,12 +184,13 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     if (config, data_dir) in _ADOPTED:
         return _ADOPTED[config, data_dir]
     train, test = _read(config, Path(data_dir))
+    name = config.function or (str(_place(config, Path(data_dir))) if config.path else config.source)
     if config.size is not None:
         train = Split(_resized(train.images, config.size), train.labels)
         test = test and Split(_resized(test.images, config.size), test.labels)
     if test is not None and test.images.shape[1:] != train.images.shape[1:]:
         sizes = " and ".join("{1}x{2}".format(*split.images.shape) for split in (train, test))
-        raise DataError(f"{config.source}: training and test images are of {sizes} pixels; set data.size")
+        raise DataError(f"{name}: training and test images are of {sizes} pixels; set data.size")
     generator = torch.Generator().manual_seed(config.split_seed)
     order = torch.randperm(len(train), generator=generator)
     if test is None:
@@ -198,11 +199,16 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     order = order[: config.limit]
     held = max(1, round(len(order) * config.val))
     if len(order) - held < 2:
-        raise DataError(f"{config.source} has {len(order)} images for training and validation: too few to split")
+        raise DataError(f"{name} has {len(order)} images for training and validation: too few to split")
     val, train = train.take(order[:held]), train.take(order[held:])
     classes = int(max(train.labels.max(), val.labels.max(), test.labels.max())) + 1
     mean, std = _statistics(train.images)
     return Dataset(config.source, train, val, test, classes, mean, std, _digest(train, val, test))
+
+
+def _place(config: Data, data_dir: Path) -> Path:
+    """Where the files of a source lie."""
+    return data_dir.expanduser() / Path(config.path or config.source).expanduser()
 
 
 def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
@@ -210,15 +216,14 @@ def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
         return _digits(), None
     if config.function is not None:
         return _custom(config.function)
-    data_dir = data_dir.expanduser()
-    folder = data_dir / Path(config.path or config.source).expanduser()
+    folder = _place(config, data_dir)
     if config.source == "folder":
         return _folder(folder, config.size or 64)
     if config.source == "parquet":
         return _parquet(folder)
     if any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
         return _parquet(folder)
-    return _torchvision(config.source, data_dir)
+    return _torchvision(config.source, data_dir.expanduser())
 
 
 def _custom(name: str) -> tuple[Split, Split | None]:
@@ -353,15 +358,24 @@ def _parquet_split(files: Sequence[Path]) -> Split:
 def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
     """``folder/<class>/*.jpg``, or ``folder/train/<class>/...`` with ``test`` or ``val`` beside it."""
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    kinds = ", ".join(IMG_EXTENSIONS)
 
     def split(root: Path) -> tuple[Split, list[str]]:
         try:
-            found = ImageFolder(str(root))
-        except (OSError, FileNotFoundError) as error:
+            found = ImageFolder(str(root), allow_empty=True)
+            if not found.samples:
+                raise OSError(f"it holds no {kinds}")
+        except OSError as error:
             raise DataError(
                 f"{root} is no folder of images ({first_line(error)[:120]}); put each class "
                 f"into a folder of its own, as in {root}/cats/1.jpg"
             ) from None
+        if empty := set(found.classes) - {found.classes[label] for label in found.targets}:
+            raise DataError(
+                f"{root}: class folders without an image: {_listed(empty)}; put some there ({kinds}) or remove them"
+            )
         images = np.empty((len(found.samples), size, size, 3), dtype=np.uint8)
         for i, (path, _) in enumerate(found.samples):
             try:
@@ -377,11 +391,18 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
         if (folder / name).is_dir():
             test, others = split(folder / name)
             if others != classes:
+                missing, extra = _listed(set(classes) - set(others)), _listed(set(others) - set(classes))
                 raise DataError(
-                    f"{folder / name} has other classes than {folder / 'train'}: give both the same folders"
+                    f"{folder / name} has other classes than {folder / 'train'} "
+                    f"(missing: {missing}; extra: {extra}): give both the same folders"
                 )
             return train, test
     return train, None
+
+
+def _listed(names: Collection[str]) -> str:
+    """The first of them, and whether there are more."""
+    return (", ".join(sorted(names)[:5]) or "none") + ", ..." * (len(names) > 5)
 
 
 def _decoded(source: Path | io.BytesIO, size: int | None = None) -> np.ndarray[Any, Any]:

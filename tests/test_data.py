@@ -497,11 +497,42 @@ def test_a_train_folder_alone_is_split(tmp_path):
     assert samples(data.train, data.val, data.test) == written(images, np.repeat([0, 1], 10))
 
 
-def test_other_classes_in_test_than_in_train_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["ant", "cat"], "(missing: bee; extra: cat)"),
+        (["ant"], "(missing: bee; extra: none)"),
+        (["ant", "bee", *"abcdefg"], "(missing: none; extra: a, b, c, d, e, ...)"),
+    ],
+)
+def test_other_classes_in_test_than_in_train_are_named(tmp_path, classes, words):
     write_classes(tmp_path / "set" / "train", ["ant", "bee"])
-    write_classes(tmp_path / "set" / "test", ["ant", "cat"])
-    with complaint(tmp_path / "set" / "test", "other classes"):
+    write_classes(tmp_path / "set" / "test", classes, each=1)
+    with complaint(tmp_path / "set" / "test", "other classes", words):
         folder(tmp_path)
+
+
+@pytest.mark.parametrize("root", ["set", "set/train"])
+def test_class_folders_without_an_image_are_named(tmp_path, root):
+    write_classes(tmp_path / root, ["ant", "bee"])
+    for name in ("blank", "void"):
+        (tmp_path / root / name).mkdir()
+        (tmp_path / root / name / "photo.heic").touch()
+    with complaint(tmp_path / root, "without an image: blank, void;", ".png", "remove them"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet", "custom"])
+def test_data_that_are_too_few_are_called_by_their_place(tmp_path, monkeypatch, source):
+    images = write_classes(tmp_path / "set", ["ant", "bee"], each=1)
+    write_parquet(tmp_path / "set" / "train.parquet", images, [0, 1])
+    (tmp_path / "own_pair.py").write_text(
+        "import numpy as np\n\ndef pair():\n    return np.zeros((2, 8, 8, 3), np.uint8), np.arange(2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"function": "own_pair.pair"} if source == "custom" else {"path": "set"}
+    with complaint("own_pair.pair" if source == "custom" else tmp_path / "set", "too few to split"):
+        load(Data(source=source, size=8, **given), str(tmp_path))
 
 
 def test_a_corrupt_image_in_a_folder_is_named(tmp_path):
