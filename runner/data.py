@@ -185,6 +185,8 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
         return _ADOPTED[config, data_dir]
     train, test = _read(config, Path(data_dir))
     name = config.function or (str(_place(config, Path(data_dir))) if config.path else config.source)
+    if len(train.labels.unique()) < 2:
+        raise DataError(f"{name}: all {len(train)} images are of one class: nothing can be learnt; give two at least")
     if config.size is not None:
         train = Split(_resized(train.images, config.size), train.labels)
         test = test and Split(_resized(test.images, config.size), test.labels)

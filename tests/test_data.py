@@ -535,6 +535,16 @@ def test_data_that_are_too_few_are_called_by_their_place(tmp_path, monkeypatch, 
         load(Data(source=source, size=8, **given), str(tmp_path))
 
 
+def test_images_of_a_single_class_are_refused(tmp_path):
+    write_classes(tmp_path / "one" / "train", ["ant"])
+    with complaint(tmp_path / "one", "all 10 images are of one class", "two at least"):
+        folder(tmp_path, "one")
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(20), [3] * 20)
+    write_parquet(tmp_path / "set" / "test.parquet", pictures(20), [0, 3] * 10)
+    with complaint(tmp_path / "set", "all 20 images are of one class"):
+        parquet(tmp_path)
+
+
 def test_a_corrupt_image_in_a_folder_is_named(tmp_path):
     write_classes(tmp_path / "set", ["ant", "bee"])
     file = tmp_path / "set" / "bee" / "13.png"
@@ -581,7 +591,7 @@ def test_images_that_have_the_size_already_are_left_alone():
 def test_images_of_sixteen_bits_keep_their_shades_and_those_of_unknown_range_are_refused(tmp_path):
     ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     for n in range(20):
-        file = tmp_path / "set" / "ant" / f"{n}.png"
+        file = tmp_path / "set" / ("ant", "bee")[n % 2] / f"{n}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(ramp).save(file)
     (image, *_) = folder(tmp_path).train.images
@@ -598,7 +608,7 @@ def test_a_photo_is_turned_as_the_camera_was_held(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned clockwise: bright at the bottom
     for n in range(20):
-        file = tmp_path / "set" / "ant" / f"{n}.jpg"
+        file = tmp_path / "set" / ("ant", "bee")[n % 2] / f"{n}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(file, quality=95, exif=turned)
     (image, *_) = folder(tmp_path, size=16).train.images.float()
