@@ -21,6 +21,12 @@ EPOCHS = 30
 LONG = TINY.replace("epochs: 2", f"epochs: {EPOCHS}").replace("trials: 3", "trials: 1")
 
 
+def heeding() -> None:
+    """A shell may have started this with signals ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def started(*more: str, text: str = LONG, code: str = "", epochs: int = 1, **streams) -> subprocess.Popen:
     """A sweep in a session of its own that has epochs on record; ``code`` is what its process runs first."""
     Path("sweeps/tiny.yaml").write_text(text)
@@ -29,10 +35,7 @@ def started(*more: str, text: str = LONG, code: str = "", epochs: int = 1, **str
     )
     command = [sys.executable, "-c", prelude, *COMMAND[3:]] if code else COMMAND
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | streams
-    process = subprocess.Popen(
-        [*command, *more], start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler), **streams,
-    )  # fmt: skip
+    process = subprocess.Popen([*command, *more], start_new_session=True, preexec_fn=heeding, **streams)
     while not (Path("optuna.db").exists() and epochs_on_record() >= epochs):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
