@@ -329,7 +329,7 @@ def _shown(row: Mapping[Any, Any], searched: Collection[str]) -> dict[str, Any]:
         shown["outcome"] = row["outcome"]
     if "mean" in row:
         again = not _missing(row["mean"])
-        wide = "" if _missing(row["low"]) else f" ± {row['mean'] - row['low']:.2g}"
+        wide = "" if _missing(row["low"]) else f" ± {round(row['mean'] - row['low'], 12):.2g}"
         shown["mean ± 95 %"] = f"{row['mean']:.4g}{wide}" if again else ""
         shown["may be best"] = ("yes" if row["in_set"] else f"{row['behind']:.2g} behind") if again else ""
         shown |= {"seeds": int(row["seeds"]) if again else "", "test": row["test_accuracy"]}

@@ -754,6 +754,8 @@ def test_the_table_shows_what_fresh_seeds_gave_before_what_one_seed_did():
     assert names[:8] == ["rank", "trial", "schedule", "mean ± 95 %", "may be best", "seeds", "test", "one seed"]
     assert [r["trial"] for r in rows] == ["1", "0", "2"]
     assert [r["mean ± 95 %"] for r in rows] == ["0.9 ± 0.02", "0.8 ± 0.02", ""]
+    alike = row(1, 0.95) | {"low": 0.95 - 3e-16, "high": 0.95 + 3e-16}
+    assert "| 0.95 ± 0 |" in markdown(best_table(records, confirmed=[alike]))
     assert [r["may be best"] for r in rows] == ["yes", "0.1 behind", ""]
     assert [r["one seed"] for r in rows] == ["0.95", "0.99", "0.94"]
     assert [r["warmup"] for r in rows] == ["0", "own", "0"]  # one_cycle rises by itself
