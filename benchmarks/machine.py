@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from runner.lanes import cores
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:
@@ -36,7 +37,7 @@ def machine() -> dict[str, Any]:
         "date": datetime.now(UTC).date().isoformat(),
         "commit": commit,
         "cpu": (cpu or platform.machine()) + kind,
-        "cores": CORES,
+        "cores": cores(),
         "bf16": [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags],
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),

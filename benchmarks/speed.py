@@ -32,7 +32,7 @@ import mlflow
 import optuna
 import report
 import torch
-from machine import CORES, RESULTS, ROOT, environment, machine, result_file, save, spread
+from machine import RESULTS, ROOT, environment, machine, result_file, save, spread
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,7 +42,7 @@ from torchvision import transforms
 
 from runner import data, engine
 from runner.conv import compact
-from runner.lanes import Lanes, begin, open_lanes
+from runner.lanes import Lanes, begin, cores, open_lanes
 from runner.model import build
 from runner.schedules import Schedule, load, set_lr
 from runner.spec import Search, Sweep, TrialConfig, load_sweep
@@ -144,7 +144,7 @@ class Script:
         self.train = DataLoader(train, config.train.batch_size, shuffle=True, drop_last=True, **how)
         self.val = DataLoader(val, 512, **how)
         if way.tuned:
-            torch.set_num_threads(CORES)
+            torch.set_num_threads(cores())
             torch.backends.cudnn.benchmark = True
         self.classes = pictures.classes
         self.layout = torch.channels_last if way.channels_last else torch.contiguous_format
@@ -235,7 +235,7 @@ def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, float]:
     found, rough = {}, (False, True) if machine()["bf16"] else (False,)
     ways = product((False,), rough, (False, True), (0, 1, 2))
     if device.startswith("cuda"):
-        ways = product((True, False), (True,), (True,), sorted({8, CORES}))
+        ways = product((True, False), (True,), (True,), sorted({8, cores()}))
     for choice in ways:
         make(config, way := Way(True, *choice, persistent=True), device, track=False)
         try:
@@ -322,7 +322,7 @@ def limits(device: str, precision: str) -> dict[str, float]:
         return min([timed(device, function, *args) for _ in range(6)][1:])
 
     kinds = ("bf16",) if cuda else ("fp32", "bf16") if machine()["bf16"] or precision == "bf16" else ("fp32",)
-    for kind, threads in product(kinds, (CORES,) if cuda else (1, CORES)):
+    for kind, threads in product(kinds, (cores(),) if cuda else (1, cores())):
         torch.set_num_threads(threads)
         a, b = torch.randn(2, n, n, device=device).to(torch.bfloat16 if kind == "bf16" else torch.float32)
         found[f"gemm {kind} x{threads}"] = 2e-12 * n**3 / best(torch.mm, a, b)
@@ -367,7 +367,7 @@ def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes]
     computed = nominal if cuda else gflop(compact(network, *shape, config.engine.tiled), *shape, size)
     distance = {}
     for name in ours:
-        second, threads = speed[name]["median"], 1 if name == "one lane" and not cuda else CORES
+        second, threads = speed[name]["median"], 1 if name == "one lane" and not cuda else cores()
         tflops, peak = computed * second / 1e3, top[f"gemm {config.engine.precision} x{threads}"]["median"]
         epochs = {"seconds_per_epoch": len(pictures.train) / second, "seconds_per_50000_images": 50_000 / second}
         distance[name] = epochs | {"tflops": tflops, "share_of_gemm": tflops / peak}

@@ -176,8 +176,12 @@ class Space:
 
     def own(self, allow: Sequence[str] = ()) -> dict[str, list[float]]:
         """What one's own functions give in the middle of their ranges, by the schedule's name."""
-        middle = {name: load(self.closed(name, lambda _: 0.381966), allow=allow) for name in self.schedules}
+        middle = {name: self._inside(name, allow) for name in self.schedules}
         return {name: schedule.lrs(TRIED) for name, schedule in middle.items() if schedule.type == "custom"}
+
+    def _inside(self, name: str, allow: Sequence[str]) -> Schedule:
+        """The schedule of ``name`` in the middle of its ranges, where a number is not whole: 1.76."""
+        return load(self.closed(name, lambda _: 0.381966), allow=allow)
 
     def check(self, allow: Sequence[str] = ()) -> dict[str, list[Schedule]]:
         """Build the schedule at every corner; one's own function is called there, for a training of TRIED updates.
@@ -192,8 +196,7 @@ class Space:
         for name in self.schedules:
             try:
                 built[name] = [load(corner, allow=allow) for corner in self.corners(name)]
-                inside = load(self.closed(name, lambda _: 0.381966), allow=allow)  # where 1.76 is no whole number
-                for schedule in [*built[name], inside]:
+                for schedule in [*built[name], self._inside(name, allow)]:
                     if schedule.type == "custom":
                         _try(schedule)
             except ScheduleError as error:
