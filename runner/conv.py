@@ -51,14 +51,20 @@ class LiveConv(nn.Module):
 
 def _pairs(conv: nn.Conv2d, size: Size) -> tuple[dict[tuple[int, int], int], Size]:
     """Which tap (row by row) joins which (input pixel, output pixel), and the size of the output."""
-    kernel, stride, padding = conv.kernel_size, conv.stride, cast("Size", conv.padding)
-    out = tuple((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    kernel, stride, padding, out = conv.kernel_size, conv.stride, cast("Size", conv.padding), _output(conv, size)
     found = {}
     for y, x, i, j in product(range(size[0]), range(size[1]), range(out[0]), range(out[1])):
         ky, kx = y + padding[0] - i * stride[0], x + padding[1] - j * stride[1]
         if 0 <= ky < kernel[0] and 0 <= kx < kernel[1]:
             found[y * size[1] + x, i * out[1] + j] = ky * kernel[1] + kx
-    return found, (out[0], out[1])
+    return found, out
+
+
+def _output(conv: nn.Conv2d, size: Sequence[int]) -> Size:
+    """The size of what a convolution makes of images of this size."""
+    kernel, stride, padding = conv.kernel_size, conv.stride, cast("Size", conv.padding)
+    height, width = ((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
+    return height, width
 
 
 # --------------------------------------------------------------------------------------
@@ -246,12 +252,18 @@ class UnfoldedConv(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        (height, width), (down, right) = self.kernel_size, cast("Size", self.padding)
-        x = F.pad(x.to(self.weight.dtype), (right, right, down, down))
-        taps = x.unfold(2, height, self.stride[0]).unfold(3, width, self.stride[1])
-        taps, kernels = taps.permute(0, 2, 3, 4, 5, 1).flatten(3), self.weight.permute(0, 2, 3, 1).flatten(1)
-        fill = (0, -kernels.shape[1] % 8)  # rows of 16 bytes, which a GPU multiplies faster
-        return F.linear(F.pad(taps, fill), F.pad(kernels, fill)).permute(0, 3, 1, 2)
+        (n, c, *size), (height, width), (down, right) = x.shape, self.kernel_size, cast("Size", self.padding)
+        # zeros until a row of taps is whole pieces of 16 bytes, which are copied at once
+        channels = 1 << (c - 1).bit_length()
+        across = width + -width % max(1, 8 // channels)
+        x = x.to(self.weight.dtype).permute(0, 2, 3, 1)
+        x = F.pad(x, (0, channels - c, right, right + across - width, down, down)).contiguous()
+        kernels = F.pad(self.weight.permute(0, 2, 3, 1), (0, channels - c, 0, across - width)).flatten(1)
+        image, row, pixel, _ = x.stride()
+        # a view of what lies in memory: the compiler would make every tap from the picture anew
+        steps = (image, row * self.stride[0], pixel * self.stride[1], row, 1)
+        taps = x.as_strided((n, *_output(self, size), height, across * channels), steps).flatten(3)
+        return F.linear(taps, kernels).permute(0, 3, 1, 2)
 
 
 class ForkedConv(nn.Conv2d):
@@ -294,7 +306,7 @@ def both_gradients(
     """
     if x.is_cuda:
         main = torch.cuda.current_stream(x.device)
-        side = _beside(main)
+        side = _beside(x.device)
         side.wait_stream(main)
         with torch.cuda.stream(side):
             dweight = gradient(1, dy, x, weight, stride, padding)
@@ -328,17 +340,18 @@ def forked(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    main = torch.cuda.current_stream(device)
-    _beside(main).wait_stream(main)
+    main, side = torch.cuda.current_stream(device), _beside(device)
+    side.wait_stream(main)
     try:
         yield
     finally:  # after an error too: a capture must not end before it
-        main.wait_stream(_beside(main))
+        main.wait_stream(side)
 
 
 @cache
-def _beside(stream: torch.cuda.Stream) -> torch.cuda.Stream:
-    return torch.cuda.Stream(stream.device)
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """One for all slots: only the slot that is being captured uses it; a graph has branches of its own."""
+    return torch.cuda.Stream(device)
 
 
 # --------------------------------------------------------------------------------------
