@@ -2,7 +2,8 @@
 
     python benchmarks/gpu.py --data-dir DIR      ours alone, its tests, a good training, the real sweep, the scripts
     python benchmarks/gpu.py --parts training sweep --trials 12      some of it, the sweep in five minutes
-    python benchmarks/gpu.py --parts compared    16 trials of two epochs, the scripts' and ours: about six minutes
+    python benchmarks/gpu.py --parts seeds compared    up to 20 seeds, and 16 trials of two epochs, the scripts' and
+                                                       ours: about eight minutes
 
 Writes ``cifar10-<gpu>.json`` after every part; images per second have files of their own (``speed.py``). Where a GPU
 is lent by the minute: ``--parts alone tests training`` takes about five.
@@ -40,6 +41,7 @@ SECONDS = {
     "sweep": 1800,
     "short sweep": 270,
     "speed": 420,
+    "seeds": 240,
     "compared": 480,
 }
 """What each part may take; a sweep that takes longer is stopped as a person would, and what it has counts."""
@@ -75,7 +77,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
             break
         recipe = sweep.train.model_copy(update={"epochs": args.epochs, "seed": seed})
         config = TrialConfig(sweep.data, sweep.model, recipe, schedule, args.data_dir, test=True)
-        config = replace(config, engine=engine.choose(config, device, args.seeds))
+        config = replace(config, engine=engine.choose(config, device, args.seeds * args.epochs))
         start = perf_counter()
         *_, last = engine.loop(config)(config, device)
         seconds.append(perf_counter() - start)
@@ -133,13 +135,19 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
     return beside(args, SECONDS["speed"], "--parts", "rates")
 
 
+def seeds(args: argparse.Namespace) -> dict[str, Any]:
+    """The accuracy of ours and of the naive script at one good schedule, few images: as many seeds as it trains."""
+    few = ["--limit", "10000", "--epochs", "4", "--patience", "90", "--schedules", "0"]
+    return beside(args, SECONDS["seeds"], "--cases", "cifar10", "--parts", "accuracy", *few)
+
+
 def compared(args: argparse.Namespace) -> dict[str, Any]:
     """A whole small sweep of the scripts' and of ours, with the same schedules."""
     short = ["--sweep-repeats", "1", "--sweep-epochs", "2"]
     return beside(args, SECONDS["compared"], "--cases", "cifar10", "--parts", "sweep", *short)
 
 
-PARTS = {part.__name__: part for part in (alone, tests, training, sweep, speed, compared)}
+PARTS = {part.__name__: part for part in (alone, tests, training, sweep, speed, seeds, compared)}
 
 
 def main() -> None:

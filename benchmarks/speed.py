@@ -51,8 +51,8 @@ from runner.train import DivergedError, make_optimizer, pick_device
 
 PARTS = ("alone", "rates", "accuracy", "sweep")
 """Ours alone; beside the scripts; the accuracy of both; a whole sweep of each."""
-LONG = 10_000
-"""Trials of a sweep that is worth compiling for."""
+LONG = 100_000
+"""Epochs of a sweep that is worth compiling for."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,11 @@ class Script:
         synchronise(self.device)
         return done / (time.perf_counter() - start)
 
+    def epoch_seconds(self) -> float:
+        """Of an epoch and its evaluation, the second of two: the first one begins the workers."""
+        config = replace(self.config, train=self.config.train.model_copy(update={"epochs": 1}))
+        return [timed(self.device, self.trial, config) for _ in range(2)][1]
+
 
 _made: list[Script] = []  # in a peer's process: its script
 
@@ -230,8 +235,11 @@ def ask(method: str, *args: Any) -> Any:
     return getattr(_made[0], method)(*args)
 
 
-def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, float]:
-    """The ways that a user would try, and the updates per second of each, the better of two windows."""
+def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, dict[str, float]]:
+    """The ways that a user would try, and the updates per second of each, the better of two windows.
+
+    On a GPU the seconds of an epoch with its evaluation, too: what workers cost at the start of each is in no window.
+    """
     found, rough = {}, (False, True) if machine()["bf16"] else (False,)
     ways = product((False,), rough, (False, True), (0, 1, 2))
     if device.startswith("cuda"):
@@ -239,7 +247,9 @@ def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, float]:
     for choice in ways:
         make(config, way := Way(True, *choice, persistent=True), device, track=False)
         try:
-            found[way] = max(ask("rate", seconds) for _ in range(2))
+            found[way] = {"updates_per_second": max(ask("rate", seconds) for _ in range(2))}
+            if device.startswith("cuda"):
+                found[way]["epoch_seconds"] = ask("epoch_seconds")
         except Exception as error:  # what torch's compiler does not take, a user does without
             print(f"{way}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
     return found
@@ -381,8 +391,14 @@ def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes]
     }
 
 
-def theirs(p0: ProcessPoolExecutor, configs: Sequence[TrialConfig]) -> list[float]:
-    return [p0.submit(ask, "trial", c).result() for c in configs]
+def theirs(p0: ProcessPoolExecutor, configs: Sequence[TrialConfig], seconds: float = math.inf) -> list[float]:
+    """P0's last validation accuracies, of as many as it trains in so many seconds: two at least."""
+    until, found = time.perf_counter() + seconds, list[float]()
+    for config in configs:
+        found.append(p0.submit(ask, "trial", config).result())
+        if len(found) > 1 and time.perf_counter() > until:
+            break
+    return found
 
 
 def seeded(config: TrialConfig, seed: int, schedule: Schedule) -> TrialConfig:
@@ -394,12 +410,16 @@ def seeds(config: TrialConfig, p0: ProcessPoolExecutor, lanes: Lanes, args: Any)
     from scipy.stats import ttest_ind  # here: a script's sweep does without
 
     configs = [seeded(config, seed, config.schedule) for seed in range(args.seeds)]
-    ours, peer = on(lanes, lane_accuracy, configs), theirs(p0, configs)
+    peer = theirs(p0, configs, args.patience)
+    ours = on(lanes, lane_accuracy, configs[: len(peer)])
     interval = ttest_ind(ours, peer, equal_var=False).confidence_interval(0.95)
     difference, welch = statistics.fmean(ours) - statistics.fmean(peer), [float(interval.low), float(interval.high)]
     print(f"ours - P0: {difference:+.4f}, 95 % {welch}", file=sys.stderr)
     return {
         "epochs": config.train.epochs,
+        "images": len(data.load(config.data, config.data_dir).train),
+        "batch_size": config.train.batch_size,
+        "schedule": config.schedule.to_json(),
         "seeds": {"ours": spread(ours), "P0": spread(peer)},
         "difference_of_means": difference,
         "welch_95": welch,
@@ -431,7 +451,7 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
     for schedule in random_schedules(sweep, sweep.search.trials):
         ours += ["--enqueue", json.dumps(schedule.to_json())]
     ways = {"P0": Way(), "P1": way}
-    commands = {name: [*peer, json.dumps(asdict(ways[name])), *where] for name in args.against} | {"ours": ours}
+    commands = {"ours": ours} | {name: [*peer, json.dumps(asdict(ways[name])), *where] for name in args.against}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     accuracy: dict[str, list[list[float]]] = {name: [] for name in commands}
     for _, (name, command) in product(range(args.sweep_repeats), commands.items()):
@@ -511,7 +531,8 @@ def measure(case: Case, device: str, args: Any) -> Path:
     with ExitStack() as stack:
         config = replace(config, engine=engine.choose(config, torch.device(device), LONG))  # as for a long sweep
         result["engine"], window = str(config.engine), Search.model_fields["window"].default
-        opened = {"one lane": "1", "all lanes": "auto"} if set(parts) - {"sweep"} else {}
+        opened = {"one lane": "1"} if set(parts) - {"sweep", "accuracy"} else {}
+        opened |= {"all lanes": "auto"} if set(parts) - {"sweep"} else {}
         ours = {k: stack.enter_context(open_lanes(n, device, window, config=config)) for k, n in opened.items()}
         print(f"{case.name}: ours {config.engine}", file=sys.stderr)
         if "alone" in parts:  # first: nothing that a script does can keep it from being measured
@@ -521,8 +542,8 @@ def measure(case: Case, device: str, args: Any) -> Path:
         peers = {k: stack.enter_context(ProcessPoolExecutor(1, spawn, os.chdir, (folder,))) for k in ("P0", "P1")}
         if "rates" in parts or ("P1" not in result and set(parts) - {"alone"}):
             tried = peers["P1"].submit(tune, config, device, args.seconds / 2).result()
-            result["P1_tried"] = [asdict(w) | {"updates_per_second": r} for w, r in tried.items()]
-            result["P1"] = asdict(max(tried, key=lambda way: tried[way]))
+            result["P1_tried"] = [asdict(w) | seen for w, seen in tried.items()]
+            result["P1"] = asdict(max(tried, key=lambda way: tried[way]["updates_per_second"]))
             print(f"{case.name}: P1 {result['P1']}", file=sys.stderr)
         way = Way(**result.get("P1", {}))
         if "rates" in parts:
@@ -536,13 +557,14 @@ def measure(case: Case, device: str, args: Any) -> Path:
             both = peers["P0"], ours["all lanes"], args
             result["accuracy"] = seeds(config, *both)
             save(path, result)
-            result["accuracy"]["schedules"] = ranks(config, sweep, *both)
-            save(path, result)
+            if args.schedules:
+                result["accuracy"]["schedules"] = ranks(config, sweep, *both)
+                save(path, result)
     if "sweep" in parts:
         trials = args.sweep_trials or (16 if device.startswith("cuda") else 12)
         plain = [found for found in result["P1_tried"] if not found["compiled"]]  # compiling pays in longer ones
-        fastest = max(plain, key=lambda found: found["updates_per_second"])
-        way = Way(**{key: value for key, value in fastest.items() if key != "updates_per_second"})
+        fastest = min(plain, key=lambda found: found.get("epoch_seconds", 1 / found["updates_per_second"]))
+        way = Way(**{key: value for key, value in fastest.items() if key in asdict(way)})
         result["sweep"] = sweeps(science(case, args.sweep_epochs, trials), device, way, args)
         save(path, result)
     return path
@@ -557,8 +579,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of a window")
     parser.add_argument("--seeds", type=int, help="default: 5 on a CPU, 20 on a GPU")
     parser.add_argument("--epochs", type=int, help="of a training whose accuracy is compared; default: the case's")
+    parser.add_argument("--limit", type=int, help="images to train with; default: the case's")
+    parser.add_argument(
+        "--patience", type=float, default=math.inf, help="seconds for P0's seeds; then they are fewer"
+    )
     parser.add_argument("--sweep-trials", type=int, help="default: 12 on a CPU, 16 on a GPU")
-    parser.add_argument("--against", nargs="+", choices=("P0", "P1"), default=["P0", "P1"], help="of a whole sweep")
+    parser.add_argument("--against", nargs="+", choices=("P0", "P1"), default=["P1", "P0"], help="of a whole sweep")
     for name, default in (("repeats", 5), ("schedules", 12), ("sweep-repeats", 3), ("sweep-epochs", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--out-dir", type=Path, default=RESULTS)
@@ -570,7 +596,7 @@ def main() -> None:
         if device.startswith(case.device) and case.name in (args.cases or [case.name]):
             try:
                 data.load(science(case).data, args.data_dir)
-                paths.append(measure(case, device, args))
+                paths.append(measure(replace(case, limit=args.limit or case.limit), device, args))
             except data.DataError as error:
                 print(f"{case.name} is skipped: {error}", file=sys.stderr)
     print(report.table(paths))

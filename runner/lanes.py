@@ -341,7 +341,7 @@ def open_lanes(
     return Lanes(where, lambda: warm.pop() if warm else ThreadPoolExecutor(1), note=note)
 
 
-def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 1.0) -> tuple[list[Executor], int]:
+def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 0.5) -> tuple[list[Executor], int]:
     """The slots that make a device busy: the fewest that train within 3 % of the best total rate; and a slot's bytes.
 
     1, 2, 3, 4, 6, 8 and 12 slots train for ``seconds``, up to ``most``, to the device's memory, and until two steps

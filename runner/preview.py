@@ -56,7 +56,7 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
     small = sweep.train.model_copy(update={"epochs": 2, "batch_size": size})
     limited = sweep.data.model_copy(update={"limit": min(sweep.data.limit or 10**9, max(100, 6 * size))})
     config = TrialConfig(limited, sweep.model, small, schedule, data_dir)
-    config = replace(config, engine=engine.choose(config, place, sweep.search.trials))
+    config = replace(config, engine=engine.choose(config, place, sweep.all_epochs))
     epochs = engine.loop(config)(config, place)
     try:
         next(epochs)  # the first epoch pays for what happens once

@@ -254,6 +254,11 @@ class Sweep(Frozen):
             total, trials = total + trials * epochs, self.search.kept(trials)
         return total
 
+    @property
+    def all_epochs(self) -> int:
+        """How many epochs are trained at most, those with fresh seeds too."""
+        return self.search_epochs + self.replicates * self.train.epochs
+
     def science(self) -> dict[str, Any]:
         """What makes two sweeps the same study: all but the question, the number of trials, and what follows them."""
         said = self.model_dump(mode="json", exclude={"question", "confirm"})

@@ -106,7 +106,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     if device.type == "cuda":
         remark(f"getting {device} ready, which takes up to a minute")
     known = study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync)
-    chosen = known or engine.choose(example, device, sweep.search.trials, options.engine)
+    chosen = known or engine.choose(example, device, sweep.all_epochs, options.engine)
     example = replace(example, engine=chosen)
     if known and known.compiled and not options.sync and not engine.can_be_compiled(example, device):
         wrong = f"the study {sweep.name!r} was begun with the engine {known}, and torch cannot compile its network"
