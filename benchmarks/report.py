@@ -47,8 +47,10 @@ def row(result: dict[str, Any]) -> list[str]:
     speed = {name: values["median"] for name, values in rates["images_per_second"].items()}
     ours, peers = speed["all lanes"], ("P0", "P1")
     ratios, wanted = result.get("sweep", {}).get("ratios"), [f"{peer} / ours" for peer in peers]
+    rounds = min(len(values["all"]) for values in rates["images_per_second"].values())
+    few = f" (only {rounds} rounds)" * (rounds < 5)
     return [
-        result["gpu"] if cuda else f"{result['cpu']}, {result['cores']} cores",
+        (result["gpu"] if cuda else f"{result['cpu']}, {result['cores']} cores") + few,
         f"{result['case']}, batch {result['batch_size']}",
         *(f"{speed[name]:,.0f}" if name in speed else NOT for name in (*peers, "one lane", "all lanes")),
         *(f"{ours / speed[name]:.1f}" if name in speed else NOT for name in peers),
