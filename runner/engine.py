@@ -90,9 +90,10 @@ class Slot:
         self.names = sorted(named, key=lambda name: name not in cast_names)  # stable: the order is the network's
         self.weights = nn.Parameter(torch.cat([_dense(named[name]) for name in self.names]))
         self.weights.grad = torch.zeros_like(self.weights)
-        lower, n = sum(named[name].numel() for name in cast_names), len(cast_names)
+        n = len(cast_names)
         self.alike = [s for s in (slice(n), slice(n, None)) if self.names[s]]  # of one type, copied at once
-        self.master, self.shadow = self.weights.data[:lower], self.weights.data[:lower].bfloat16()
+        self.master = self.weights.data[: len(self.weights) if cast_names else 0]  # with the few that are not cast
+        self.shadow = self.master.bfloat16()
         self.leaves: list[Tensor] = []
         self.gradients: list[Tensor] = []
         start = 0
@@ -136,6 +137,9 @@ class Slot:
         with forked(self.device):
             loss = (_compiled() if self.config.engine.compiled else Slot._loss)(self)
             gradients = torch.autograd.grad(loss, self.leaves)
+        if self.config.engine.compiled and self.momentum is not None:
+            self._descend(loss.detach(), gradients)
+            return
         for several in self.alike:
             torch._foreach_copy_(self.gradients[several], gradients[several])
         self.lr.copy_(self.lrs.index_select(0, self.at).squeeze(0))
@@ -143,6 +147,21 @@ class Slot:
         self.shadow.copy_(self.master)
         self.loss.add_(loss.detach())
         self.at.add_(1)
+
+    @property
+    def momentum(self) -> Tensor | None:
+        """SGD's, flat as the weights; None before the optimizer's first step, and where there is none."""
+        return cast("Tensor | None", self.optimizer.state[self.weights].get("momentum_buffer"))
+
+    def _descend(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
+        """What follows the gradients, by SGD with momentum: they are lined up, and one kernel does the rest.
+
+        torch's own gives each block of threads 65,536 numbers, so that half of a GPU has nothing to do.
+        """
+        lines = [[_like(g, leaf) for g, leaf in zip(gradients[s], self.leaves[s], strict=True)] for s in self.alike]
+        flat, recipe = [torch.cat(line) for line in lines], self.config.train
+        tensors = (self.weights.detach(), self.momentum, self.shadow, self.lrs, self.at, self.loss, loss)
+        _compiled_sgd()(flat, *tensors, recipe.momentum, recipe.weight_decay, recipe.nesterov)
 
     def _loss(self) -> Tensor:
         position = self.at * self.size + self.range
@@ -305,6 +324,42 @@ def _compiled() -> Callable[[Slot], Tensor]:
     """
     options: dict[str, Any] = {"combo_kernels": True, "allow_buffer_reuse": False, "inplace_buffers": False}
     return torch.compile(Slot._loss, dynamic=False, options=options)
+
+
+def sgd(
+    gradients: Sequence[Tensor],
+    weights: Tensor,
+    velocity: Tensor,
+    shadow: Tensor,
+    lrs: Tensor,
+    at: Tensor,
+    total: Tensor,
+    loss: Tensor,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """``torch.optim.SGD``'s step on flat buffers, at the learning rate of update ``at``; and counts the update."""
+    gradient = torch.cat([part.to(weights.dtype) for part in gradients]) + weight_decay * weights
+    velocity.mul_(momentum).add_(gradient)
+    weights.sub_(lrs.index_select(0, at) * (gradient + momentum * velocity if nesterov else velocity))
+    if len(shadow):
+        shadow.copy_(weights)
+    total.add_(loss)
+    at.add_(1)
+
+
+@lru_cache(maxsize=1)
+def _compiled_sgd() -> Callable[..., None]:
+    return torch.compile(sgd, dynamic=False, options={"combo_kernels": True})
+
+
+def _like(tensor: Tensor, leaf: Tensor) -> Tensor:
+    """The elements in the order in which the leaf's lie in memory."""
+    steps = zip(tensor.shape, tensor.stride(), leaf.stride(), strict=True)
+    if any(one != other for n, one, other in steps if n > 1):
+        tensor = torch.empty_like(leaf, dtype=tensor.dtype).copy_(tensor)
+    return _dense(tensor)
 
 
 def _dense(tensor: Tensor) -> Tensor:
