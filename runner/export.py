@@ -393,11 +393,12 @@ def _export(args: argparse.Namespace) -> int:
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise SpecError(f"--{name} counts from 1, not {getattr(args, name)}")
     about_code = {"--epochs": args.epochs, "--updates": args.updates, "--for": args.library != LIBRARIES[0]}
-    idle = [option for option, given in about_code.items() if given]
+    about_tables = {"--format": args.format, "--top": args.top, "--table": args.table != "best"}
+    idle = [option for option, given in (about_code if args.code is None else about_tables).items() if given]
     if idle and args.code is None:
         raise SpecError(f"{', '.join(idle)}: only with --code, which says of which schedule")
-    if args.format and args.code is not None:
-        raise SpecError(f"--format {args.format}: a table has one, and --code is Python")
+    if idle:
+        raise SpecError(f"{', '.join(idle)}: only for a table, and --code {args.code} is the Python of one schedule")
     name = args.sweep
     if name.endswith((".yaml", ".yml")):
         name = str(read_yaml(name).data.get("name", Path(name).stem))

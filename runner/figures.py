@@ -311,7 +311,7 @@ def accuracy_against_lr(
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlim(min(lrs) / 1.5, max(lrs) * 1.5)  # however close they are
         axes.grid(alpha=0.3)
-    figure.supylabel("objective (o one seed; square: fresh seeds, 95 %; arrow: farther out)", fontsize=8)
+    figure.supylabel("objective (o one seed;\nsquare: fresh seeds, 95 %;\narrow: farther out)", fontsize=8)
     return figure
 
 

@@ -857,7 +857,8 @@ def test_the_exported_code_gives_the_winners_learning_rates(swept, capsys):
         (["tiny", "--code", "0"], "counts from 1"),
         (["tiny", "--top", "0"], "counts from 1"),
         (["tiny", "--format", "parquet"], "--out"),
-        (["tiny", "--code", "1", "--format", "csv"], "--format csv: a table has one, and --code is Python"),
+        (["tiny", "--code", "1", "--format", "csv"], "--format: only for a table, and --code 1 is the Python of one"),
+        (["tiny", "--code", "2", "--table", "trials", "--top", "3"], "--top, --table: only for a table"),
         (["tiny", "--out", "t.xlsx"], "--out t.xlsx: a table ends in one of .csv, .parquet, .json, .md, or has its"),
     ],
 )
