@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import chain, count, product
 from multiprocessing import get_context
 from pathlib import Path
@@ -255,6 +255,13 @@ def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, dict[str
     return found
 
 
+def whole_epochs(tried: Sequence[dict[str, Any]]) -> Way:
+    """The fastest in whole epochs, where they were tried, of the ways that do not compile: it pays in long sweeps."""
+    plain = [found for found in tried if not found.get("compiled")]  # an older file does not say so
+    best = min(plain, key=lambda found: found.get("epoch_seconds", 1 / found["updates_per_second"]))
+    return Way(**{field.name: best[field.name] for field in fields(Way) if field.name in best})
+
+
 def script(file: str, way: str, data_dir: str, device: str) -> None:
     """A sweep as a script does it: one trial after the other, in this process."""
     sweep, made, accuracy = load_sweep(file)[0], None, list[float]()
@@ -441,10 +448,11 @@ PAIRS = (("ours", "P0"), ("ours", "P1"), ("P1", "P0"))
 """The last says how far apart two scripts are; one of them computes in bf16, perhaps."""
 
 
-def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
+def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> Iterator[dict[str, Any]]:
     """Wall time of a whole sweep in a fresh process, from its imports to its last record; the arms take turns.
 
-    All train the same schedules, so their accuracies are compared as well, those of the first turn.
+    All train the same schedules, so their accuracies are compared as well, those of the first turn. What there is
+    comes after every sweep.
     """
     peer, where = [sys.executable, str(Path(__file__).resolve()), "script", "sweep.yaml"], (args.data_dir, device)
     ours = [sys.executable, "-m", "runner.sweep", "sweep.yaml", "--data-dir", args.data_dir, "--device", device]
@@ -470,13 +478,21 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> dict[str, Any]:
             else:
                 accuracy[name].append(json.loads(done.stdout.splitlines()[-1]))
         print(f"sweep, {name}: {seconds[name][-1]:.1f} s, accuracy {accuracy[name][-1]}", file=sys.stderr)
-    wall = {name: spread(values) for name, values in seconds.items()}
-    ratios = {f"{name} / ours": wall[name]["median"] / wall["ours"]["median"] for name in args.against}
-    size = {"trials": sweep.search.trials, "epochs": sweep.train.epochs}
-    beside = {
-        f"{a} - {b}": beside_each_other(accuracy[a][0], accuracy[b][0]) for a, b in PAIRS if {a, b} <= commands.keys()
-    }
-    return size | {"wall_seconds": wall, "ratios": ratios, "accuracy": accuracy, "same_schedules": beside}
+        wall = {arm: spread(values) for arm, values in seconds.items() if values}
+        yield {
+            "trials": sweep.search.trials,
+            "epochs": sweep.train.epochs,
+            "wall_seconds": wall,
+            "ratios": {
+                f"{arm} / ours": wall[arm]["median"] / wall["ours"]["median"] for arm in wall if arm != "ours"
+            },
+            "accuracy": {arm: accuracy[arm] for arm in wall},
+            "same_schedules": {
+                f"{a} - {b}": beside_each_other(accuracy[a][0], accuracy[b][0])
+                for a, b in PAIRS
+                if {a, b} <= wall.keys()
+            },
+        }
 
 
 def beside_each_other(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
@@ -523,18 +539,20 @@ def measure(case: Case, device: str, args: Any) -> Path:
     path = result_file(args.out_dir, f"speed-{case.name}", device)
     old = json.loads(path.read_text()) if path.exists() else {}
     same = old.get("commit") == here["commit"] and not here["commit"].endswith("+")
-    result = {part: old[part] for part in PARTS if part in old and same}
+    result = {part: old[part] for part in (*PARTS, "engine") if part in old and same}
     if old.get("torch") == here["torch"]:  # which decides how fast a script is, not our commit
         result |= {part: old[part] for part in ("P1", "P1_tried") if part in old}
     result |= {"case": case.name, "device": device, "batch_size": case.batch_size}
     result |= {"floor_seconds_per_50000_images": case.floor, "load_average_before": os.getloadavg()}
     with ExitStack() as stack:
-        config = replace(config, engine=engine.choose(config, torch.device(device), LONG))  # as for a long sweep
-        result["engine"], window = str(config.engine), Search.model_fields["window"].default
         opened = {"one lane": "1"} if set(parts) - {"sweep", "accuracy"} else {}
         opened |= {"all lanes": "auto"} if set(parts) - {"sweep"} else {}
+        if opened:
+            config = replace(config, engine=engine.choose(config, torch.device(device), LONG))  # as for a long sweep
+            result["engine"] = str(config.engine)
+            print(f"{case.name}: ours {config.engine}", file=sys.stderr)
+        window = Search.model_fields["window"].default
         ours = {k: stack.enter_context(open_lanes(n, device, window, config=config)) for k, n in opened.items()}
-        print(f"{case.name}: ours {config.engine}", file=sys.stderr)
         if "alone" in parts:  # first: nothing that a script does can keep it from being measured
             result["alone"] = rates(config, device, {}, ours, args)
             save(path, result)
@@ -545,14 +563,14 @@ def measure(case: Case, device: str, args: Any) -> Path:
             result["P1_tried"] = [asdict(w) | seen for w, seen in tried.items()]
             result["P1"] = asdict(max(tried, key=lambda way: tried[way]["updates_per_second"]))
             print(f"{case.name}: P1 {result['P1']}", file=sys.stderr)
-        way = Way(**result.get("P1", {}))
         if "rates" in parts:
             peers["P0"].submit(make, config, Way(persistent=True), device, track=True).result()
-            peers["P1"].submit(make, config, way, device, track=False).result()
+            peers["P1"].submit(make, config, Way(**result["P1"]), device, track=False).result()
             result["rates"] = rates(config, device, peers, ours, args)
             save(path, result)
         if "accuracy" in parts:  # P0's arithmetic, nothing logged; on a GPU enough workers
-            plain = Way(workers=way.workers if device.startswith("cuda") else 2, persistent=True)
+            workers = whole_epochs(result["P1_tried"]).workers if device.startswith("cuda") else 2
+            plain = Way(workers=workers, persistent=True)
             peers["P0"].submit(make, config, plain, device, track=False).result()
             both = peers["P0"], ours["all lanes"], args
             result["accuracy"] = seeds(config, *both)
@@ -562,11 +580,9 @@ def measure(case: Case, device: str, args: Any) -> Path:
                 save(path, result)
     if "sweep" in parts:
         trials = args.sweep_trials or (16 if device.startswith("cuda") else 12)
-        plain = [found for found in result["P1_tried"] if not found["compiled"]]  # compiling pays in longer ones
-        fastest = min(plain, key=lambda found: found.get("epoch_seconds", 1 / found["updates_per_second"]))
-        way = Way(**{key: value for key, value in fastest.items() if key in asdict(way)})
-        result["sweep"] = sweeps(science(case, args.sweep_epochs, trials), device, way, args)
-        save(path, result)
+        way = whole_epochs(result["P1_tried"])
+        for result["sweep"] in sweeps(science(case, args.sweep_epochs, trials), device, way, args):
+            save(path, result)
     return path
 
 
