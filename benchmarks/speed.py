@@ -247,9 +247,8 @@ def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, dict[str
     for choice in ways:
         make(config, way := Way(True, *choice, persistent=True), device, track=False)
         try:
-            found[way] = {"updates_per_second": max(ask("rate", seconds) for _ in range(2))}
-            if device.startswith("cuda"):
-                found[way]["epoch_seconds"] = ask("epoch_seconds")
+            seen = {"updates_per_second": max(ask("rate", seconds) for _ in range(2))}
+            found[way] = seen | ({"epoch_seconds": ask("epoch_seconds")} if device.startswith("cuda") else {})
         except Exception as error:  # what torch's compiler does not take, a user does without
             print(f"{way}: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
     return found
@@ -540,9 +539,10 @@ def measure(case: Case, device: str, args: Any) -> Path:
     old = json.loads(path.read_text()) if path.exists() else {}
     same = old.get("commit") == here["commit"] and not here["commit"].endswith("+")
     result = {part: old[part] for part in (*PARTS, "engine") if part in old and same}
-    if old.get("torch") == here["torch"]:  # which decides how fast a script is, not our commit
+    whole = all("epoch_seconds" in way for way in old.get("P1_tried", ())) or not device.startswith("cuda")
+    if whole and (old.get("torch"), old.get("limit", case.limit)) == (here["torch"], case.limit):  # not our commit
         result |= {part: old[part] for part in ("P1", "P1_tried") if part in old}
-    result |= {"case": case.name, "device": device, "batch_size": case.batch_size}
+    result |= {"case": case.name, "device": device, "batch_size": case.batch_size, "limit": case.limit}
     result |= {"floor_seconds_per_50000_images": case.floor, "load_average_before": os.getloadavg()}
     with ExitStack() as stack:
         opened = {"one lane": "1"} if set(parts) - {"sweep", "accuracy"} else {}

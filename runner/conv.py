@@ -306,7 +306,7 @@ def both_gradients(
     """
     if x.is_cuda:
         main = torch.cuda.current_stream(x.device)
-        side = _beside(x.device)
+        side = beside(x.device)
         side.wait_stream(main)
         with torch.cuda.stream(side):
             dweight = gradient(1, dy, x, weight, stride, padding)
@@ -340,7 +340,7 @@ def forked(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    main, side = torch.cuda.current_stream(device), _beside(device)
+    main, side = torch.cuda.current_stream(device), beside(device)
     side.wait_stream(main)
     try:
         yield
@@ -349,7 +349,7 @@ def forked(device: torch.device) -> Iterator[None]:
 
 
 @cache
-def _beside(device: torch.device) -> torch.cuda.Stream:
+def beside(device: torch.device) -> torch.cuda.Stream:
     """One for all slots: only the slot that is being captured uses it; a graph has branches of its own."""
     return torch.cuda.Stream(device)
 

@@ -22,6 +22,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ from torch.nn import functional as F
 
 from . import train as reference
 from .checkpoint import State
-from .conv import LiveConv, Size, TiledConv, compact, forked, worth_tiling
+from .conv import LiveConv, Size, TiledConv, beside, compact, forked, worth_tiling
 from .data import Dataset, Split, Tables, adopt, augmented, normalised, padded, updates_per_epoch
 from .model import build
 from .schedules import load as load_schedule
@@ -44,6 +45,18 @@ os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 # A slot.
 
 _CAPTURE = threading.Lock()  # one graph at a time
+_STREAMS = WeakSet[torch.cuda.Stream]()
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """One for a slot alone: graphs of one stream share cuBLAS's workspace, and what another slot begins on it would
+    be captured with this one's. torch has 32, which it gives out in turns, and one of them is beside all slots."""
+    for _ in range(64):
+        stream = torch.cuda.Stream(device)
+        if stream not in _STREAMS and stream != beside(device):
+            _STREAMS.add(stream)
+            return stream
+    raise RuntimeError("no stream is left for another slot: at most 31 of them train on a GPU; lower --lanes")
 
 
 class Slot:
@@ -114,7 +127,8 @@ class Slot:
                 self.optimizer.step()
             return function
         if not hasattr(self, "stream"):
-            self.stream = torch.cuda.Stream(self.device)  # its own: graphs of one stream share cuBLAS's workspace
+            with _CAPTURE:
+                self.stream = _stream(self.device)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the buffers
         with _CAPTURE, torch.cuda.stream(self.stream):
             for _ in range(3):  # lazy initialisation, and the optimizer's state
@@ -151,10 +165,10 @@ class Slot:
     @property
     def momentum(self) -> Tensor | None:
         """SGD's, flat as the weights; None before the optimizer's first step, and where there is none."""
-        return cast("Tensor | None", self.optimizer.state[self.weights].get("momentum_buffer"))
+        return cast("Tensor | None", self.optimizer.state.get(self.weights, {}).get("momentum_buffer"))
 
     def _descend(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
-        """What follows the gradients, by SGD with momentum: they are lined up, and one kernel does the rest.
+        """What follows the gradients, by SGD with momentum: they are lined up, and a kernel does the rest.
 
         torch's own gives each block of threads 65,536 numbers, so that half of a GPU has nothing to do.
         """

@@ -96,6 +96,7 @@ def test_twenty_updates_equal_torchs_own_optimizer_to_1e_12_in_float64(recipe, k
     losses = [slot.epoch(number, lrs_of(config, slot, number))[0] for number in range(5)]
     expected, network = plainly(config)
     assert losses == pytest.approx(expected, rel=0, abs=1e-12)
+    assert len(slot.state()["optimizer"]) == (recipe.get("momentum") != 0.0)  # without momentum nothing to remember
     state = slot.state_dict()
     margin = 1e-11 if "optimizer" in recipe else 1e-12  # it divides gradients by their size, next to nothing too
     for name, tensor in network.state_dict().items():  # dead taps, running statistics and counters too
@@ -742,6 +743,19 @@ def test_one_slot_and_four_give_the_same_metrics_per_trial(stopped, exact):
     assert sorted(beside) == [0, 1, 2, 3]
     for i, epochs in beside.items():
         assert epochs == alone[i][: len(epochs)]
+
+
+@pytest.mark.cuda
+def test_no_two_slots_have_the_same_stream_though_torch_gives_out_32_in_turns():
+    device = torch.device("cuda", torch.cuda.current_device())
+    gc.collect()  # the other tests' slots
+    given = []
+    with pytest.raises(RuntimeError, match="at most 31"):
+        given.extend(iter(lambda: engine._stream(device), None))
+    assert given
+    assert len({stream.cuda_stream for stream in [*given, conv.beside(device)]}) == len(given) + 1
+    given.clear()
+    assert engine._stream(device)
 
 
 @pytest.mark.cuda
