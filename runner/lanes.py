@@ -297,7 +297,6 @@ def open_lanes(
     most: int,
     ray: str | None = None,
     config: TrialConfig | None = None,
-    awake: bool = False,
     **resources: float | None,
 ) -> Lanes:
     """The lanes for ``--lanes``, ``--device`` and ``--ray``.
@@ -311,7 +310,6 @@ def open_lanes(
         ray: the address of a Ray cluster, ``local``, or None for this machine without Ray.
         config: a trial like all others; the workers get its data by value, once for each node of a cluster, and the
             number of slots on a GPU is found by training it for some seconds.
-        awake: worker processes begin now, rather than with their first trial.
         resources: ``num_cpus`` and ``num_gpus`` of each Ray actor.
 
     Raises:
@@ -329,13 +327,10 @@ def open_lanes(
         return Lanes([device], lambda: ThreadPoolExecutor(1))
     if device == "cpu":
         spawn, shared = multiprocessing.get_context("spawn"), _shared(config)
-        lanes = Lanes(
+        return Lanes(
             ["cpu"] * number(cores()),
             lambda: ProcessPoolExecutor(1, spawn, initializer=_own_one_core, initargs=(shared,)),
         )
-        for lane in lanes.all if awake else ():
-            lane._submit(importlib.import_module, "torchvision")  # as its first trial would, which takes seconds
-        return lanes
     devices = _gpus() if device == "cuda" else [device]
     warm, note = list[Executor](), ""
     if wanted == "auto" and config is not None and config.engine.name == "fast":

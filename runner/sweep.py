@@ -116,9 +116,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     wishes = wished(sweep, place, options)
     wanted, ray = ("0", None) if options.sync else (options.lanes, options.ray)
     with (
-        lanes.open_lanes(
-            wanted, str(device), most_lanes(sweep), ray, example, awake=not known, **resources
-        ) as places,
+        lanes.open_lanes(wanted, str(device), most_lanes(sweep), ray, example, **resources) as places,
         tracking.Tracker(place, sweep, dataset, where, options, say) as tracker,
         storage.hold(sweep.name, place.storage),  # one coordinator at a time
         ExitStack() as stack,

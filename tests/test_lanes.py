@@ -191,13 +191,6 @@ def test_a_worker_takes_memory_from_the_machine_once_and_not_for_every_update():
     assert kept < 0.5 * given_back
 
 
-@pytest.mark.parametrize("awake", [False, True])
-def test_worker_processes_begin_when_they_are_wanted(awake):
-    before = len(multiprocessing.active_children())
-    with open_lanes("2", "cpu", 2, awake=awake):
-        assert len(multiprocessing.active_children()) == before + 2 * awake
-
-
 def test_there_are_never_more_lanes_than_the_window_has_work_for(project):
     with open_lanes("64", "cpu", 3) as lanes:
         assert len(lanes.all) == 3
