@@ -46,18 +46,23 @@ def row(result: dict[str, Any]) -> list[str]:
     rates, cuda = result.get("rates") or result["alone"], result["device"] == "cuda"
     speed = {name: values["median"] for name, values in rates["images_per_second"].items()}
     ours, peers = speed["all lanes"], ("P0", "P1")
-    ratios, wanted = result.get("sweep", {}).get("ratios"), [f"{peer} / ours" for peer in peers]
-    rounds = min(len(values["all"]) for values in rates["images_per_second"].values())
-    few = f" (only {rounds} rounds)" * (rounds < 5)
+    sweep, wanted = result.get("sweep"), [f"{peer} / ours" for peer in peers]
+    ratios = [f"{sweep['ratios'][key]:.1f}" if key in sweep["ratios"] else NOT for key in wanted] if sweep else []
     return [
-        (result["gpu"] if cuda else f"{result['cpu']}, {result['cores']} cores") + few,
+        (result["gpu"] if cuda else f"{result['cpu']}, {result['cores']} cores") + few(rates["images_per_second"], 5),
         f"{result['case']}, batch {result['batch_size']}",
         *(f"{speed[name]:,.0f}" if name in speed else NOT for name in (*peers, "one lane", "all lanes")),
         *(f"{ours / speed[name]:.1f}" if name in speed else NOT for name in peers),
-        ", ".join(f"{ratios[key]:.1f}" if key in ratios else NOT for key in wanted) if ratios else NOT,
+        ", ".join(ratios) + few(sweep["wall_seconds"], 3) if sweep else NOT,
         result["engine"],
         f"{rates['distance']['all lanes']['share_of_gemm']:.0%}" if "distance" in rates else NOT,
     ]
+
+
+def few(seen: dict[str, Any], wanted: int) -> str:
+    """Said where some arm had fewer rounds than the benchmark's own."""
+    rounds = min(len(values["all"]) for values in seen.values())
+    return f" (only {rounds} round{'s' * (rounds > 1)})" * (rounds < wanted)
 
 
 def on_a_gpu(paths: Iterable[Path]) -> str:
