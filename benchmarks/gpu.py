@@ -27,7 +27,7 @@ from typing import Any
 
 from machine import RESULTS, ROOT, environment, result_file, save, spread
 
-from runner import engine
+from runner import choice, engine
 from runner.document import SpecError
 from runner.schedules import load
 from runner.spec import TrialConfig, load_sweep
@@ -77,7 +77,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
             break
         recipe = sweep.train.model_copy(update={"epochs": args.epochs, "seed": seed})
         config = TrialConfig(sweep.data, sweep.model, recipe, schedule, args.data_dir, test=True)
-        config = replace(config, engine=engine.choose(config, device, args.seeds * args.epochs))
+        config = replace(config, engine=choice.choose(config, device, args.seeds * args.epochs))
         start = perf_counter()
         *_, last = engine.loop(config)(config, device)
         seconds.append(perf_counter() - start)

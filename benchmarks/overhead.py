@@ -58,7 +58,7 @@ def measure(trials: int, epochs: int, seconds: float, folder: Path) -> dict[str,
     place = load_place(folder / "mlflow.yaml")
     threads = lanes.Lanes(["cpu"] * 8, lambda: lanes.ThreadPoolExecutor(1))
     with mock.patch.object(engine, "train", sleeping), mock.patch.object(lanes, "open_lanes", return_value=threads):
-        sweep.run(found, place, sweep.Options(folder / "sleep.yaml", device="cpu"))
+        sweep.run(found, place, sweep.Options(folder / "sleep.yaml", device="cpu", lanes="0"))
     first, last = (f(t for s in spans.values() for span in s for t in span) for f in (min, max))
     wall, busy = last - first, sum(end - start for s in spans.values() for start, end in s)
     gaps = sorted(

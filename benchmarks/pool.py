@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 from machine import RESULTS, save
 
-from runner import data, engine
+from runner import choice, data, engine
 from runner.lanes import open_lanes
 from runner.schedules import Schedule, load
 from runner.spec import Sweep, TrialConfig, load_sweep
@@ -93,7 +93,7 @@ def setting(source: str, width: int, epochs: int, data_dir: str) -> tuple[TrialC
     model = sweep.model.model_copy(update={"width": width})
     example = TrialConfig(sweep.data, model, recipe, load({"type": "constant"}), data_dir)
     updates = data.updates_per_epoch(len(data.load(sweep.data, data_dir).train), recipe.batch_size)
-    return replace(example, engine=engine.choose(example, device, 1000 * example.train.epochs)), updates, device
+    return replace(example, engine=choice.choose(example, device, 1000 * example.train.epochs)), updates, device
 
 
 def trained(

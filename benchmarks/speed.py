@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from runner import data, engine
+from runner import choice, data, engine
 from runner.conv import compact
 from runner.lanes import Lanes, begin, cores, open_lanes
 from runner.model import build
@@ -244,8 +244,8 @@ def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, dict[str
     ways = product((False,), rough, (False, True), (0, 1, 2))
     if device.startswith("cuda"):
         ways = product((True, False), (True,), (True,), sorted({8, cores()}))
-    for choice in ways:
-        make(config, way := Way(True, *choice, persistent=True), device, track=False)
+    for combination in ways:
+        make(config, way := Way(True, *combination, persistent=True), device, track=False)
         try:
             seen = {"updates_per_second": max(ask("rate", seconds) for _ in range(2))}
             found[way] = seen | ({"epoch_seconds": ask("epoch_seconds")} if device.startswith("cuda") else {})
@@ -286,7 +286,7 @@ def random_schedules(sweep: Sweep, n: int) -> Iterator[Schedule]:
 
 def lane_costs(config: TrialConfig, device: str) -> dict[str, Any]:
     """What else a lane does, in seconds: before an epoch, which ``engine.rate`` leaves out, and before a trial."""
-    slot, epochs = engine._slot(config, torch.device(device)), config.train.epochs
+    slot, epochs = engine.slot_of(config, torch.device(device)), config.train.epochs
     n, total = len(slot.dataset.train), slot.updates * epochs
 
     def before_an_epoch() -> None:  # a script's window has it: samples and learning rates
@@ -548,7 +548,7 @@ def measure(case: Case, device: str, args: Any) -> Path:
         opened = {"one lane": "1"} if set(parts) - {"sweep", "accuracy"} else {}
         opened |= {"all lanes": "auto"} if set(parts) - {"sweep"} else {}
         if opened:
-            config = replace(config, engine=engine.choose(config, torch.device(device), LONG))  # as for a long sweep
+            config = replace(config, engine=choice.choose(config, torch.device(device), LONG))  # as for a long sweep
             result["engine"] = str(config.engine)
             print(f"{case.name}: ours {config.engine}", file=sys.stderr)
         window = Search.model_fields["window"].default

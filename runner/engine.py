@@ -9,12 +9,10 @@ fewer multiplications where that is faster (see ``conv``).
 
 from __future__ import annotations
 
-import copy
 import ctypes
 import gc
 import os
 import platform
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,11 +28,10 @@ from torch.nn import functional as F
 
 from . import train as reference
 from .checkpoint import State
-from .conv import LiveConv, Size, TiledConv, beside, compact, forked, worth_tiling
-from .data import Dataset, Split, Tables, adopt, augmented, normalised, padded, updates_per_epoch
+from .conv import LiveConv, Size, TiledConv, beside, compact, forked
+from .data import Split, Tables, augmented, normalised, padded, updates_per_epoch
 from .model import build
-from .schedules import load as load_schedule
-from .spec import Engine, Model, TrialConfig
+from .spec import Model, TrialConfig
 from .train import Epoch, epochs_in, finished, make_optimizer, measure, numbered, plain, resident, uses_bf16
 
 # CUDA reads it when it starts: all slots' graphs share 8 queues, and wait for one another there, unless more are
@@ -417,7 +414,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
         DataError: the data are missing or damaged.
     """
     recipe, schedule = config.train, config.schedule
-    slot = _slot(config, device)
+    slot = slot_of(config, device)
     owner = slot.owner = object()
     slot.begin(recipe.seed)
     if state is not None and state.get("layout") != slot.layout:
@@ -439,7 +436,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
         yield replace(epoch, state=lambda: slot.state() | {"epochs": plain(done)})
 
 
-def _slot(config: TrialConfig, device: torch.device) -> Slot:
+def slot_of(config: TrialConfig, device: torch.device) -> Slot:
     """This thread's slot; a new one where the sweep is another."""
     recipe = config.train.model_copy(update={"seed": 0, "epochs": 1})  # what a trial may have of its own
     key = (config.data, config.data_dir, config.model, recipe, config.engine, device)
@@ -452,14 +449,19 @@ def _slot(config: TrialConfig, device: torch.device) -> Slot:
     return cast("Slot", _here.slot)
 
 
+def forget() -> None:
+    """Let go of this thread's slot."""
+    _here.__dict__.clear()
+
+
 def warm(config: TrialConfig, device: str) -> int:
     """Make this thread's slot; its bytes of weights and optimizer state."""
-    return _slot(config, torch.device(device)).bytes
+    return slot_of(config, torch.device(device)).bytes
 
 
 def rate(config: TrialConfig, device: str, seconds: float) -> float:
     """Updates per second of this thread's slot."""
-    return _slot(config, torch.device(device)).rate(seconds)
+    return slot_of(config, torch.device(device)).rate(seconds)
 
 
 def keep_memory() -> None:
@@ -470,18 +472,6 @@ def keep_memory() -> None:
             libc.mallopt(option, value)
 
 
-# --------------------------------------------------------------------------------------
-# Which engine.
-
-PAYS = 0.2
-"""The share of training time that compiling is taken to save (on one H200 0.34 with one lane, about 0.2 with six)."""
-COMPILE_SECONDS = 30.0
-WORTH_MEASURING = 2e9
-"""Operations of an update below which a CPU stays with plain fp32: too few to be measured, or to matter."""
-FLOPS = 200e12
-"""What a GPU is assumed to reach in bf16 when it is asked whether compiling pays."""
-
-
 Loop = Callable[..., Iterator[Epoch]]
 """A training loop: ``train.train``, or one that gives the same numbers."""
 
@@ -489,131 +479,3 @@ Loop = Callable[..., Iterator[Epoch]]
 def loop(config: TrialConfig) -> Loop:
     """The training loop of a config's engine."""
     return train if config.engine.name == "fast" else reference.train
-
-
-def choose(config: TrialConfig, device: torch.device, epochs: int, wanted: str = "auto") -> Engine:
-    """The engine for a sweep that trains ``epochs`` in all, of trials like ``config``: one for all, to be compared.
-
-    ``auto`` is the fast one on CPUs and on CUDA, in bf16 or in tiles where the machine computes it faster (on a CPU
-    that is measured), compiled on a GPU where the sweep is long enough; the reference elsewhere, for networks that a
-    slot does not train as they are, and for data that the device cannot hold.
-    """
-    data, device = resident(config, device), numbered(device)  # as a lane calls it: what is compiled keeps the name
-    held = data.train.images.device.type == device.type  # not where a GPU's memory is too small for them
-    network = build(config.model, data.classes, config.train.seed)
-    able = wanted != "reference" and device.type in ("cpu", "cuda") and held
-    if not able or not _trains_alike(config, data, network) or not _can_be_captured(config, data, network):
-        return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
-    if device.type == "cpu":
-        return _on_a_cpu(config, data, network)
-    seconds = epochs * len(data.train) * _flops(network, data) / FLOPS
-    if not uses_bf16(config, data, device):
-        return Engine("fast", "fp32")  # compiled, nobody has measured that it pays there
-    compiled = Engine("fast", "bf16", compiled=True)
-    pays = seconds * PAYS > COMPILE_SECONDS
-    able = pays and can_be_compiled(replace(config, engine=compiled), device)
-    return compiled if able else replace(compiled, compiled=False)
-
-
-def _trains_alike(config: TrialConfig, data: Dataset, network: nn.Module) -> bool:
-    """Whether a slot trains this network as the plain loop does, and does it again; one's own is tried.
-
-    It does not where training draws random numbers, where weights are frozen, shared or not used, where hooks or
-    counters change what is trained, and where the network asks more of its modules than to be called.
-    """
-    if config.model.function is None:  # torchvision's: dropout, stochastic depth
-        return not any(getattr(module, "p", 0.0) for module in network.modules())
-    few, where, cpu = Split(data.train.images[:8], data.train.labels[:8]), "a few", torch.device("cpu")
-    adopt(config.data, where, replace(data, train=few, val=few, test=few).to(cpu).by_value())
-    plainly = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "batch_size": max(2, len(few) // 2)}
-    recipe = config.train.model_copy(update=plainly)
-    engine, schedule = Engine("fast", "fp32", tiled=1), load_schedule({"type": "constant", "init_lr": 0.05})
-    config = TrialConfig(config.data, config.model, recipe, schedule, where, engine)
-    initial = network.state_dict()
-    try:
-        expected = cast("Callable[[], State]", next(reference.train(config, cpu)).state)()["network"]
-        for _ in range(2):
-            next(train(config, cpu))
-            for name, tensor in _slot(config, cpu).state_dict().items():
-                moved = (expected[name] - initial[name]).abs().max()
-                if (tensor - expected[name]).abs().max() > 0.05 * moved + 1e-5:
-                    return False
-    except Exception:  # whatever it is, the plain loop does without, or says so
-        return False
-    finally:
-        _here.__dict__.clear()
-    return True
-
-
-def _can_be_captured(config: TrialConfig, data: Dataset, network: nn.Module) -> bool:
-    """Whether nobody waits for the GPU in the forward pass, as in a graph nobody can; one's own network is tried."""
-    device = data.train.images.device
-    if config.model.function is None or device.type != "cuda":
-        return True
-    mode = torch.cuda.get_sync_debug_mode()
-    try:
-        there, images = copy.deepcopy(network).to(device), normalised(data.train.images[:8], data.mean, data.std)
-        torch.cuda.set_sync_debug_mode("error")
-        there(images).sum().backward()
-    except Exception:  # whatever it is, the plain loop does without, or says so
-        return False
-    finally:
-        torch.cuda.set_sync_debug_mode(mode)
-    return True
-
-
-def can_be_compiled(config: TrialConfig, device: torch.device) -> bool:
-    """Whether torch's compiler takes this network; the slots of this process find what it has made."""
-    try:
-        Slot(config, device)._update()
-    except torch.OutOfMemoryError:
-        return True  # the lanes say so
-    except Exception:  # whatever it is, the update goes without
-        return False
-    finally:
-        gc.collect()  # an error keeps its slot
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # the lanes may be other processes
-    return True
-
-
-def _flops(network: nn.Module, data: Dataset) -> int:
-    """Of the forward and the backward pass of one image (the backward pass takes twice the forward's)."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.eval()(torch.zeros(1, 3, *data.size))
-    return int(3 * counter.get_total_flops())
-
-
-def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module, most: int = 32) -> Engine:
-    """What one thread is fastest with, measured with ``most`` images; a few seconds."""
-    exact, rough, size = Engine("fast", "fp32"), Engine("fast", "bf16"), min(config.train.batch_size, len(data.train))
-    if config.precision == "bf16" or _flops(network, data) * size < WORTH_MEASURING:
-        return rough if config.precision == "bf16" else exact
-    config = replace(config, train=config.train.model_copy(update={"batch_size": min(size, most)}))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as on a lane
-    keep_memory()
-    try:
-        exact = replace(exact, tiled=worth_tiling(network, *data.size, config.train.batch_size))
-        return rough if config.precision == "auto" and _faster(config, rough, exact) else exact
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _faster(config: TrialConfig, rough: Engine, exact: Engine, rounds: int = 5, margin: float = 1.15) -> bool:
-    """Whether an update in bf16 takes less time, by ``margin`` at least."""
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
-    slots = [Slot(replace(config, engine=engine), torch.device("cpu")) for engine in (rough, exact)]
-    seconds: list[list[float]] = [[], []]
-    for _ in range(rounds + 1):
-        for slot, seen in zip(slots, seconds, strict=True):
-            slot.at.zero_()
-            slot.network.train()
-            start = time.thread_time()
-            slot.update()
-            seen.append(time.thread_time() - start)
-    fast, slow = (statistics.median(seen[1:]) for seen in seconds)
-    return fast * margin < slow

@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +29,9 @@ from concurrent.futures import (
     wait,
 )
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import checkpoint
@@ -326,10 +329,10 @@ def open_lanes(
     if wanted == "0":
         return Lanes([device], lambda: ThreadPoolExecutor(1))
     if device == "cpu":
-        spawn, shared = multiprocessing.get_context("spawn"), _shared(config)
+        context, shared = make_ready(), _shared(config)
         return Lanes(
             ["cpu"] * number(cores()),
-            lambda: ProcessPoolExecutor(1, spawn, initializer=_own_one_core, initargs=(shared,)),
+            lambda: ProcessPoolExecutor(1, context, initializer=_own_one_core, initargs=(shared,)),
         )
     devices = _gpus() if device == "cuda" else [device]
     warm, note = list[Executor](), ""
@@ -370,6 +373,21 @@ def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 0.5
             thread.shutdown()
         gc.collect()  # their slots make room
     return threads[:kept], size
+
+
+def make_ready() -> BaseContext:
+    """Begin the process that workers on a CPU are copied from: it imports what they need, once and in good time.
+
+    Where the system's libraries do not bear that, as on macOS, every worker is begun anew.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torchvision", "runner.engine", "runner.lanes", "runner.terminal"])
+    resource_tracker.ensure_running()  # which would let the signals through
+    with held():
+        forkserver.ensure_running()
+    return context
 
 
 def _shared(config: TrialConfig | None) -> Shared | None:

@@ -67,7 +67,8 @@ def _network(config: Model, classes: int) -> nn.Module:
         )
     if config.name in ("googlenet", "inception_v3"):
         raise SpecError(f"{config.name} trains with auxiliary outputs, which this loop has not", key=("model",))
-    network: nn.Module = get_model(config.name, weights=None, num_classes=classes)
+    with torch.device("cpu" if config.width == 64 else "meta"):  # another width replaces all that has weights
+        network: nn.Module = get_model(config.name, weights=None, num_classes=classes)
     if not isinstance(network, ResNet):
         if config.stem == "small" or config.width != 64:
             raise SpecError(

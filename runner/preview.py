@@ -48,7 +48,7 @@ FEW = 64
 
 def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
     """Measured: a few updates and an evaluation of the real training, extrapolated to an epoch."""
-    from . import data, engine, train
+    from . import choice, data, engine, train
 
     place = train.pick_device(device)
     # on a CPU a large batch takes a minute for an update, and an image as long as in a smaller one
@@ -56,7 +56,7 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
     small = sweep.train.model_copy(update={"epochs": 2, "batch_size": size})
     limited = sweep.data.model_copy(update={"limit": min(sweep.data.limit or 10**9, max(100, 6 * size))})
     config = TrialConfig(limited, sweep.model, small, schedule, data_dir)
-    config = replace(config, engine=engine.choose(config, place, sweep.all_epochs))
+    config = replace(config, engine=choice.choose(config, place, sweep.all_epochs))
     epochs = engine.loop(config)(config, place)
     try:
         next(epochs)  # the first epoch pays for what happens once

@@ -92,13 +92,16 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         SpecError: data, device, study or tracking cannot be used; nothing was trained.
         TooManyFailedError, StorageError, Stopped: the sweep was stopped, and can be continued.
     """
-    # here: a wrong file is refused before torch is loaded
-    from . import checkpoint, confirm, data, engine, lanes, report, storage, study, tracking, train
+    remark(f"{sweep.name}: {sweep.size}")
+    # here: a wrong file is refused before torch is loaded, which takes seconds
+    from . import checkpoint, choice, confirm, data, lanes, report, storage, study, tracking, train
 
     storage.check(sweep.name, place.storage)
     tracking.check(place)
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
+    if device.type == "cpu" and options.ray is None and options.lanes != "0" and not options.sync:
+        lanes.make_ready()  # beside what follows
     seen = named(sweep, dataset, options.allow)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
     flat = load({"type": "constant"})
@@ -106,9 +109,9 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     if device.type == "cuda":
         remark(f"getting {device} ready, which takes up to a minute")
     known = study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync)
-    chosen = known or engine.choose(example, device, sweep.all_epochs, options.engine)
+    chosen = known or choice.choose(example, device, sweep.all_epochs, options.engine)
     example = replace(example, engine=chosen)
-    if known and known.compiled and not options.sync and not engine.can_be_compiled(example, device):
+    if known and known.compiled and not options.sync and not choice.can_be_compiled(example, device):
         wrong = f"the study {sweep.name!r} was begun with the engine {known}, and torch cannot compile its network"
         raise SpecError(f"{wrong} here; continue it where it can, or begin another under a new name")
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
@@ -145,7 +148,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
         history.remember(engine=asdict(chosen), id=history.facts.get("id", uuid.uuid4().hex), **seen)
         tracker.go_on(history.facts["id"])
-        remark(f"{places} on {device}; engine: {chosen}; {sweep.size}")
+        remark(f"{places} on {device}; engine: {chosen}")
         for caveat in report.caveats(sweep, place, dataset, options.allow):
             remark(caveat)
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]

@@ -1,5 +1,6 @@
 """Shared fixtures: a place of one's own with a migrated MLflow database, and a tiny sweep that trains in a second."""
 
+import gc
 import os
 import shutil
 import signal
@@ -47,6 +48,12 @@ def pytest_collection_modifyitems(items):
 
         for item in on_a_gpu:
             item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: a collection, which every new slot asks for, need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 def free_port() -> int:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -167,6 +167,10 @@ def test_what_is_proposed_does_not_depend_on_which_trial_ends_first(sampler, swe
     assert len(seen[0]) == 20
 
 
+def pid_and_parent() -> tuple[int, int]:
+    return os.getpid(), os.getppid()
+
+
 def page_faults() -> int:
     """Of the eighth round that makes eight tensors of 16 to 64 MiB and forgets them."""
     for _ in range(8):
@@ -239,6 +243,20 @@ def test_a_trial_that_always_kills_its_worker_is_failed_at_the_third_time_and_th
     assert "killed" in load_study("tiny", load_place().storage)[1][1].cause
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every worker is begun anew")
+def test_workers_are_copies_of_one_process_and_another_stands_in_where_that_dies():
+    with open_lanes("2", "cpu", 2) as lanes:
+        pids, parents = zip(*[lane.executor.submit(pid_and_parent).result() for lane in lanes.all], strict=True)
+        assert len(set(parents) - {os.getpid(), os.getppid()}) == 1
+        os.kill(parents[0], signal.SIGKILL)
+        for lane in lanes.all:
+            with pytest.raises(BrokenExecutor):
+                lane.executor.submit(time.sleep, 30).result()
+            lanes.renew(lane)
+        assert not {*pids} & {lane.executor.submit(os.getpid).result() for lane in lanes.all}
+
+
 @pytest.mark.parametrize(
     ("name", "words", "again"),
     [
@@ -283,7 +301,7 @@ def test_workers_end_with_their_coordinator_and_a_second_one_takes_over(project)
         second = subprocess.run(command, capture_output=True, text=True, check=False)
         assert second.returncode == 2
         assert f"is being run by {socket.gethostname()} (pid {first.pid})" in second.stderr
-        while not (workers := descendants(first.pid)):
+        while len(workers := descendants(first.pid)) < 4:  # two, the one that they are copied from, and a tracker
             time.sleep(0.1)
     finally:
         first.send_signal(signal.SIGKILL)

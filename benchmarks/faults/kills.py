@@ -72,9 +72,12 @@ def lose_workers(folder: Path, chance: Any, kills: dict[str, int], most: int) ->
 
 
 def workers_of(pid: int) -> list[int]:
-    """The processes below a coordinator that train: what ``multiprocessing`` has spawned, but for its tracker."""
+    """The processes of a coordinator that train: its children's children, copied from the one that has torch."""
+    return [worker for child in children(pid) for worker in children(child)]
+
+
+def children(pid: int) -> list[int]:
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+        return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except OSError:
         return []

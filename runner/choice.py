@@ -1,0 +1,160 @@
+"""Which engine trains a sweep: one for all of its trials, to be compared. A newcomer may skip this module."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import nn
+
+from . import engine, train
+from .checkpoint import State
+from .conv import worth_tiling
+from .data import Dataset, Split, adopt, normalised
+from .engine import Slot
+from .model import build
+from .schedules import load
+from .spec import Engine, TrialConfig
+from .train import numbered, resident, uses_bf16
+
+PAYS = 0.2
+"""The share of training time that compiling is taken to save (on one H200 0.34 with one lane, about 0.2 with six)."""
+COMPILE_SECONDS = 30.0
+WORTH_MEASURING = 2e9
+"""Operations of an update below which a CPU stays with plain fp32: too few to be measured, or to matter."""
+FLOPS = 200e12
+"""What a GPU is assumed to reach in bf16 when it is asked whether compiling pays."""
+
+
+def choose(config: TrialConfig, device: torch.device, epochs: int, wanted: str = "auto") -> Engine:
+    """The engine for a sweep that trains ``epochs`` in all, of trials like ``config``: one for all, to be compared.
+
+    ``auto`` is the fast one on CPUs and on CUDA, in bf16 or in tiles where the machine computes it faster (on a CPU
+    that is measured), compiled on a GPU where the sweep is long enough; the reference elsewhere, for networks that a
+    slot does not train as they are, and for data that the device cannot hold.
+    """
+    data, device = resident(config, device), numbered(device)  # as a lane calls it: what is compiled keeps the name
+    held = data.train.images.device.type == device.type  # not where a GPU's memory is too small for them
+    network = build(config.model, data.classes, config.train.seed)
+    able = wanted != "reference" and device.type in ("cpu", "cuda") and held
+    if not able or not _trains_alike(config, data, network) or not _can_be_captured(config, data, network):
+        return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
+    if device.type == "cpu":
+        return _on_a_cpu(config, data, network)
+    seconds = epochs * len(data.train) * _flops(network, data) / FLOPS
+    if not uses_bf16(config, data, device):
+        return Engine("fast", "fp32")  # compiled, nobody has measured that it pays there
+    compiled = Engine("fast", "bf16", compiled=True)
+    pays = seconds * PAYS > COMPILE_SECONDS
+    able = pays and can_be_compiled(replace(config, engine=compiled), device)
+    return compiled if able else replace(compiled, compiled=False)
+
+
+def _trains_alike(config: TrialConfig, data: Dataset, network: nn.Module) -> bool:
+    """Whether a slot trains this network as the plain loop does, and does it again; one's own is tried.
+
+    It does not where training draws random numbers, where weights are frozen, shared or not used, where hooks or
+    counters change what is trained, and where the network asks more of its modules than to be called.
+    """
+    if config.model.function is None:  # torchvision's: dropout, stochastic depth
+        return not any(getattr(module, "p", 0.0) for module in network.modules())
+    few, where, cpu = Split(data.train.images[:8], data.train.labels[:8]), "a few", torch.device("cpu")
+    adopt(config.data, where, replace(data, train=few, val=few, test=few).to(cpu).by_value())
+    plainly = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "batch_size": max(2, len(few) // 2)}
+    recipe = config.train.model_copy(update=plainly)
+    fast, schedule = Engine("fast", "fp32", tiled=1), load({"type": "constant", "init_lr": 0.05})
+    config = TrialConfig(config.data, config.model, recipe, schedule, where, fast)
+    initial = network.state_dict()
+    try:
+        expected = cast("Callable[[], State]", next(train.train(config, cpu)).state)()["network"]
+        for _ in range(2):
+            next(engine.train(config, cpu))
+            for name, tensor in engine.slot_of(config, cpu).state_dict().items():
+                moved = (expected[name] - initial[name]).abs().max()
+                if (tensor - expected[name]).abs().max() > 0.05 * moved + 1e-5:
+                    return False
+    except Exception:  # whatever it is, the plain loop does without, or says so
+        return False
+    finally:
+        engine.forget()
+    return True
+
+
+def _can_be_captured(config: TrialConfig, data: Dataset, network: nn.Module) -> bool:
+    """Whether nobody waits for the GPU in the forward pass, as in a graph nobody can; one's own network is tried."""
+    device = data.train.images.device
+    if config.model.function is None or device.type != "cuda":
+        return True
+    mode = torch.cuda.get_sync_debug_mode()
+    try:
+        there, images = copy.deepcopy(network).to(device), normalised(data.train.images[:8], data.mean, data.std)
+        torch.cuda.set_sync_debug_mode("error")
+        there(images).sum().backward()
+    except Exception:  # whatever it is, the plain loop does without, or says so
+        return False
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    return True
+
+
+def can_be_compiled(config: TrialConfig, device: torch.device) -> bool:
+    """Whether torch's compiler takes this network; the slots of this process find what it has made."""
+    try:
+        Slot(config, device)._update()
+    except torch.OutOfMemoryError:
+        return True  # the lanes say so
+    except Exception:  # whatever it is, the update goes without
+        return False
+    finally:
+        gc.collect()  # an error keeps its slot
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the lanes may be other processes
+    return True
+
+
+def _flops(network: nn.Module, data: Dataset) -> int:
+    """Of the forward and the backward pass of one image (the backward pass takes twice the forward's)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.eval()(torch.zeros(1, 3, *data.size))
+    return int(3 * counter.get_total_flops())
+
+
+def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module, most: int = 32) -> Engine:
+    """What one thread is fastest with, measured with ``most`` images; a few seconds."""
+    exact, rough, size = Engine("fast", "fp32"), Engine("fast", "bf16"), min(config.train.batch_size, len(data.train))
+    if config.precision == "bf16" or _flops(network, data) * size < WORTH_MEASURING:
+        return rough if config.precision == "bf16" else exact
+    config = replace(config, train=config.train.model_copy(update={"batch_size": min(size, most)}))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as on a lane
+    engine.keep_memory()
+    try:
+        exact = replace(exact, tiled=worth_tiling(network, *data.size, config.train.batch_size))
+        return rough if config.precision == "auto" and _faster(config, rough, exact) else exact
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _faster(config: TrialConfig, rough: Engine, exact: Engine, rounds: int = 5, margin: float = 1.15) -> bool:
+    """Whether an update in bf16 takes less time, by ``margin`` at least."""
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    slots = [Slot(replace(config, engine=each), torch.device("cpu")) for each in (rough, exact)]
+    seconds: list[list[float]] = [[], []]
+    for _ in range(rounds + 1):
+        for slot, seen in zip(slots, seconds, strict=True):
+            slot.at.zero_()
+            slot.network.train()
+            start = time.thread_time()
+            slot.update()
+            seen.append(time.thread_time() - start)
+    fast, slow = (statistics.median(seen[1:]) for seen in seconds)
+    return fast * margin < slow
