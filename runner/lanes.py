@@ -201,9 +201,9 @@ class Lane:
         try:
             with held():  # which may begin a process
                 return self.executor.submit(function, *args)
-        except BrokenExecutor as error:  # it died while it had nothing to do
+        except (BrokenExecutor, ConnectionError, EOFError) as error:  # it, or what it is copied from, has died
             broken = Future[T]()
-            broken.set_exception(error)
+            broken.set_exception(BrokenExecutor(str(error)))
             return broken
 
 

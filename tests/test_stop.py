@@ -140,6 +140,7 @@ def test_a_signal_to_all_processes_of_a_sweep_lets_its_workers_end_their_epochs(
     assert {p.parent.name for p in kept} >= {f"search-{r.number:05d}" for r in records if r.epochs}
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_stops_it_politely(project):
     """The hang-up comes, and whatever it says then goes nowhere."""
     outside, inside = os.openpty()

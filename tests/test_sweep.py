@@ -171,12 +171,12 @@ def test_an_unexpected_error_is_never_a_score_and_never_the_end_of_the_others(pr
 
 @pytest.mark.parametrize("command", ["sweep", "sweep --dry-run", "preview"])
 def test_a_network_too_deep_for_the_images_is_refused_with_its_line_and_nothing_is_created(project, capsys, command):
-    (project / "sweeps/tiny.yaml").write_text(TINY.replace("{width: 8}", "{name: vgg11, stem: imagenet}"))
+    (project / "sweeps/tiny.yaml").write_text(TINY.replace("{width: 8}", "{name: squeezenet1_0, stem: imagenet}"))
     there, (name, *options) = sorted(project.rglob("*")), command.split()
     program = {"sweep": sweep, "preview": preview}[name]
     assert program.main(["sweeps/tiny.yaml", "--device", "cpu", *options]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: sweeps/tiny.yaml, line 3: model.name: vgg11 takes no images of 8x8 pixels")
+    assert said.startswith("error: sweeps/tiny.yaml, line 3: model.name: squeezenet1_0 takes no images of 8x8 pixels")
     assert sorted(project.rglob("*")) == there
 
 
