@@ -23,9 +23,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         while sum(kills.values()) < args.kills:
             chance = victims.chance(args.seed, "kills", sweeps)
             folder = victims.folder_of_a_sweep(Path(root), checkpoint_seconds=chance.choice([0, 60]))
-            kind = "worker" if sweeps % 5 == 4 else "coordinator"
+            kind, before = "worker" if sweeps % 5 == 4 else "coordinator", kills["worker"]
             seen = (lose_workers if kind == "worker" else lose_coordinators)(folder, chance, kills, args.kills)
             found = victims.finish(folder) or victims.compared(folder, expected, seen)
+            if kind == "worker" and kills["worker"] == before:
+                found.append("no worker was there to be killed")
             wrong += [f"seed {args.seed}, sweep {sweeps} ({kind}): {text}" for text in found]
             checked += len(seen)
             sweeps += 1
@@ -60,7 +62,7 @@ def lose_workers(folder: Path, chance: Any, kills: dict[str, int], most: int) ->
         while not workers and time.monotonic() < until:
             workers = workers_of(pid)
             time.sleep(0.05)
-        time.sleep(chance.uniform(1.0, 7.0))
+        time.sleep(chance.uniform(0.0, 2.0))
         seen |= victims.committed(folder)
         workers = workers_of(pid)
         if not workers or sum(kills.values()) >= most:
