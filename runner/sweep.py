@@ -100,7 +100,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     tracking.check(place)
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
-    if device.type == "cpu" and options.ray is None and options.lanes != "0" and not options.sync:
+    wanted, ray = ("0", None) if options.sync else (options.lanes, options.ray)
+    if device.type == "cpu" and ray is None and wanted != "0":
         lanes.make_ready()  # beside what follows
     seen = named(sweep, dataset, options.allow)
     updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
@@ -117,7 +118,6 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     where = {"device": str(device), "engine": str(chosen)}
     wishes = wished(sweep, place, options)
-    wanted, ray = ("0", None) if options.sync else (options.lanes, options.ray)
     with (
         lanes.open_lanes(wanted, str(device), most_lanes(sweep), ray, example, **resources) as places,
         tracking.Tracker(place, sweep, dataset, where, options, say) as tracker,

@@ -244,7 +244,9 @@ def test_a_trial_that_always_kills_its_worker_is_failed_at_the_third_time_and_th
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every worker is begun anew")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only on Linux are workers forked from one process; elsewhere each is spawned"
+)
 def test_workers_are_copies_of_one_process_and_another_stands_in_where_that_dies():
     with open_lanes("2", "cpu", 2) as lanes:
         pids, parents = zip(*[lane._submit(pid_and_parent).result() for lane in lanes.all], strict=True)

@@ -23,10 +23,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         while sum(kills.values()) < args.kills:
             chance = victims.chance(args.seed, "kills", sweeps)
             folder = victims.folder_of_a_sweep(Path(root), checkpoint_seconds=chance.choice([0, 60]))
-            kind, before = "worker" if sweeps % 5 == 4 else "coordinator", kills["worker"]
+            kind = "worker" if sweeps % 5 == 4 else "coordinator"
+            before = kills[kind]
             seen = (lose_workers if kind == "worker" else lose_coordinators)(folder, chance, kills, args.kills)
             found = victims.finish(folder) or victims.compared(folder, expected, seen)
-            if kind == "worker" and kills["worker"] == before:
+            if kind == "worker" and kills[kind] == before:
                 found.append("no worker was there to be killed")
             wrong += [f"seed {args.seed}, sweep {sweeps} ({kind}): {text}" for text in found]
             checked += len(seen)
