@@ -6,21 +6,35 @@ import copy
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import engine, train
 from .checkpoint import State
-from .conv import worth_tiling
+from .conv import (
+    Geometry,
+    Size,
+    can_be_tiled,
+    can_be_unfolded,
+    channels,
+    compact,
+    convolutions,
+    input_gradient,
+    output,
+    weight_gradient,
+)
 from .data import Dataset, Split, adopt, normalised
 from .engine import Slot
 from .model import build
 from .schedules import load
 from .spec import Engine, TrialConfig
+from .tiles import TiledConv
 from .train import numbered, resident, uses_bf16
 
 PAYS = 0.2
@@ -130,23 +144,29 @@ def _flops(network: nn.Module, data: Dataset) -> int:
 def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module, most: int = 32) -> Engine:
     """What one thread is fastest with, measured with ``most`` images; a few seconds."""
     exact, rough, size = Engine("fast", "fp32"), Engine("fast", "bf16"), min(config.train.batch_size, len(data.train))
-    if config.precision == "bf16" or _flops(network, data) * size < WORTH_MEASURING:
-        return rough if config.precision == "bf16" else exact
+    wanted, able = config.precision, torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if _flops(network, data) * size < WORTH_MEASURING or (wanted == "bf16" and not able):
+        return rough if wanted == "bf16" else exact
     config = replace(config, train=config.train.model_copy(update={"batch_size": min(size, most)}))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as on a lane
     engine.keep_memory()
     try:
-        exact = replace(exact, tiled=worth_tiling(network, *data.size, config.train.batch_size))
-        return rough if config.precision == "auto" and _faster(config, rough, exact) else exact
+        given = network, data.size, config.train.batch_size
+        if wanted != "fp32" and able:
+            rough = replace(rough, unfolded=worth_unfolding(*given, torch.bfloat16))
+        if wanted == "bf16":
+            return rough
+        exact = replace(exact, tiled=worth_tiling(*given))
+        compact(network, *data.size, exact.tiled)
+        exact = replace(exact, unfolded=worth_unfolding(*given, torch.float32))
+        return rough if wanted == "auto" and able and _faster(config, rough, exact) else exact
     finally:
         torch.set_num_threads(threads)
 
 
 def _faster(config: TrialConfig, rough: Engine, exact: Engine, rounds: int = 5, margin: float = 1.15) -> bool:
     """Whether an update in bf16 takes less time, by ``margin`` at least."""
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return False
     slots = [Slot(replace(config, engine=each), torch.device("cpu")) for each in (rough, exact)]
     seconds: list[list[float]] = [[], []]
     for _ in range(rounds + 1):
@@ -158,3 +178,76 @@ def _faster(config: TrialConfig, rough: Engine, exact: Engine, rounds: int = 5, 
             seen.append(time.thread_time() - start)
     fast, slow = (statistics.median(seen[1:]) for seen in seconds)
     return fast * margin < slow
+
+
+# --------------------------------------------------------------------------------------
+# Which convolutions, measured on this machine.
+
+
+def worth_tiling(network: nn.Module, size: Size, images: int, rounds: int = 3, margin: float = 1.1) -> int:
+    """The number of channels from which tiles take a thread less time, by ``margin`` at least; 0 for none.
+
+    Measured on this machine, for the 3x3 convolutions that ``compact`` leaves in ``network`` (and it is changed).
+    """
+    saved: dict[int, float] = defaultdict(float)
+    for (conv, x, dy), times in _alike(network, size, images, torch.float32, can_be_tiled):
+        x.requires_grad_()
+        plain, tiles = (_seconds(partial(_both_ways, module, x, dy), rounds) for module in (conv, TiledConv(conv)))
+        saved[channels(conv)] += times * (plain / margin - tiles)
+    return _fewest(saved)
+
+
+def worth_unfolding(
+    network: nn.Module, size: Size, images: int, dtype: torch.dtype, rounds: int = 3, margin: float = 1.1
+) -> tuple[int, int, int]:
+    """The sides of an output, in pixels, up to which each pass of a convolution is faster as a product.
+
+    As ``worth_tiling``, for all convolutions that are left.
+    """
+    saved: list[dict[int, float]] = [defaultdict(float) for _ in range(3)]
+    for (conv, x, dy), times in _alike(network, size, images, dtype, can_be_unfolded):
+        given = x, conv.weight.detach(), cast("Geometry", (conv.stride, conv.padding))
+        passes = partial(output, *given), partial(input_gradient, dy, *given), partial(weight_gradient, dy, *given)
+        for compute, of_pass in zip(passes, saved, strict=True):
+            plain, product = (_seconds(partial(compute, product=way), rounds) for way in (False, True))
+            of_pass[-max(dy.shape[2:])] += times * (plain / margin - product)
+    of_output, of_input, of_weight = (-_fewest(of_pass) for of_pass in saved)
+    return of_output, of_input, of_weight
+
+
+def _alike(
+    network: nn.Module, size: Size, images: int, dtype: torch.dtype, wanted: Callable[[nn.Conv2d], bool]
+) -> Iterator[tuple[tuple[nn.Conv2d, Tensor, Tensor], int]]:
+    """One convolution of each kind that ``compact`` leaves in a network, something that goes into it and a gradient
+    of what comes out; and how many there are."""
+    compact(network, *size)
+    kinds: dict[tuple[object, ...], list[tuple[nn.Conv2d, Size]]] = defaultdict(list)
+    for conv, where in convolutions(network, *size).values():
+        if wanted(conv):
+            kinds[conv.weight.shape, conv.stride, conv.padding, where].append((conv, where))
+    for alike in kinds.values():
+        conv, where = alike[0]
+        conv = copy.deepcopy(conv).to(dtype).to(memory_format=torch.channels_last)
+        x = torch.randn(images, conv.in_channels, *where, dtype=dtype).to(memory_format=torch.channels_last)
+        yield (conv, x, torch.randn_like(conv(x).detach())), len(alike)
+
+
+def _fewest(saved: Mapping[int, float]) -> int:
+    """From which key on the seconds that are saved add up to most; 0 where nothing is saved."""
+    total = {fewest: sum(s for key, s in saved.items() if key >= fewest) for fewest in saved}
+    best = max(total, key=total.__getitem__, default=0)
+    return best if best and total[best] > 0 else 0
+
+
+def _both_ways(module: nn.Module, x: Tensor, dy: Tensor) -> None:
+    module(x).backward(dy)
+
+
+def _seconds(function: Callable[[], object], rounds: int) -> float:
+    """Of a thread; the median after one round to get warm."""
+    seen = []
+    for _ in range(rounds + 1):
+        start = time.thread_time()
+        function()
+        seen.append(time.thread_time() - start)
+    return statistics.median(seen[1:])

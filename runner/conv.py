@@ -1,16 +1,14 @@
 """Convolutions in less time: the same function, by exact algebra and in another order.
 
 A newcomer may skip this module. On a handful of pixels most taps of a kernel only multiply padding: ``LiveConv``
-leaves those out. On larger images, on a CPU, ``TiledConv`` does a 3x3 convolution tile by tile with fewer products.
-On a GPU ``UnfoldedConv`` is a convolution of few channels, the first one, and ``ForkedConv`` any other.
+leaves those out. On larger images, on a CPU, ``TiledConv`` does a 3x3 convolution tile by tile, and ``ProductConv``
+some passes of any as matrix products; ``choice`` measures where they are faster. On a GPU ``UnfoldedConv`` is a
+convolution of few channels, the first one, and ``ForkedConv`` any other.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,8 +16,10 @@ from itertools import product
 from typing import Any, cast
 
 import torch
-from torch import Tensor, add, nn, sub
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .tiles import TiledConv, parts
 
 Size = tuple[int, int]
 
@@ -68,176 +68,92 @@ def _output(conv: nn.Conv2d, size: Sequence[int]) -> Size:
 
 
 # --------------------------------------------------------------------------------------
-# In tiles.
+# As products, pass by pass: the output, the input's gradient, the weight's gradient.
+
+Geometry = tuple[Size, Size]
+"""Stride and padding."""
+_ROWS = 1024
+"""Output pixels at a time, or one image's: their taps side by side are few enough for a core's cache."""
 
 
-class TiledConv(nn.Module):
-    """A 3x3 convolution with padding 1 and stride 1, in tiles of 4x4 pixels; its ``weight`` is ``[9, C_in, C_out]``.
+class ProductConv(nn.Conv2d):
+    """A ``Conv2d`` of which ``passes`` are matrix products with the taps of every output pixel side by side.
 
-    Winograd's minimal filtering F(4x4, 3x3), with 36 products of channels for a tile in place of 144 (Lavin and Gray,
-    "Fast Algorithms for Convolutional Neural Networks", 2015, section 4). Exact but for rounding, in fp32 about ten
-    times that of a plain sum.
+    What torch convolves with works along a row of one image, which is short where images are small: a matrix unit's
+    16 rows are hardly filled. A product's rows are the pixels of many images.
     """
 
-    live = range(9)
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(conv.weight.detach().flatten(2).permute(2, 1, 0).contiguous())
+    passes: tuple[bool, ...]
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        margin = (0, 0, 0, -width % 4, 0, -height % 4)
-        x = x.permute(0, 2, 3, 1)
-        x = F.pad(x, margin) if any(margin) else x.contiguous()
-        kernels = _KERNELS.to(x) @ self.weight.flatten(1)
-        tiles = x.unflatten(2, (-1, 4)).unflatten(1, (-1, 4))
-        y = cast("Tensor", _Tiles.apply(tiles, kernels.unflatten(1, self.weight.shape[1:])))
-        return y.flatten(3, 4).flatten(1, 2)[:, :height, :width].permute(0, 3, 1, 2)
+        geometry = cast("Geometry", (self.stride, self.padding))
+        return cast("Tensor", _Products.apply(x.to(self.weight.dtype), self.weight, geometry, self.passes))
 
 
-_TAPS = [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6]]
-_TAPS += [[1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 4]]
-_KERNELS = torch.kron(*[torch.tensor(_TAPS, dtype=torch.float64)] * 2)
-"""From the 9 taps of a kernel to its values, scaled, at 6x6 points: 0, 1, -1, 2, -2 and infinity."""
-_PIXELS = 4096
-"""So many at a time, or one image: enough for the products to be large, and few for a core's cache."""
-
-
-class _Tiles(torch.autograd.Function):
-    """Images ``[n, h, 4, w, 4, C_in]`` of h x w tiles and kernels ``[36, C_in, C_out]`` to images."""
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, passes: Sequence[bool]) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.geometry, ctx.passes = geometry, passes
+        return output(x, weight, geometry, passes[0])
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kernels: Tensor) -> Tensor:
-        ctx.save_for_backward(x, kernels)
-        y = x.new_empty(*x.shape[:-1], kernels.shape[2])
-        for part, done in zip(_parts(x), _parts(y), strict=True):
-            points = expanded(part)
-            products = torch.bmm(points.view(36, -1, points.shape[-1]), kernels)
-            contracted(products.view(*points.shape[:-1], -1), done)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
-        x, kernels = ctx.saved_tensors
-        dx, dkernels, beta = torch.empty_like(x), torch.empty_like(kernels), 0
-        for part, dpart, done in zip(_parts(x), _parts(dx), _parts(dy.contiguous()), strict=True):
-            points, products = expanded(part), contracted_back(done).view(36, -1, kernels.shape[2])
-            across = points.view(36, -1, points.shape[-1]).transpose(1, 2)
-            torch.baddbmm(dkernels, across, products, beta=beta, out=dkernels)
-            expanded_back(torch.bmm(products, kernels.transpose(1, 2)).view(points.shape), dpart)
-            beta = 1  # the first part has forgotten what was in the memory
-        return dx, dkernels
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        (x, weight), (_, of_input, of_weight) = ctx.saved_tensors, ctx.passes
+        dx = input_gradient(dy, x, weight, ctx.geometry, of_input) if ctx.needs_input_grad[0] else None
+        return dx, weight_gradient(dy, x, weight, ctx.geometry, of_weight), None, None
 
 
-def _parts(images: Tensor) -> tuple[Tensor, ...]:
-    tiles = images.shape[1] * images.shape[3]
-    return cast("tuple[Tensor, ...]", images.split(max(1, _PIXELS // (16 * tiles))))
+def output(x: Tensor, weight: Tensor, geometry: Geometry, product: bool) -> Tensor:
+    """A convolution, by torch or as a product."""
+    if not product:
+        return torch.conv2d(x, weight, None, *geometry)
+    return _convolved(x, weight.permute(0, 2, 3, 1), geometry)
 
 
-# Every step has its transpose beside it, and is done along a row of pixels, then along a column. Points are
-# ``[6, 6, n, h, w, C]``.
-
-Pieces = Sequence[Tensor]
-"""The pixels of a side of a tile, or its points: what one of them is in all tiles, and a view to write to."""
-
-
-def expanded(x: Tensor) -> Tensor:
-    """An image's tiles, with the pixels around them, at the points."""
-    n, h, _, w, _, c = x.shape
-    side, points = x.new_empty(6, n, h, 4, w, c), x.new_empty(6, 6, n, h, w, c)
-    _expand(x.unbind(4), side.unbind(), 3)
-    _expand(side.unbind(3), points.unbind(), 2)
-    return points
+def input_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, product: bool) -> Tensor:
+    """The gradient of a convolution's input: the output's, convolved with the kernel turned round."""
+    stride, (down, right) = geometry
+    if not product or stride != (1, 1):
+        return gradient(0, dy, x, weight, *geometry)
+    height, width = weight.shape[2:]
+    return _convolved(dy, weight.flip(2, 3).permute(1, 2, 3, 0), (stride, (height - 1 - down, width - 1 - right)))
 
 
-def expanded_back(points: Tensor, x: Tensor) -> None:
-    n, h, _, w, _, c = x.shape
-    side = x.new_empty(6, n, h, 4, w, c)
-    _expand_back(points.unbind(), side.unbind(3), 2)
-    _expand_back(side.unbind(), x.unbind(4), 3)
+def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, product: bool) -> Tensor:
+    """The gradient of a convolution's weight; the products of all parts are summed in fp32 at least."""
+    if not product:
+        return gradient(1, dy, x, weight, *geometry)
+    dy, total = dy.permute(0, 2, 3, 1).contiguous(), torch.zeros(1)  # a number without dimensions would take on bf16
+    for part, taps in zip(parts(dy, _ROWS), _unfolded(x, weight.shape[2:], geometry, dy.shape[1:3]), strict=True):
+        total = total + part.flatten(0, 2).t() @ taps
+    return cast("Tensor", total.to(x.dtype).unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2))
 
 
-def contracted(products: Tensor, y: Tensor) -> None:
-    """The products at the points into the tiles of an image."""
-    n, h, _, w, _, c = y.shape
-    side = y.new_empty(6, n, h, 4, w, c)
-    _contract(products.unbind(), side.unbind(3))
-    _contract(side.unbind(), y.unbind(4))
+def _convolved(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
+    """Images with kernels ``[C_out, height, width, C_in]``."""
+    stride, padding = geometry
+    out = [(x.shape[2 + i] + 2 * padding[i] - kernels.shape[1 + i]) // stride[i] + 1 for i in (0, 1)]
+    y = x.new_empty(len(x), *out, len(kernels))
+    for taps, done in zip(_unfolded(x, kernels.shape[1:3], geometry, out), parts(y, _ROWS), strict=True):
+        torch.mm(taps, kernels.flatten(1).t(), out=done.flatten(0, 2))
+    return y.permute(0, 3, 1, 2)
 
 
-def contracted_back(y: Tensor) -> Tensor:
-    n, h, _, w, _, c = y.shape
-    side, products = y.new_empty(6, n, h, 4, w, c), y.new_empty(6, 6, n, h, w, c)
-    _contract_back(y.unbind(4), side.unbind())
-    _contract_back(side.unbind(3), products.unbind())
-    return products
+def _unfolded(x: Tensor, kernel: Sequence[int], geometry: Geometry, out: Sequence[int]) -> Iterator[Tensor]:
+    """For each part of an output, what goes into it: ``[pixels, taps * C_in]``."""
+    stride, (down, right) = geometry
+    for images in x.permute(0, 2, 3, 1).split(max(1, _ROWS // math.prod(out))):
+        images = F.pad(images, (0, 0, right, right, down, down)).contiguous()
+        yield _side_by_side(images, kernel, stride, out).flatten(0, 2)
 
 
-def _expand(x: Pieces, p: Pieces, dim: int) -> None:
-    """Four pixels of a tile to six points; tiles follow one another along ``dim``.
-
-    Three taps on four pixels reach six: the last one of the tile before (l), the four, the first one of the next (n).
-
-        4 l     - 5 x1      + x3             the point 0
-          - 4 x0 - 4 x1 + x2 + x3            1
-            4 x0 - 4 x1 - x2 + x3           -1
-          - 2 x0 - x1 + 2 x2 + x3            2
-            2 x0 - x1 - 2 x2 + x3           -2
-              x0    - 5/4 x2     + n / 4     infinity
-    """
-    a, b = sub(x[3], x[1], alpha=4), sub(x[2], x[0], alpha=4)
-    add(a, b, out=p[1])
-    sub(a, b, out=p[2])
-    sub(x[3], x[1], out=a)
-    sub(x[2], x[0], out=b)
-    add(a, b, alpha=2, out=p[3])
-    sub(a, b, alpha=2, out=p[4])
-    sub(x[3], x[1], alpha=5, out=p[0])
-    sub(x[0], x[2], alpha=1.25, out=p[5])
-    _later(p[0], dim).add_(_earlier(x[3], dim), alpha=4)  # beyond the first and the last tile is padding
-    _earlier(p[5], dim).add_(_later(x[0], dim), alpha=0.25)
-
-
-def _expand_back(p: Pieces, x: Pieces, dim: int) -> None:
-    a, b, c, d = p[1] + p[2], p[1] - p[2], p[3] + p[4], p[3] - p[4]
-    add(a, c, out=x[3]).add_(p[0])
-    torch.neg(a.mul_(4).add_(c).add_(p[0], alpha=5), out=x[1])
-    add(b, d, alpha=2, out=x[2]).sub_(p[5], alpha=1.25)
-    sub(p[5], b, alpha=4, out=x[0]).sub_(d, alpha=2)
-    _earlier(x[3], dim).add_(_later(p[0], dim), alpha=4)
-    _later(x[0], dim).add_(_earlier(p[5], dim), alpha=0.25)
-
-
-def _contract(p: Pieces, y: Pieces) -> None:
-    """Six points to four pixels: y_i is the sum of point^i p, and infinity adds to the last one."""
-    a, b, c, d = p[1] + p[2], p[1] - p[2], p[3] + p[4], p[3] - p[4]
-    add(a, c, out=y[0]).add_(p[0])
-    add(b, d, alpha=2, out=y[1])
-    add(a, c, alpha=4, out=y[2])
-    add(b, d, alpha=8, out=y[3]).add_(p[5])
-
-
-def _contract_back(y: Pieces, p: Pieces) -> None:
-    p[0].copy_(y[0])
-    p[5].copy_(y[3])
-    a, b = y[0] + y[2], y[1] + y[3]
-    add(a, b, out=p[1])
-    sub(a, b, out=p[2])
-    add(y[0], y[2], alpha=4, out=a)
-    add(y[1], y[3], alpha=4, out=b)
-    add(a, b, alpha=2, out=p[3])
-    sub(a, b, alpha=2, out=p[4])
-
-
-def _earlier(pieces: Tensor, dim: int) -> Tensor:
-    """Of all tiles but the last."""
-    return pieces.narrow(dim, 0, pieces.shape[dim] - 1)
-
-
-def _later(pieces: Tensor, dim: int) -> Tensor:
-    """Of all tiles but the first."""
-    return pieces.narrow(dim, 1, pieces.shape[dim] - 1)
+def _side_by_side(x: Tensor, kernel: Sequence[int], stride: Size, out: Sequence[int]) -> Tensor:
+    """The taps of every output pixel in images ``[n, height, width, C]``: ``[n, *out, taps * C]``."""
+    (height, width), (image, row, pixel, _) = kernel, x.stride()
+    # a view of what lies in memory: the compiler would make every tap from the picture anew
+    steps = (image, row * stride[0], pixel * stride[1], row, 1)
+    return x.as_strided((len(x), *out, height, width * x.shape[3]), steps).flatten(3)
 
 
 # --------------------------------------------------------------------------------------
@@ -252,17 +168,14 @@ class UnfoldedConv(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        (n, c, *size), (height, width), (down, right) = x.shape, self.kernel_size, cast("Size", self.padding)
+        (_, c, *size), (height, width), (down, right) = x.shape, self.kernel_size, cast("Size", self.padding)
         # zeros until a row of taps is whole pieces of 16 bytes, which are copied at once
         channels = 1 << (c - 1).bit_length()
         across = width + -width % max(1, 8 // channels)
         x = x.to(self.weight.dtype).permute(0, 2, 3, 1)
         x = F.pad(x, (0, channels - c, right, right + across - width, down, down)).contiguous()
         kernels = F.pad(self.weight.permute(0, 2, 3, 1), (0, channels - c, 0, across - width)).flatten(1)
-        image, row, pixel, _ = x.stride()
-        # a view of what lies in memory: the compiler would make every tap from the picture anew
-        steps = (image, row * self.stride[0], pixel * self.stride[1], row, 1)
-        taps = x.as_strided((n, *_output(self, size), height, across * channels), steps).flatten(3)
+        taps = _side_by_side(x, (height, across), cast("Size", self.stride), _output(self, size))
         return F.linear(taps, kernels).permute(0, 3, 1, 2)
 
 
@@ -363,7 +276,13 @@ UNFOLDED = 64 * 64
 
 
 def compact(
-    network: nn.Module, height: int, width: int, tiled: int = 0, few: float = 4, fork: bool = False
+    network: nn.Module,
+    height: int,
+    width: int,
+    tiled: int = 0,
+    unfolded: Sequence[int] = (0, 0, 0),
+    few: float = 4,
+    fork: bool = False,
 ) -> nn.Module:
     """Replace the convolutions that take less time so; the same function.
 
@@ -371,10 +290,12 @@ def compact(
         network: is changed in place, and left in its mode of evaluation.
         height: of the images in pixels; so is ``width``.
         tiled: the number of channels, in and out, from which 3x3 convolutions are done in tiles; 0 for none.
+        unfolded: the largest side, in pixels, of an output up to which it is a product, the input's gradient is one,
+            and the weight's gradient; 0 for none.
         few: the largest side, in pixels, of an output that one matrix product gives; on a GPU it pays for 1 alone.
         fork: have what is for a GPU alone.
     """
-    for name, (conv, size) in _convolutions(network, height, width).items():
+    for name, (conv, size) in convolutions(network, height, width).items():
         if max(size) <= 4:
             live = LiveConv(conv, size)
             less = len(live.used) < math.prod(conv.kernel_size) or live.out == (1, 1)
@@ -384,44 +305,15 @@ def compact(
         if fork:
             unfold = conv.in_channels < 8 and math.prod(size) <= UNFOLDED
             conv.__class__ = UnfoldedConv if unfold else ForkedConv
-        elif _can_be_tiled(conv) and 0 < tiled <= _channels(conv):
+        elif can_be_tiled(conv) and 0 < tiled <= channels(conv):
             network.set_submodule(name, TiledConv(conv))
+        elif can_be_unfolded(conv) and any(passes := [max(_output(conv, size)) <= most for most in unfolded]):
+            conv.__class__ = ProductConv
+            cast("ProductConv", conv).passes = tuple(passes)
     return network
 
 
-def worth_tiling(
-    network: nn.Module, height: int, width: int, batch_size: int, rounds: int = 3, margin: float = 1.1
-) -> int:
-    """The number of channels from which tiles take a thread less time, by ``margin`` at least; 0 for none.
-
-    Measured on this machine, for the 3x3 convolutions that ``compact`` leaves in ``network`` (and it is changed).
-    """
-    compact(network, height, width)
-    convs = [(c, size) for c, size in _convolutions(network, height, width).values() if _can_be_tiled(c)]
-    alike = Counter((conv.in_channels, conv.out_channels, *size) for conv, size in convs)
-    saved = dict.fromkeys((_channels(conv) for conv, _ in convs), 0.0)
-    for (c_in, c_out, *size), times in alike.items():
-        conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
-        x = torch.randn(batch_size, c_in, *size).to(memory_format=torch.channels_last)
-        plain, tiles = (_seconds(module, x, rounds) for module in (conv, TiledConv(conv)))
-        saved[_channels(conv)] += times * (plain / margin - tiles)
-    total = {fewest: sum(s for channels, s in saved.items() if channels >= fewest) for fewest in saved}
-    best = max(total, key=total.__getitem__, default=0)
-    return best if best and total[best] > 0 else 0
-
-
-def _seconds(module: nn.Module, x: Tensor, rounds: int) -> float:
-    """Of a thread, forward and backward; the median after one round to get warm."""
-    x, seen = x.requires_grad_(), []
-    dy = torch.randn_like(module(x))
-    for _ in range(rounds + 1):
-        start = time.thread_time()
-        module(x).backward(dy)
-        seen.append(time.thread_time() - start)
-    return statistics.median(seen[1:])
-
-
-def _convolutions(network: nn.Module, height: int, width: int) -> dict[str, tuple[nn.Conv2d, Size]]:
+def convolutions(network: nn.Module, height: int, width: int) -> dict[str, tuple[nn.Conv2d, Size]]:
     """The plain ones of a network by name, and the size of what goes into them."""
     sizes: dict[str, Size] = {}
 
@@ -445,9 +337,13 @@ def _is_plain(conv: nn.Conv2d) -> bool:
     return padded and conv.groups == 1 and conv.dilation == (1, 1) and conv.bias is None
 
 
-def _can_be_tiled(conv: nn.Conv2d) -> bool:
+def can_be_tiled(conv: nn.Conv2d) -> bool:
     return (conv.kernel_size, conv.padding, conv.stride) == ((3, 3), (1, 1), (1, 1))
 
 
-def _channels(conv: nn.Conv2d) -> int:
+def can_be_unfolded(conv: nn.Conv2d) -> bool:
+    return conv.kernel_size != (1, 1)  # which are products
+
+
+def channels(conv: nn.Conv2d) -> int:
     return min(conv.in_channels, conv.out_channels)

@@ -28,10 +28,11 @@ from torch.nn import functional as F
 
 from . import train as reference
 from .checkpoint import State
-from .conv import LiveConv, Size, TiledConv, beside, compact, forked
+from .conv import LiveConv, Size, beside, compact, forked
 from .data import Split, Tables, augmented, normalised, padded, updates_per_epoch
 from .model import build
-from .spec import Model, TrialConfig
+from .spec import Engine, Model, TrialConfig
+from .tiles import TiledConv
 from .train import Epoch, epochs_in, finished, make_optimizer, measure, numbered, plain, resident, uses_bf16
 
 # CUDA reads it when it starts: all slots' graphs share 8 queues, and wait for one another there, unless more are
@@ -70,7 +71,7 @@ class Slot:
         self.bf16 = uses_bf16(config, data, device)
         self.size = min(recipe.batch_size, len(data.train))
         self.updates = updates_per_epoch(len(data.train), self.size)
-        self._source = (config.model, data.classes, data.size, config.engine.tiled, device, dtype)
+        self._source = (config.model, data.classes, data.size, config.engine, device, dtype)
         self.network = _network(*self._source, recipe.seed)
         for module in self.network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -379,24 +380,26 @@ def _dense(tensor: Tensor) -> Tensor:
 
 
 def _network(
-    model: Model, classes: int, size: Size, tiled: int, device: torch.device, dtype: torch.dtype, seed: int
+    model: Model, classes: int, size: Size, engine: Engine, device: torch.device, dtype: torch.dtype, seed: int
 ) -> nn.Module:
     """A network with the weights of ``seed``, whose convolutions take less time on this device.
 
     One's own networks are not forked: what they do with their convolutions is not known.
     """
     network, cpu = build(model, classes, seed).to(dtype), device.type == "cpu"
-    fork = not cpu and model.function is None
-    network = compact(network, *size, tiled=tiled if cpu else 0, few=4 if cpu else 1, fork=fork)
+    faster = (
+        {"tiled": engine.tiled, "unfolded": engine.unfolded} if cpu else {"few": 1, "fork": model.function is None}
+    )
+    network = compact(network, *size, **faster)
     return network.to(device).to(memory_format=torch.channels_last)
 
 
 @lru_cache(maxsize=8)
 def _initial(
-    model: Model, classes: int, size: Size, tiled: int, device: torch.device, dtype: torch.dtype, seed: int
+    model: Model, classes: int, size: Size, engine: Engine, device: torch.device, dtype: torch.dtype, seed: int
 ) -> dict[str, Tensor]:
     """The parameters and buffers of that network; a sweep begins every trial with the same."""
-    network = _network(model, classes, size, tiled, device, dtype, seed)
+    network = _network(model, classes, size, engine, device, dtype, seed)
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 

@@ -276,10 +276,17 @@ class Engine:
     compiled: bool = False
     tiled: int = 0
     """On a CPU: the channels from which 3x3 convolutions are done in tiles (Winograd's F(4x4, 3x3)); 0 for none."""
+    unfolded: tuple[int, ...] = (0, 0, 0)
+    """On a CPU: the sides, in pixels, up to which a convolution's output, its input's gradient and its weight's are
+    matrix products; 0 for none."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unfolded", tuple(self.unfolded))  # a study's storage has a list
 
     def __str__(self) -> str:
         tiles = f", tiles from {self.tiled} channels" if self.tiled else ""
-        return f"{self.name}, {self.precision}{', compiled' if self.compiled else ''}{tiles}"
+        products = f", products up to {'/'.join(map(str, self.unfolded))} pixels" if any(self.unfolded) else ""
+        return f"{self.name}, {self.precision}{', compiled' if self.compiled else ''}{tiles}{products}"
 
 
 @dataclass(frozen=True)

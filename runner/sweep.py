@@ -31,7 +31,7 @@ if __name__ == "__main__":
 from .document import SpecError, no_control, printable
 from .place import Place, StorageError, load_place, redacted
 from .schedules import load
-from .spec import Record, Sweep, TrialConfig, load_sweep
+from .spec import Engine, Record, Sweep, TrialConfig, load_sweep
 from .terminal import Display, remark, say, speak
 from .zoo import ScheduleError
 
@@ -144,7 +144,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             return True
 
         history = opened()
-        if history.facts.get("engine", asdict(chosen)) != asdict(chosen):  # begun in the meantime
+        if "engine" in history.facts and Engine(**history.facts["engine"]) != chosen:  # begun in the meantime
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
         history.remember(engine=asdict(chosen), id=history.facts.get("id", uuid.uuid4().hex), **seen)
         tracker.go_on(history.facts["id"])

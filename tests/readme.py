@@ -141,6 +141,7 @@ ORDER = {
         "checkpoint",
         "engine",
         "conv",
+        "tiles",
         "choice",
     ),
 }

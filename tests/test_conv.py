@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from runner.conv import ForkedConv, LiveConv, TiledConv, UnfoldedConv, compact, worth_tiling
+from runner.choice import worth_tiling, worth_unfolding
+from runner.conv import ForkedConv, LiveConv, ProductConv, UnfoldedConv, compact
 from runner.model import build
 from runner.spec import Model
+from runner.tiles import TiledConv
 
 
 def same_both_ways(conv: nn.Module, other: nn.Module, x: torch.Tensor, margin: float) -> torch.Tensor:
@@ -137,6 +139,58 @@ def test_only_3x3_convolutions_with_enough_channels_are_done_in_tiles():
     torch.testing.assert_close(network(x), build(Model(), 10, 0).eval()(x), rtol=1e-3, atol=1e-4)
 
 
-def test_what_tiles_are_worth_is_measured_for_the_channels_that_a_network_has():
-    assert worth_tiling(build(Model(width=16), 10, 0), 16, 16, 8, rounds=1) in (0, 3, 16, 32, 64, 128)
-    assert worth_tiling(nn.Sequential(nn.Conv2d(3, 8, 5, bias=False)), 16, 16, 8) == 0  # nothing to measure
+@pytest.mark.parametrize("passes", [(True, False, False), (False, True, False), (False, False, True), (True,) * 3])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        pytest.param((9, 8), 3, 1, 1, id="3x3"),
+        pytest.param((40, 40), 3, 1, 1, id="more pixels than are done at a time"),
+        pytest.param((8, 8), 3, 2, 1, id="3x3 stride 2"),
+        pytest.param((9, 8), (7, 5), (2, 1), (3, 1), id="7x5, strides 2 and 1"),
+        pytest.param((6, 6), 3, 1, 0, id="no padding"),
+        pytest.param((6, 5), 3, 1, 3, id="more padding than the kernel meets"),
+    ],
+)
+def test_products_convolve_as_torch_does_forwards_and_backwards(size, kernel, stride, padding, passes):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(5, 6, kernel, stride, padding, bias=False).double().to(memory_format=torch.channels_last)
+    other = copy.deepcopy(conv)
+    other.__class__, other.passes = ProductConv, passes
+    x = torch.randn(4, 5, *size, dtype=torch.double).to(memory_format=torch.channels_last)
+    got = same_both_ways(conv, other, x, 1e-13)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(other.weight.grad, conv.weight.grad, rtol=0, atol=1e-11)
+
+
+def test_in_bf16_the_weights_gradient_is_summed_in_fp32():
+    """Parts of 1024 each: in bf16 nothing would be added to 256 of them."""
+    conv = nn.Conv2d(1, 1, 1, bias=False).to(torch.bfloat16)
+    conv.__class__, conv.passes = ProductConv, (True,) * 3
+    conv(torch.ones(258, 1, 32, 32, dtype=torch.bfloat16)).sum().backward()
+    assert conv.weight.grad.item() == 258 * 1024
+
+
+def test_products_are_for_the_small_outputs_of_kernels_that_are_larger_than_a_pixel():
+    network = compact(build(Model(), 10, 0), 32, 32, unfolded=(0, 4, 8))
+    passes = {name: m.passes for name, m in network.named_modules() if isinstance(m, ProductConv)}
+    assert passes.pop("layer3.0.conv1") == (False, False, True)  # 16 pixels to 8
+    assert {name: p for name, p in passes.items() if name.startswith("layer3")} == {
+        f"layer3.{name}": (False, False, True) for name in ("0.conv2", "1.conv1", "1.conv2")
+    }
+    assert {name: p for name, p in passes.items() if not name.startswith("layer3")} == {
+        f"layer4.{block}.{name}": (False, True, True) for block in (0, 1) for name in ("conv1", "conv2")
+    }
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(network(x), build(Model(), 10, 0).eval()(x), rtol=1e-3, atol=1e-4)
+    both = compact(build(Model(), 10, 0), 32, 32, tiled=256, unfolded=(0, 0, 8))
+    assert isinstance(both.layer4[0].conv1, ProductConv)
+    assert isinstance(both.layer4[0].conv2, TiledConv)  # which are fewer multiplications
+
+
+def test_what_tiles_and_products_are_worth_is_measured_for_what_a_network_has():
+    assert worth_tiling(build(Model(width=16), 10, 0), (16, 16), 8, rounds=1) in (0, 3, 16, 32, 64, 128)
+    assert worth_tiling(nn.Sequential(nn.Conv2d(3, 8, 5, bias=False)), (16, 16), 8) == 0  # nothing to measure
+    sides = worth_unfolding(build(Model(width=16), 10, 0), (16, 16), 8, torch.bfloat16, rounds=1)
+    assert len(sides) == 3
+    assert {*sides} <= {0, 2, 4, 8, 16}
+    assert worth_unfolding(nn.Sequential(nn.Conv2d(3, 8, 1, bias=False)), (16, 16), 8, torch.float32) == (0, 0, 0)

@@ -2,13 +2,14 @@
 
 import copy
 import gc
+import json
 import math
 import shutil
 import threading
 import time
 import weakref
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -18,11 +19,12 @@ from torch.nn import functional as F
 
 from runner import choice, conv, engine, lanes, schedules, train
 from runner.choice import choose
-from runner.conv import TiledConv
+from runner.conv import ProductConv
 from runner.data import batches, normalised
 from runner.engine import Slot
 from runner.model import build
 from runner.spec import Augment, Data, Engine, Model, Train, TrialConfig
+from runner.tiles import TiledConv
 from runner.train import DivergedError, resident
 
 CPU = torch.device("cpu")
@@ -82,6 +84,7 @@ def plainly(config: TrialConfig, device=CPU) -> tuple[list[float], nn.Module]:
     [
         pytest.param({}, id="plain"),
         pytest.param({"tiled": 8}, id="tiles"),
+        pytest.param({"unfolded": (8, 4, 8)}, id="products"),
         pytest.param({"compiled": True}, id="as compiled"),
     ],
 )
@@ -93,7 +96,8 @@ def test_twenty_updates_equal_torchs_own_optimizer_to_1e_12_in_float64(recipe, k
     if "optimizer" in recipe:  # AdamW's rates are smaller: at SGD's every rounding grows to something
         config = replace(config, schedule=schedules.load({"type": "cosine", "init_lr": 1e-3, "warmup": 0.2}))
     slot = Slot(config, CPU, torch.float64)
-    assert any(isinstance(module, TiledConv) for module in slot.network.modules()) == ("tiled" in kind)
+    kinds = {type(module) for module in slot.network.modules()}
+    assert (TiledConv in kinds, ProductConv in kinds) == ("tiled" in kind, "unfolded" in kind)
     slot.begin(0)
     assert slot.updates * config.train.epochs == 20
     losses = [slot.epoch(number, lrs_of(config, slot, number))[0] for number in range(5)]
@@ -120,10 +124,12 @@ def test_the_exported_weights_load_into_torchvisions_own_network_and_give_the_sa
         torch.testing.assert_close(own(images), slot.network.eval()(images), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("precision", "tiled"), [("fp32", 0), ("fp32", 8), ("bf16", 0)])
-def test_the_first_epoch_is_the_references_but_for_rounding(precision, tiled):
+@pytest.mark.parametrize(
+    ("precision", "tiled", "side"), [("fp32", 0, 0), ("fp32", 8, 0), ("bf16", 0, 0), ("bf16", 0, 8)]
+)
+def test_the_first_epoch_is_the_references_but_for_rounding(precision, tiled, side):
     config = trial(precision=precision, epochs=1, weight_decay=5e-4)
-    config = replace(config, engine=Engine("fast", tiled=tiled))
+    config = replace(config, engine=Engine("fast", tiled=tiled, unfolded=(side,) * 3))
     fast, slow = next(engine.train(config, CPU)), next(train.train(config, CPU))
     assert fast.lrs == slow.lrs
     training, validation = (0.03, 0.05) if precision == "bf16" else (1e-4, 5e-3) if tiled else (1e-5, 1e-4)
@@ -535,21 +541,46 @@ def test_a_network_that_diverges_when_it_is_tried_is_left_to_the_plain_loop(tmp_
 def test_tiles_are_done_from_the_channels_from_which_they_pay(pays, chosen, monkeypatch):
     """A convolution takes a second, its tiles half of that or twice as much."""
 
-    def seconds(module, x, rounds):
+    def seconds(both_ways, rounds):
+        module, x, _ = both_ways.args
         return 1.0 if not isinstance(module, TiledConv) else 0.5 if x.shape[1] >= pays else 2.0
 
-    monkeypatch.setattr(conv, "_seconds", seconds)
-    assert conv.worth_tiling(build(Model(width=32), 10, 0), 16, 16, 8) == chosen
+    monkeypatch.setattr(choice, "_seconds", seconds)
+    assert choice.worth_tiling(build(Model(width=32), 10, 0), (16, 16), 8) == chosen
 
 
-def test_tiles_are_measured_for_large_updates_in_fp32_alone_and_said():
+@pytest.mark.parametrize(("pays", "chosen"), [(4, 4), (16, 16), (1, 0)])
+def test_products_are_done_up_to_the_side_up_to_which_they_pay_and_pass_by_pass(pays, chosen, monkeypatch):
+    """Every pass takes a second; as a product the weight's gradient takes half of that, or twice as much."""
+
+    def seconds(compute, rounds):
+        if not compute.keywords["product"]:
+            return 1.0
+        of_weight, dy = compute.func is conv.weight_gradient, compute.args[0]
+        return 0.5 if of_weight and dy.shape[3] <= pays else 2.0
+
+    monkeypatch.setattr(choice, "_seconds", seconds)
+    found = choice.worth_unfolding(build(Model(width=32), 10, 0), (16, 16), 8, torch.float32)
+    assert found == (0, 0, chosen)
+
+
+def test_tiles_and_products_are_measured_for_large_updates_alone_and_said():
     wide = {"model": Model(width=32), "data": {"limit": 400}, "batch_size": 256}
     found = choose(trial(**wide), CPU, 10)
     assert (found.name, found.precision) == ("fast", "fp32")
     assert found.tiled in (0, 3, 32, 64, 128)
-    assert choose(trial(**wide, precision="bf16"), CPU, 10) == Engine("fast", "bf16")
+    assert {*found.unfolded} <= {0, 1, 2, 4, 8}
+    rough = choose(trial(**wide, precision="bf16"), CPU, 10)
+    assert replace(rough, unfolded=(0, 0, 0)) == Engine("fast", "bf16")
     assert choose(trial(**wide), CPU, 10, "reference") == Engine("reference", "fp32")
+    assert choose(trial(), CPU, 10) == Engine("fast", "fp32")
     assert str(Engine("fast", "fp32", tiled=64)) == "fast, fp32, tiles from 64 channels"
+    assert str(Engine("fast", "bf16", unfolded=(4, 0, 16))) == "fast, bf16, products up to 4/0/16 pixels"
+
+
+def test_an_engine_is_the_same_after_a_study_has_kept_it():
+    engine = Engine("fast", "bf16", unfolded=(4, 0, 16))
+    assert Engine(**json.loads(json.dumps(asdict(engine)))) == engine
 
 
 def test_bf16_is_chosen_only_where_the_machine_has_it(monkeypatch):
