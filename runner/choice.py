@@ -42,6 +42,8 @@ PAYS = 0.2
 COMPILE_SECONDS = 30.0
 WORTH_MEASURING = 2e9
 """Operations of an update below which a CPU stays with plain fp32: too few to be measured, or to matter."""
+ENOUGH = 1e11
+"""Operations of an update that is measured on a CPU: a second or two."""
 FLOPS = 200e12
 """What a GPU is assumed to reach in bf16 when it is asked whether compiling pays."""
 
@@ -82,7 +84,11 @@ def _trains_alike(config: TrialConfig, data: Dataset, network: nn.Module) -> boo
     adopt(config.data, where, replace(data, train=few, val=few, test=few).to(cpu).by_value())
     plainly = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "batch_size": max(2, len(few) // 2)}
     recipe = config.train.model_copy(update=plainly)
-    fast, schedule = Engine("fast", "fp32", tiled=1), load({"type": "constant", "init_lr": 0.05})
+    schedule, whole = load({"type": "constant", "init_lr": 0.05}), (max(data.size),) * 3
+    fast, rough = Engine("fast", "fp32", tiled=1, unfolded=whole), Engine("fast", "bf16", unfolded=whole)
+    device = data.train.images.device
+    measured = device.type == "cpu" and config.precision == "auto" and _has_bf16()
+    in_bf16 = measured or uses_bf16(config, data, device)
     config = TrialConfig(config.data, config.model, recipe, schedule, where, fast)
     initial = network.state_dict()
     try:
@@ -90,9 +96,12 @@ def _trains_alike(config: TrialConfig, data: Dataset, network: nn.Module) -> boo
         for _ in range(2):
             next(engine.train(config, cpu))
             for name, tensor in engine.slot_of(config, cpu).state_dict().items():
-                moved = (expected[name] - initial[name]).abs().max()
-                if (tensor - expected[name]).abs().max() > 0.05 * moved + 1e-5:
+                before, after, now = (t.double().flatten() for t in (initial[name], expected[name], tensor))
+                moved, off = ((t - after).abs().max() for t in (before, now)) if len(now) else (0.0, 0.0)
+                if off > 0.05 * moved + 1e-5:
                     return False
+        if in_bf16:
+            next(engine.train(replace(config, engine=rough), cpu))
     except Exception:  # whatever it is, the plain loop does without, or says so
         return False
     finally:
@@ -141,18 +150,24 @@ def _flops(network: nn.Module, data: Dataset) -> int:
     return int(3 * counter.get_total_flops())
 
 
+def _has_bf16() -> bool:
+    """Whether this CPU computes in bf16."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module, most: int = 32) -> Engine:
-    """What one thread is fastest with, measured with ``most`` images; a few seconds."""
-    exact, rough, size = Engine("fast", "fp32"), Engine("fast", "bf16"), min(config.train.batch_size, len(data.train))
-    wanted, able = config.precision, torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if _flops(network, data) * size < WORTH_MEASURING or (wanted == "bf16" and not able):
+    """What one thread is fastest with, measured with ``most`` images, or fewer large ones; a few seconds."""
+    exact, rough, wanted, able = Engine("fast", "fp32"), Engine("fast", "bf16"), config.precision, _has_bf16()
+    flops, size = _flops(network, data), min(config.train.batch_size, len(data.train))
+    if flops * size < WORTH_MEASURING or (wanted == "bf16" and not able):
         return rough if wanted == "bf16" else exact
-    config = replace(config, train=config.train.model_copy(update={"batch_size": min(size, most)}))
+    size = min(size, most, max(2, int(ENOUGH / flops)))
+    config = replace(config, train=config.train.model_copy(update={"batch_size": size}))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as on a lane
     engine.keep_memory()
     try:
-        given = network, data.size, config.train.batch_size
+        given = network, data.size, size
         if wanted != "fp32" and able:
             rough = replace(rough, unfolded=worth_unfolding(*given, torch.bfloat16))
         if wanted == "bf16":
@@ -209,6 +224,8 @@ def worth_unfolding(
         given = x, conv.weight.detach(), cast("Geometry", (conv.stride, conv.padding))
         passes = partial(output, *given), partial(input_gradient, dy, *given), partial(weight_gradient, dy, *given)
         for compute, of_pass in zip(passes, saved, strict=True):
+            if compute.func is input_gradient and (conv.stride != (1, 1) or conv.in_channels == 3):
+                continue  # no product, or images, which have no gradient
             plain, product = (_seconds(partial(compute, product=way), rounds) for way in (False, True))
             of_pass[-max(dy.shape[2:])] += times * (plain / margin - product)
     of_output, of_input, of_weight = (-_fewest(of_pass) for of_pass in saved)

@@ -291,8 +291,11 @@ def _inlined(schedule: Schedule, moment: Moment, scheduler: bool = True) -> str:
     lines = ["from torch.optim.lr_scheduler import LambdaLR\n"] * scheduler
     if schedule.type == "custom":
         assert schedule.function is not None
-        name, rule = schedule.function.__name__, "clamp"
-        lines.append(f"from {schedule.function.__module__} import {name}\n")
+        module, _, name = str(schedule.params["function"]).replace(":", ".").rpartition(".")
+        if not module:  # the name of an entry point
+            module, name = schedule.function.__module__, schedule.function.__name__
+        rule = "clamp"
+        lines.append(f"from {module} import {name}\n")
     else:
         name, rule = schedule.type, TYPES[schedule.type].floor
         lines.append(_source(TYPES[name].function))

@@ -132,12 +132,13 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, p
 
 def _convolved(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """Images with kernels ``[C_out, height, width, C_in]``."""
-    stride, padding = geometry
-    out = [(x.shape[2 + i] + 2 * padding[i] - kernels.shape[1 + i]) // stride[i] + 1 for i in (0, 1)]
-    y = x.new_empty(len(x), *out, len(kernels))
-    for taps, done in zip(_unfolded(x, kernels.shape[1:3], geometry, out), parts(y, _ROWS), strict=True):
-        torch.mm(taps, kernels.flatten(1).t(), out=done.flatten(0, 2))
-    return y.permute(0, 3, 1, 2)
+    (stride, padding), size, columns = geometry, kernels.shape[1:3], kernels.flatten(1).t()
+    out = [(x.shape[2 + i] + 2 * padding[i] - size[i]) // stride[i] + 1 for i in (0, 1)]
+    # no view of something else, which nobody might change in place
+    y = torch.empty((len(x), len(kernels), *out), dtype=x.dtype, memory_format=torch.channels_last)
+    for taps, done in zip(_unfolded(x, size, geometry, out), parts(y.permute(0, 2, 3, 1), _ROWS), strict=True):
+        torch.mm(taps, columns, out=done.flatten(0, 2))
+    return y
 
 
 def _unfolded(x: Tensor, kernel: Sequence[int], geometry: Geometry, out: Sequence[int]) -> Iterator[Tensor]:

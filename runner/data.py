@@ -246,6 +246,7 @@ def _custom(name: str) -> tuple[Split, Split | None]:
             or y.is_floating_point()
             or not len(y)
             or y.min() < 0
+            or y.max() >= 1_000_000
         ):
             said = f"{x.dtype} {list(x.shape)} and {y.dtype} {list(y.shape)}"
             raise DataError(

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
+from pydantic_core import to_jsonable_python
 
 from .codegen import LIBRARIES
 from .document import SpecError, printable
@@ -275,7 +276,7 @@ def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
         text = safe.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     elif kind == "json":
         rows = [{k: None if _missing(v) else v for k, v in row.items()} for row in table.to_dict(orient="records")]
-        text = json.dumps(rows, indent=1) + "\n"
+        text = json.dumps(to_jsonable_python(rows, inf_nan_mode="null"), indent=1) + "\n"
     else:
         text = markdown(table)
     return _printed(text, path)

@@ -211,7 +211,9 @@ def _out_of_memory(error: BaseException | None) -> bool:
     import torch
 
     if isinstance(error, RuntimeError):  # CUDA's libraries have words of their own
-        return isinstance(error, torch.OutOfMemoryError) or bool(re.search("out of memory|ALLOC_FAILED", str(error)))
+        return isinstance(error, torch.OutOfMemoryError) or bool(
+            re.search("out of memory|ALLOC_FAILED|can't allocate memory", str(error))
+        )
     return isinstance(error, MemoryError)
 
 

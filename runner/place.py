@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ class Place:
     @property
     def option(self) -> str:
         """What a command in the current folder needs to find this place: `` --mlflow FILE``, or nothing."""
-        return "" if self.path == Path.cwd() / "mlflow.yaml" else f" --mlflow {self.path}"
+        return "" if self.path == Path.cwd() / "mlflow.yaml" else f" --mlflow {shlex.quote(str(self.path))}"
 
     @property
     def served(self) -> bool:

@@ -117,11 +117,12 @@ def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Pat
 
     if out.suffix not in (".png", ".svg", ".pdf"):
         raise SpecError(f"--out {out}: a figure is a .png, .svg or .pdf")
+    figure = figures.schedules(curves, T, epochs, title)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        figures.save(figure, out)
     except OSError as error:
         raise SpecError(f"--out {out}: {error.strerror}") from None
-    figures.save(figures.schedules(curves, T, epochs, title), out)
     if any(schedule.type == "plateau" for several in curves.values() for schedule in several):
         print("plateau: when it drops depends on the validation accuracy; drawn as if that rose", file=sys.stderr)
     print(f"drawn: {printable(str(out))}")

@@ -157,8 +157,7 @@ def write(found: Found, tracker: Tracker) -> None:
 
     paths["report.md"] = path / "report.md"
     paths["report.md"].write_text(page(str), encoding="utf-8")
-    note = page(tracker.figure) if tracker.parent else ""
-    missed = tracker.finish(paths.values(), note, _summary(counts, history, answer))
+    missed = tracker.finish(paths.values(), page, _summary(counts, history, answer))
 
     files = {name: str(file) for name, file in paths.items()}
     event(

@@ -26,6 +26,7 @@ import importlib.metadata
 import inspect
 import json
 import math
+import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -376,6 +377,11 @@ def _load_custom(given: dict[str, Any], allow: Sequence[str]) -> tuple[Params, F
         inspect.signature(function).bind(0, 1, **params)
     except TypeError as error:
         raise ScheduleError(["params"], f"{name} is called as fn(t, T, **params): {error}") from None
+    try:
+        pickle.dumps(function)
+    except Exception as error:  # whatever its author made of it
+        said = f"{name!r} cannot be sent to a worker process ({error}): write it with def at the top of its module"
+        raise ScheduleError(["function"], said) from None
     return Params(function=name, params=Params(copy.deepcopy(dict(params)))), function
 
 

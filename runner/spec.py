@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from . import space as spaces
 from .document import Document, Frozen, SpecError, read
@@ -24,7 +24,9 @@ FIRST_LOOK = 3
 """Fresh seeds of each before anything is compared."""
 STRIP = ("init_lr x0.5", "init_lr x2", "warmup x0", "warmup x2", "epochs x0.5", "epochs x2")
 """What the robustness strip does to the winner, with as many seeds; of a warmup only where it has one."""
-Function = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.:]*$", max_length=200)]
+Function = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][\w.:]*$", max_length=200), AfterValidator(lambda name: name.replace(":", "."))
+]
 """The name of a user's own function: a dotted path that ``--allow-plugin`` permits."""
 
 

@@ -183,14 +183,18 @@ class Study:
         """The first trial whose result trial ``number`` must not know, so that the number of lanes cannot matter."""
         return max(0, number + 1 - self.sweep.search.window)
 
-    def wish(self, wishes: Iterable[Mapping[str, Any]]) -> None:
-        """Try these parameters next, before the sampler's own; what was wished for before is not tried twice."""
+    def wish(self, wishes: Iterable[Mapping[str, Any]]) -> int:
+        """Try these parameters next, before the sampler's own; what was wished for before is not tried twice.
+
+        Returns how many come after the study's last trial.
+        """
         number = max([len(self._records), *(int(n) + 1 for n in self._queue)])
         for wish in map(dict, wishes):
             if wish not in self._queue.values():
                 self._queue[str(number)] = wish
                 number += 1
         self.remember(queue=self._queue)
+        return sum(int(n) >= self.target for n in self._queue)
 
     def _begin(self, trial: FrozenTrial) -> Record:
         self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)

@@ -153,7 +153,13 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             remark(caveat)
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]
         for before, stage in zip([None, *rungs], [*rungs, history], strict=True):
-            stage.wish(wishes) if before is None else stage.go_on_with(before.survivors())
+            if before is not None:
+                stage.go_on_with(before.survivors())
+            elif (late := stage.wish(wishes)) and wishes:
+                enough = f"search: {{trials: {stage.target + late}}} has room for all"
+                remark(
+                    f"{late} of the trials that are asked for come after all {stage.target} of the study: {enough}"
+                )
             if not carry_out(stage):
                 return history.records()
         arms, replicates = confirm.arms(history.ended(), sweep), None
@@ -386,6 +392,8 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
     no_control([args.sweep, args.data_dir, args.device, args.mlflow or ""])
     if args.ray is None and (args.num_cpus, args.num_gpus) != (None, None):
         raise SpecError("--num-cpus, --num-gpus: only with --ray, whose actors have them")
+    if any(n is not None and (n < 0 or (n > 1 and n % 1)) for n in (args.num_cpus, args.num_gpus)):
+        raise SpecError("--num-cpus, --num-gpus: 0, a part of one, or a whole number")
     sweep, document = load_sweep(args.sweep, args.allow)
     place = load_place(args.mlflow)
     said = {option.name: getattr(args, option.name) for option in fields(Options) if option.name in args}

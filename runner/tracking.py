@@ -46,6 +46,8 @@ CLOUDS = ("botocore", "boto3", "azure", "google", "paramiko")
 """The libraries of artifact stores, whose errors have no ancestor in common."""
 NOTE = "mlflow.note.content"
 """The tag that holds a run's description."""
+Note = Callable[[Callable[[str], str]], str]
+"""A description, once it is known where figures are."""
 
 
 def make_client(place: Place) -> MlflowClient:
@@ -180,7 +182,7 @@ class Tracker:
         error = self._sender.bug or self._sender.away or self._sender.refused or TimeoutError("it does not answer")
         return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
 
-    def finish(self, files: Iterable[Path], note: str, summary: Mapping[str, float]) -> str | None:
+    def finish(self, files: Iterable[Path], note: Note, summary: Mapping[str, float]) -> str | None:
         """End the parent run with the sweep's results; why MLflow lacks something, or None."""
         self._finished = True
         self._sender.do("report", partial(self._finish, list(files), note, summary))
@@ -246,7 +248,8 @@ class Tracker:
         """Write what the sweep is onto its parent run: question, settings, data, environment."""
         said = {key: part for key, part in self.sweep.science().items() if key != "space"}
         self._params(run, flat(said))
-        self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
+        if not self._finished:  # else its report is there, or comes
+            self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
         self.client.log_text(run, self.options.text, self.options.file.name)
         self.client.log_text(run, "\n".join(_environment()) + "\n", "environment.txt")
         self._dataset(run)
@@ -254,11 +257,11 @@ class Tracker:
             self._save_view()
         self.client.set_tag(run, "sweep.described", "yes")
 
-    def _finish(self, files: Sequence[Path], note: str, summary: Mapping[str, float]) -> None:
+    def _finish(self, files: Sequence[Path], note: Note, summary: Mapping[str, float]) -> None:
         for path in files:
             folder = "figures" if path.suffix in (".png", ".html") else "tables"
             self.client.log_artifact(self.parent, str(path), folder)
-        self.client.set_tag(self.parent, NOTE, note)
+        self.client.set_tag(self.parent, NOTE, note(self.figure))
         self._metrics(self.parent, [(summary, 0, int(time.time() * 1000))])
         self.client.set_terminated(self.parent, "FINISHED")
 

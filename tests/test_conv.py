@@ -162,6 +162,15 @@ def test_products_convolve_as_torch_does_forwards_and_backwards(size, kernel, st
     torch.testing.assert_close(other.weight.grad, conv.weight.grad, rtol=0, atol=1e-11)
 
 
+def test_what_a_product_gives_may_be_changed_in_place():
+    conv = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+    conv.__class__, conv.passes = ProductConv, (True,) * 3
+    y = conv(torch.randn(2, 2, 4, 4))
+    y += 1
+    y.relu_().sum().backward()
+    assert conv.weight.grad.isfinite().all()
+
+
 def test_in_bf16_the_weights_gradient_is_summed_in_fp32():
     """Parts of 1024 each: in bf16 nothing would be added to 256 of them."""
     conv = nn.Conv2d(1, 1, 1, bias=False).to(torch.bfloat16)

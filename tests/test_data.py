@@ -389,12 +389,18 @@ def three():
     return [(images, np.arange(40) % 4)] * 3
 
 
+def telephone():
+    return images, np.arange(40) + 2_025_550_100
+
+
 def empty():
     return (images, np.arange(40) % 4), (images[:0], np.arange(0))
 """
 
 
-@pytest.mark.parametrize(("name", "words"), [("signs", "from 0"), ("three", "3 pairs"), ("empty", "from 0")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("signs", "from 0"), ("three", "3 pairs"), ("empty", "from 0"), ("telephone", "from 0")]
+)
 def test_what_an_own_function_gives_is_checked(tmp_path, monkeypatch, name, words):
     (tmp_path / "own_images.py").write_text(OWN_IMAGES)
     monkeypatch.syspath_prepend(tmp_path)

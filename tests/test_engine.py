@@ -420,6 +420,32 @@ class Attribute(Plain):
         return super().forward(x + self.shift if x.mean() > 0 else x - self.shift)
 
 
+class Adding(Plain):
+    def change(self):
+        self.c = nn.Conv2d(3, 3, 5, padding=2, bias=False)
+
+    def forward(self, x):
+        y = self.c(x)
+        y += x
+        return super().forward(y)
+
+
+class Masked(Plain):
+    def change(self):
+        self.register_buffer("mask", torch.arange(8) > 0)
+        self.register_buffer("nothing", torch.empty(0))
+
+    def forward(self, x):
+        return super().forward(x * self.mask)
+
+
+class Precise(Plain):
+    def forward(self, x):
+        x = torch.relu(self.b(torch.relu(self.a(x)))).flatten(1)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.fc(x.float())
+
+
 class Spectral(Plain):
     def change(self):
         nn.utils.spectral_norm(self.b)
@@ -509,7 +535,7 @@ class Double(Plain):
 @pytest.mark.parametrize(
     ("name", "chosen"),
     [
-        *((name, "fast") for name in ("Plain", "Normed", "Buffered", "Attribute", "Asking")),
+        *((name, "fast") for name in ("Plain", "Normed", "Buffered", "Attribute", "Asking", "Adding", "Masked")),
         *((name, "reference") for name in ("Spectral", "Shared", "Frozen", "Unused", "Random", "Counting", "Hooked")),
         *((name, "reference") for name in ("Watched", "Remembering", "TwoSizes", "Functional", "Single", "Double")),
     ],
@@ -520,14 +546,25 @@ def test_a_network_of_ones_own_is_trained_as_the_plain_loop_trains_it(name, chos
     config = trial(model=Model(name="custom", function=f"own_networks.{name}"), epochs=1, precision=precision)
     config = replace(config, engine=choose(config, CPU, 10))
     assert config.engine == Engine(chosen, precision)
-    if chosen == "fast" and precision == "fp32":
-        config = replace(config, engine=Engine("fast", "fp32", tiled=1))
-        assert any(isinstance(module, TiledConv) for module in Slot(config, CPU).network.modules())
+    if chosen == "fast":
+        config = replace(config, engine=Engine("fast", precision, tiled=precision == "fp32", unfolded=(8, 8, 8)))
+        kinds = {type(module) for module in Slot(config, CPU).network.modules()}
+        assert {TiledConv, ProductConv} & kinds
     expected = next(train.train(config, CPU))
     for _ in range(2):  # in the same slot
         epoch = next(engine.loop(config)(config, CPU))
         assert epoch.train_loss == pytest.approx(expected.train_loss, rel=1e-5 if precision == "fp32" else 0.03)
         assert epoch.val_loss == pytest.approx(expected.val_loss, rel=1e-5 if precision == "fp32" else 0.03)
+
+
+def test_a_network_that_asks_for_fp32_in_a_part_of_it_is_left_to_the_plain_loop_in_bf16(tmp_path, monkeypatch):
+    (tmp_path / "own_networks.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = trial(model=Model(name="custom", function="own_networks.Precise"), epochs=1)
+    assert choose(config, CPU, 10) == Engine("fast", "fp32")
+    rough = replace(config, train=config.train.model_copy(update={"precision": "bf16"}))
+    assert choose(rough, CPU, 10) == Engine("reference", "bf16")
+    assert next(train.train(rough, CPU)).val_accuracy > 0
 
 
 def test_a_network_that_diverges_when_it_is_tried_is_left_to_the_plain_loop(tmp_path, monkeypatch):

@@ -196,7 +196,8 @@ class Wrong(Few):
 def test_a_network_of_ones_own_must_give_a_number_for_each_class(tmp_path, monkeypatch):
     (tmp_path / "own_outputs.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
-    own = {name: Model(name="custom", function=f"own_outputs.{name}") for name in ("Few", "Lost", "Wrong")}
+    own = {name: Model(name="custom", function=f"own_outputs.{name}") for name in ("Few", "Lost")}
+    own["Wrong"] = Model(name="custom", function="own_outputs:Wrong")  # as an entry point is written
     with pytest.raises(SpecError, match=r"own_outputs\.Few gives \(2, 192\) for two images, not \(2, 10\): a"):
         check(own["Few"], 10, 8, 8)
     with pytest.raises(SpecError, match=r"own_outputs\.Lost gives NoneType for two images"):

@@ -494,7 +494,10 @@ def test_what_cannot_be_is_refused_with_its_key(mapping, key, words):
 @pytest.fixture
 def own_package(tmp_path, monkeypatch):
     (tmp_path / "own_lrs.py").write_text(
-        "import os\nfrom os import getcwd\n\n\ndef sawtooth(t, T, *, teeth):\n    return 1 - (t * teeth / T) % 1\n"
+        "import os\nfrom os import getcwd\n\n\n"
+        "def sawtooth(t, T, *, teeth):\n    return 1 - (t * teeth / T) % 1\n\n\n"
+        "class Line:\n    def __call__(self, t, T):\n        return 1 - t / T\n\n\n"
+        "line, nameless = Line(), lambda t, T: 1.0\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -509,6 +512,20 @@ def test_an_own_function_is_a_schedule_when_its_package_is_allowed():
     scope = {"optimizer": (opt := optimizer())}
     exec(schedule.code(8), scope)
     assert follow(opt, scope["scheduler"], 8) == schedule.lrs(8)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_an_object_that_can_be_called_is_a_schedule_and_its_code_names_it():
+    schedule = load({"type": "custom", "function": "own_lrs.line"}, allow=["own_lrs."])
+    scope = {"optimizer": (opt := optimizer())}
+    exec(schedule.code(8), scope)
+    assert follow(opt, scope["scheduler"], 8) == schedule.lrs(8)
+
+
+@pytest.mark.usefixtures("own_package")
+def test_a_function_that_no_worker_process_can_be_sent_is_refused():
+    with pytest.raises(ScheduleError, match="write it with def at the top of its module"):
+        load({"type": "custom", "function": "own_lrs.nameless"}, allow=["own_lrs."])
 
 
 @pytest.mark.usefixtures("own_package")

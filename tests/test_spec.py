@@ -1,5 +1,6 @@
 """Sweep files and mlflow.yaml: what is accepted, and the sentence that each mistake gets."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -369,6 +370,9 @@ def test_a_place_says_how_a_command_finds_it(tmp_path, monkeypatch):
         Path(name).write_text("{}\n")
     assert load_place("mlflow.yaml").option == ""
     assert load_place("gpu.yaml").option == f" --mlflow {tmp_path / 'gpu.yaml'}"
+    Path("a team").mkdir()
+    Path("a team/mlflow.yaml").write_text("{}\n")
+    assert shlex.split(load_place("a team/mlflow.yaml").option) == ["--mlflow", f"{tmp_path}/a team/mlflow.yaml"]
 
 
 def test_the_environment_wins_and_an_empty_variable_is_none(tmp_path, monkeypatch):

@@ -326,6 +326,8 @@ def test_a_dry_run_of_a_study_that_was_begun_says_what_differs_and_changes_nothi
         (["sweeps/tiny.yaml", "--enqueue", '{"type": "rex"}'], '--enqueue {"type": "rex"}: '),
         (["sweeps/tiny.yaml", "--from", "nothing"], "nothing"),
         (["sweeps/tiny.yaml", "--num-cpus", "2"], "only with --ray"),
+        (["sweeps/tiny.yaml", "--ray", "--num-gpus", "1.5"], "a part of one, or a whole number"),
+        (["sweeps/tiny.yaml", "--ray", "--num-cpus", "-1"], "a part of one, or a whole number"),
         (["sweeps/\x1b[2J.yaml"], "control character"),
     ],
 )
@@ -744,6 +746,12 @@ def test_a_figure_is_what_its_name_says(project, name, start):
     assert Path(name).read_bytes().startswith(start)
 
 
+def test_a_figure_that_cannot_be_written_is_a_sentence(project, capsys):
+    Path("a.png").mkdir()
+    assert preview.main(["--schedule", "cosine", "--out", "a.png"]) == 2
+    assert capsys.readouterr().err == "error: --out a.png: Is a directory\n"
+
+
 def test_a_plateau_is_drawn_with_a_word_on_what_it_waits_for(project, capsys):
     assert preview.main(["--schedule", "plateau", "--schedule", "cosine"]) == 0
     assert capsys.readouterr().err.count("depends on the validation accuracy") == 1
@@ -813,6 +821,12 @@ def test_a_table_is_written_as_its_file_is_named_unless_a_format_is(swept):
     assert Path("t.md").read_text().startswith("| rank | trial |")
     assert export.main(["tiny", "--format", "json", "--out", "t.txt"]) == 0
     assert [row["trial"] for row in json.loads(Path("t.txt").read_text())] == best
+
+
+def test_a_number_that_json_does_not_have_is_null():
+    table = pd.DataFrame({"loss": [0.5, math.inf, math.nan], "trial": pd.array([1, None, 3], dtype="Int64")})
+    rows = json.loads(export.write(table, "json", None), parse_constant=pytest.fail)
+    assert rows == [{"loss": 0.5, "trial": 1}, {"loss": None, "trial": None}, {"loss": None, "trial": 3}]
 
 
 def test_the_k_best_are_the_best_in_every_table(swept, capsys):
