@@ -156,10 +156,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             if before is not None:
                 stage.go_on_with(before.survivors())
             elif (late := stage.wish(wishes)) and wishes:
-                enough = f"search: {{trials: {stage.target + late}}} has room for all"
-                remark(
-                    f"{late} of the trials that are asked for come after all {stage.target} of the study: {enough}"
-                )
+                room = f"search: {{trials: {stage.target + late}}} has room for all"
+                remark(f"{late} of the trials that are asked for come after the study's {stage.target}; {room}")
             if not carry_out(stage):
                 return history.records()
         arms, replicates = confirm.arms(history.ended(), sweep), None
