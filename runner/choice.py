@@ -7,7 +7,7 @@ import gc
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import cast
@@ -155,13 +155,13 @@ def _has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module, most: int = 32) -> Engine:
-    """What one thread is fastest with, measured with ``most`` images, or fewer large ones; a few seconds."""
+def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module) -> Engine:
+    """What one thread is fastest with, measured with a batch, or less of one; a few seconds."""
     exact, rough, wanted, able = Engine("fast", "fp32"), Engine("fast", "bf16"), config.precision, _has_bf16()
     flops, size = _flops(network, data), min(config.train.batch_size, len(data.train))
     if flops * size < WORTH_MEASURING or (wanted == "bf16" and not able):
         return rough if wanted == "bf16" else exact
-    size = min(size, most, max(2, int(ENOUGH / flops)))
+    size = min(size, max(2, int(ENOUGH / flops)))
     config = replace(config, train=config.train.model_copy(update={"batch_size": size}))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as on a lane
@@ -183,16 +183,15 @@ def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module, most: int 
 def _faster(config: TrialConfig, rough: Engine, exact: Engine, rounds: int = 5, margin: float = 1.15) -> bool:
     """Whether an update in bf16 takes less time, by ``margin`` at least."""
     slots = [Slot(replace(config, engine=each), torch.device("cpu")) for each in (rough, exact)]
-    seconds: list[list[float]] = [[], []]
-    for _ in range(rounds + 1):
-        for slot, seen in zip(slots, seconds, strict=True):
-            slot.at.zero_()
-            slot.network.train()
-            start = time.thread_time()
-            slot.update()
-            seen.append(time.thread_time() - start)
-    fast, slow = (statistics.median(seen[1:]) for seen in seconds)
+    for slot in slots:
+        slot.network.train()
+    fast, slow = _seconds([partial(_first_update, slot) for slot in slots], rounds)
     return fast * margin < slow
+
+
+def _first_update(slot: Slot) -> None:
+    slot.at.zero_()
+    slot.update()
 
 
 # --------------------------------------------------------------------------------------
@@ -207,7 +206,7 @@ def worth_tiling(network: nn.Module, size: Size, images: int, rounds: int = 3, m
     saved: dict[int, float] = defaultdict(float)
     for (conv, x, dy), times in _alike(network, size, images, torch.float32, can_be_tiled):
         x.requires_grad_()
-        plain, tiles = (_seconds(partial(_both_ways, module, x, dy), rounds) for module in (conv, TiledConv(conv)))
+        plain, tiles = _seconds([partial(_both_ways, module, x, dy) for module in (conv, TiledConv(conv))], rounds)
         saved[channels(conv)] += times * (plain / margin - tiles)
     return _fewest(saved)
 
@@ -224,9 +223,11 @@ def worth_unfolding(
         given = x, conv.weight.detach(), cast("Geometry", (conv.stride, conv.padding))
         passes = partial(output, *given), partial(input_gradient, dy, *given), partial(weight_gradient, dy, *given)
         for compute, of_pass in zip(passes, saved, strict=True):
+            if compute.func is not weight_gradient and dtype is torch.float32:
+                continue  # the others gain so little there that every sweep would find something else
             if compute.func is input_gradient and (conv.stride != (1, 1) or conv.in_channels == 3):
                 continue  # no product, or images, which have no gradient
-            plain, product = (_seconds(partial(compute, product=way), rounds) for way in (False, True))
+            plain, product = _seconds([partial(compute, product=way) for way in (False, True)], rounds)
             of_pass[-max(dy.shape[2:])] += times * (plain / margin - product)
     of_output, of_input, of_weight = (-_fewest(of_pass) for of_pass in saved)
     return of_output, of_input, of_weight
@@ -260,11 +261,12 @@ def _both_ways(module: nn.Module, x: Tensor, dy: Tensor) -> None:
     module(x).backward(dy)
 
 
-def _seconds(function: Callable[[], object], rounds: int) -> float:
-    """Of a thread; the median after one round to get warm."""
-    seen = []
+def _seconds(ways: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Of a thread, in turns; the medians after one round to get warm."""
+    seen: list[list[float]] = [[] for _ in ways]
     for _ in range(rounds + 1):
-        start = time.thread_time()
-        function()
-        seen.append(time.thread_time() - start)
-    return statistics.median(seen[1:])
+        for way, of_way in zip(ways, seen, strict=True):
+            start = time.thread_time()
+            way()
+            of_way.append(time.thread_time() - start)
+    return [statistics.median(of_way[1:]) for of_way in seen]

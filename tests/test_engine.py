@@ -578,9 +578,10 @@ def test_a_network_that_diverges_when_it_is_tried_is_left_to_the_plain_loop(tmp_
 def test_tiles_are_done_from_the_channels_from_which_they_pay(pays, chosen, monkeypatch):
     """A convolution takes a second, its tiles half of that or twice as much."""
 
-    def seconds(both_ways, rounds):
-        module, x, _ = both_ways.args
-        return 1.0 if not isinstance(module, TiledConv) else 0.5 if x.shape[1] >= pays else 2.0
+    def seconds(ways, rounds):
+        (plain, x, _), (tiles, _, _) = (way.args for way in ways)
+        assert (type(plain), type(tiles)) == (nn.Conv2d, TiledConv)
+        return [1.0, 0.5 if x.shape[1] >= pays else 2.0]
 
     monkeypatch.setattr(choice, "_seconds", seconds)
     assert choice.worth_tiling(build(Model(width=32), 10, 0), (16, 16), 8) == chosen
@@ -590,15 +591,22 @@ def test_tiles_are_done_from_the_channels_from_which_they_pay(pays, chosen, monk
 def test_products_are_done_up_to_the_side_up_to_which_they_pay_and_pass_by_pass(pays, chosen, monkeypatch):
     """Every pass takes a second; as a product the weight's gradient takes half of that, or twice as much."""
 
-    def seconds(compute, rounds):
-        if not compute.keywords["product"]:
-            return 1.0
-        of_weight, dy = compute.func is conv.weight_gradient, compute.args[0]
-        return 0.5 if of_weight and dy.shape[3] <= pays else 2.0
+    def seconds(ways, rounds):
+        plain, product = ways
+        assert (plain.keywords, product.keywords) == ({"product": False}, {"product": True})
+        of_weight, dy = product.func is conv.weight_gradient, product.args[0]
+        return [1.0, 0.5 if of_weight and dy.shape[3] <= pays else 2.0]
 
     monkeypatch.setattr(choice, "_seconds", seconds)
-    found = choice.worth_unfolding(build(Model(width=32), 10, 0), (16, 16), 8, torch.float32)
-    assert found == (0, 0, chosen)
+    for dtype in (torch.float32, torch.bfloat16):
+        assert choice.worth_unfolding(build(Model(width=32), 10, 0), (16, 16), 8, dtype) == (0, 0, chosen)
+
+
+def test_in_fp32_products_are_for_the_weights_gradient_alone(monkeypatch):
+    monkeypatch.setattr(choice, "_seconds", lambda ways, rounds: [1.0, 0.5])
+    network = build(Model(width=32), 10, 0)
+    assert choice.worth_unfolding(network, (16, 16), 8, torch.float32) == (0, 0, 16)
+    assert choice.worth_unfolding(network, (16, 16), 8, torch.bfloat16) == (16, 16, 16)
 
 
 def test_tiles_and_products_are_measured_for_large_updates_alone_and_said():
