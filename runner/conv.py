@@ -73,7 +73,7 @@ def _output(conv: nn.Conv2d, size: Sequence[int]) -> Size:
 Geometry = tuple[Size, Size]
 """Stride and padding."""
 _ROWS = 1024
-"""Output pixels at a time, or one image's: their taps side by side are few enough for a core's cache."""
+"""Output pixels at a time, or one image's: rows enough for a product, and not all taps in memory at once."""
 
 
 class ProductConv(nn.Conv2d):
