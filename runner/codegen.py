@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
-from .schedules import Moment, Schedule
+from .schedules import Moment, Schedule, located
 from .zoo import TYPES, WARMUPS, Function
 
 LIBRARIES = ("torch", "lightning", "transformers", "timm")
@@ -291,8 +291,8 @@ def _inlined(schedule: Schedule, moment: Moment, scheduler: bool = True) -> str:
     lines = ["from torch.optim.lr_scheduler import LambdaLR\n"] * scheduler
     if schedule.type == "custom":
         assert schedule.function is not None
-        module, _, name = str(schedule.params["function"]).replace(":", ".").rpartition(".")
-        if not module:  # the name of an entry point
+        module, name = located(str(schedule.params["function"]))
+        if not module:
             module, name = schedule.function.__module__, schedule.function.__name__
         rule = "clamp"
         lines.append(f"from {module} import {name}\n")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .tiles import TiledConv, parts
+from .tiles import TiledConv
 
 Size = tuple[int, int]
 
@@ -62,7 +62,10 @@ def _pairs(conv: nn.Conv2d, size: Size) -> tuple[dict[tuple[int, int], int], Siz
 
 def _output(conv: nn.Conv2d, size: Sequence[int]) -> Size:
     """The size of what a convolution makes of images of this size."""
-    kernel, stride, padding = conv.kernel_size, conv.stride, cast("Size", conv.padding)
+    return _sides(size, conv.kernel_size, conv.stride, cast("Size", conv.padding))
+
+
+def _sides(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]) -> Size:
     height, width = ((size[i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1))
     return height, width
 
@@ -125,28 +128,29 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, p
     if not product:
         return gradient(1, dy, x, weight, *geometry)
     dy, total = dy.permute(0, 2, 3, 1).contiguous(), torch.zeros(1)  # a number without dimensions would take on bf16
-    for part, taps in zip(parts(dy, _ROWS), _unfolded(x, weight.shape[2:], geometry, dy.shape[1:3]), strict=True):
-        total = total + part.flatten(0, 2).t() @ taps
+    for part, taps in _unfolded(dy, x, weight.shape[2:], geometry):
+        total = total + part.t() @ taps
     return cast("Tensor", total.to(x.dtype).unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2))
 
 
 def _convolved(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
     """Images with kernels ``[C_out, height, width, C_in]``."""
     (stride, padding), size, columns = geometry, kernels.shape[1:3], kernels.flatten(1).t()
-    out = [(x.shape[2 + i] + 2 * padding[i] - size[i]) // stride[i] + 1 for i in (0, 1)]
+    out = _sides(x.shape[2:], size, stride, padding)
     # no view of something else, which nobody might change in place
     y = torch.empty((len(x), len(kernels), *out), dtype=x.dtype, memory_format=torch.channels_last)
-    for taps, done in zip(_unfolded(x, size, geometry, out), parts(y.permute(0, 2, 3, 1), _ROWS), strict=True):
-        torch.mm(taps, columns, out=done.flatten(0, 2))
+    for part, taps in _unfolded(y.permute(0, 2, 3, 1), x, size, geometry):
+        torch.mm(taps, columns, out=part)
     return y
 
 
-def _unfolded(x: Tensor, kernel: Sequence[int], geometry: Geometry, out: Sequence[int]) -> Iterator[Tensor]:
-    """For each part of an output, what goes into it: ``[pixels, taps * C_in]``."""
-    stride, (down, right) = geometry
-    for images in x.permute(0, 2, 3, 1).split(max(1, _ROWS // math.prod(out))):
+def _unfolded(y: Tensor, x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some images of an output ``[n, height, width, C]`` after others, ``[pixels, C]``, and what goes into them:
+    ``[pixels, taps * C_in]``."""
+    (stride, (down, right)), several = geometry, max(1, _ROWS // math.prod(y.shape[1:3]))
+    for part, images in zip(y.split(several), x.permute(0, 2, 3, 1).split(several), strict=True):
         images = F.pad(images, (0, 0, right, right, down, down)).contiguous()
-        yield _side_by_side(images, kernel, stride, out).flatten(0, 2)
+        yield part.flatten(0, 2), _side_by_side(images, kernel, stride, y.shape[1:3]).flatten(0, 2)
 
 
 def _side_by_side(x: Tensor, kernel: Sequence[int], stride: Size, out: Sequence[int]) -> Tensor:

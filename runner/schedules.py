@@ -394,7 +394,7 @@ def find_function(name: str, allow: Sequence[str]) -> Function:
     for entry in importlib.metadata.entry_points(group=PLUGINS):
         if entry.name == name:
             return entry.load()  # type: ignore[no-any-return]
-    module, _, attribute = name.replace(":", ".").rpartition(".")
+    module, attribute = located(name)
 
     def allowed(path: str) -> bool:
         return any(f"{path}.".startswith(prefix.rstrip(".") + ".") for prefix in allow if prefix.strip("."))
@@ -414,6 +414,12 @@ def find_function(name: str, allow: Sequence[str]) -> Function:
     if not callable(function) or not allowed(getattr(function, "__module__", "") or ""):
         raise ScheduleError(["function"], f"{name!r} is not a function of an allowed package")
     return function  # type: ignore[no-any-return]
+
+
+def located(name: str) -> tuple[str, str]:
+    """The module of a dotted path and the name in it; no module where it is the name of an entry point."""
+    module, _, attribute = name.replace(":", ".").rpartition(".")
+    return module, attribute
 
 
 # --------------------------------------------------------------------------------------

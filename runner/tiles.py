@@ -51,7 +51,7 @@ class _Tiles(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernels: Tensor) -> Tensor:
         ctx.save_for_backward(x, kernels)
         y = x.new_empty(*x.shape[:-1], kernels.shape[2])
-        for part, done in zip(parts(x, _PIXELS), parts(y, _PIXELS), strict=True):
+        for part, done in zip(_parts(x), _parts(y), strict=True):
             points = expanded(part)
             products = torch.bmm(points.view(36, -1, points.shape[-1]), kernels)
             contracted(products.view(*points.shape[:-1], -1), done)
@@ -61,7 +61,7 @@ class _Tiles(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor]:
         x, kernels = ctx.saved_tensors
         dx, dkernels, beta = torch.empty_like(x), torch.empty_like(kernels), 0
-        for part, dpart, done in zip(*(parts(each, _PIXELS) for each in (x, dx, dy.contiguous())), strict=True):
+        for part, dpart, done in zip(_parts(x), _parts(dx), _parts(dy.contiguous()), strict=True):
             points, products = expanded(part), contracted_back(done).view(36, -1, kernels.shape[2])
             across = points.view(36, -1, points.shape[-1]).transpose(1, 2)
             torch.baddbmm(dkernels, across, products, beta=beta, out=dkernels)
@@ -70,9 +70,8 @@ class _Tiles(torch.autograd.Function):
         return dx, dkernels
 
 
-def parts(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
-    """Some images after another, of about so many pixels together."""
-    return cast("tuple[Tensor, ...]", images.split(max(1, pixels // math.prod(images.shape[1:-1]))))
+def _parts(images: Tensor) -> tuple[Tensor, ...]:
+    return cast("tuple[Tensor, ...]", images.split(max(1, _PIXELS // math.prod(images.shape[1:-1]))))
 
 
 # Every step has its transpose beside it, and is done along a row of pixels, then along a column. Points are

@@ -549,7 +549,7 @@ def test_a_network_of_ones_own_is_trained_as_the_plain_loop_trains_it(name, chos
     if chosen == "fast":
         config = replace(config, engine=Engine("fast", precision, tiled=precision == "fp32", unfolded=(8, 8, 8)))
         kinds = {type(module) for module in Slot(config, CPU).network.modules()}
-        assert {TiledConv, ProductConv} & kinds
+        assert (TiledConv if precision == "fp32" else ProductConv) in kinds
     expected = next(train.train(config, CPU))
     for _ in range(2):  # in the same slot
         epoch = next(engine.loop(config)(config, CPU))
@@ -616,7 +616,7 @@ def test_tiles_and_products_are_measured_for_large_updates_alone_and_said():
     assert found.tiled in (0, 3, 32, 64, 128)
     assert {*found.unfolded} <= {0, 1, 2, 4, 8}
     rough = choose(trial(**wide, precision="bf16"), CPU, 10)
-    assert replace(rough, unfolded=(0, 0, 0)) == Engine("fast", "bf16")
+    assert rough == Engine("fast", "bf16", unfolded=rough.unfolded if choice._has_bf16() else (0, 0, 0))
     assert choose(trial(**wide), CPU, 10, "reference") == Engine("reference", "fp32")
     assert choose(trial(), CPU, 10) == Engine("fast", "fp32")
     assert str(Engine("fast", "fp32", tiled=64)) == "fast, fp32, tiles from 64 channels"
