@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import gc
+import io
+import pickle
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import FunctionType
 from typing import cast
 
 import torch
@@ -56,11 +59,11 @@ def choose(config: TrialConfig, device: torch.device, epochs: int, wanted: str =
     slot does not train as they are, and for data that the device cannot hold.
     """
     data, device = resident(config, device), numbered(device)  # as a lane calls it: what is compiled keeps the name
-    held = data.train.images.device.type == device.type  # not where a GPU's memory is too small for them
     network = build(config.model, data.classes, config.train.seed)
-    able = wanted != "reference" and device.type in ("cpu", "cuda") and held
-    if not able or not _trains_alike(config, data, network) or not _can_be_captured(config, data, network):
-        return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32")
+    obstacle = _obstacle(config, data, network, device)
+    if wanted == "reference" or obstacle:
+        reason = "" if wanted == "reference" else obstacle
+        return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32", reason=reason)
     if device.type == "cpu":
         return _on_a_cpu(config, data, network)
     seconds = epochs * len(data.train) * _flops(network, data) / FLOPS
@@ -72,14 +75,25 @@ def choose(config: TrialConfig, device: torch.device, epochs: int, wanted: str =
     return compiled if able else replace(compiled, compiled=False)
 
 
-def _trains_alike(config: TrialConfig, data: Dataset, network: nn.Module) -> bool:
-    """Whether a slot trains this network as the plain loop does, and does it again; one's own is tried.
+def _obstacle(config: TrialConfig, data: Dataset, network: nn.Module, device: torch.device) -> str:
+    """Why the fast engine cannot train this; nothing where it can."""
+    if device.type not in ("cpu", "cuda"):
+        return f"the fast engine needs CUDA or a CPU, not {device.type}"
+    if data.train.images.device.type != device.type:
+        return "the data do not fit into the GPU's memory"
+    if config.model.function is None:  # torchvision's: dropout, stochastic depth
+        random = any(getattr(module, "p", 0.0) for module in network.modules())
+        return "the network has random layers" if random else ""
+    return _of_ones_own(config, data, network) or _of_a_capture(data, network)
+
+
+def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
+    """Why a slot does not train this network as the plain loop does, and does it again; both are tried.
 
     It does not where training draws random numbers, where weights are frozen, shared or not used, where hooks or
-    counters change what is trained, and where the network asks more of its modules than to be called.
+    counters change what is trained, where a module keeps more than its weights and buffers from one trial to the
+    next, and where the network asks more of its modules than to be called.
     """
-    if config.model.function is None:  # torchvision's: dropout, stochastic depth
-        return not any(getattr(module, "p", 0.0) for module in network.modules())
     few, where, cpu = Split(data.train.images[:8], data.train.labels[:8]), "a few", torch.device("cpu")
     adopt(config.data, where, replace(data, train=few, val=few, test=few).to(cpu).by_value())
     plainly = {"optimizer": "sgd", "momentum": 0.9, "nesterov": True, "batch_size": max(2, len(few) // 2)}
@@ -87,43 +101,60 @@ def _trains_alike(config: TrialConfig, data: Dataset, network: nn.Module) -> boo
     schedule, whole = load({"type": "constant", "init_lr": 0.05}), (max(data.size),) * 3
     fast, rough = Engine("fast", "fp32", tiled=1, unfolded=whole), Engine("fast", "bf16", unfolded=whole)
     device = data.train.images.device
-    measured = device.type == "cpu" and config.precision == "auto" and _has_bf16()
+    measured = device.type == "cpu" and config.precision == "auto" and has_bf16()
     in_bf16 = measured or uses_bf16(config, data, device)
     config = TrialConfig(config.data, config.model, recipe, schedule, where, fast)
     initial = network.state_dict()
     try:
         expected = cast("Callable[[], State]", next(train.train(config, cpu)).state)()["network"]
+        slot = engine.slot_of(config, cpu)
+        kept = _kept(slot.network)
         for _ in range(2):
             next(engine.train(config, cpu))
-            for name, tensor in engine.slot_of(config, cpu).state_dict().items():
+            for name, tensor in slot.state_dict().items():
                 before, after, now = (t.double().flatten() for t in (initial[name], expected[name], tensor))
                 moved, off = ((t - after).abs().max() for t in (before, now)) if len(now) else (0.0, 0.0)
                 if off > 0.05 * moved + 1e-5:
-                    return False
+                    return f"the fast engine trains {name} otherwise"
+        if _kept(slot.network) != kept:
+            return "a module keeps more than its weights and buffers"
         if in_bf16:
             next(engine.train(replace(config, engine=rough), cpu))
-    except Exception:  # whatever it is, the plain loop does without, or says so
-        return False
+    except Exception as error:  # whatever it is, the plain loop does without, or says so
+        return f"the fast engine cannot train the network: {type(error).__name__}"
     finally:
         engine.forget()
-    return True
+    return ""
 
 
-def _can_be_captured(config: TrialConfig, data: Dataset, network: nn.Module) -> bool:
-    """Whether nobody waits for the GPU in the forward pass, as in a graph nobody can; one's own network is tried."""
+class _Pickler(pickle.Pickler):
+    def persistent_id(self, thing: object) -> str | None:
+        return str(id(thing)) if isinstance(thing, (nn.Module, nn.Parameter, FunctionType)) else None
+
+
+def _kept(network: nn.Module) -> bytes:
+    """What its modules have beside their weights, buffers and mode: a slot does not begin it anew."""
+    begun = {"_parameters", "_buffers", "_modules", "training"}
+    into = io.BytesIO()
+    _Pickler(into).dump([[(k, v) for k, v in vars(m).items() if k not in begun] for m in network.modules()])
+    return into.getvalue()
+
+
+def _of_a_capture(data: Dataset, network: nn.Module) -> str:
+    """Why a forward pass of one's own network cannot be in a graph: it waits for the GPU. It is tried."""
     device = data.train.images.device
-    if config.model.function is None or device.type != "cuda":
-        return True
+    if device.type != "cuda":
+        return ""
     mode = torch.cuda.get_sync_debug_mode()
     try:
         there, images = copy.deepcopy(network).to(device), normalised(data.train.images[:8], data.mean, data.std)
         torch.cuda.set_sync_debug_mode("error")
         there(images).sum().backward()
     except Exception:  # whatever it is, the plain loop does without, or says so
-        return False
+        return "the network waits for the GPU"
     finally:
         torch.cuda.set_sync_debug_mode(mode)
-    return True
+    return ""
 
 
 def can_be_compiled(config: TrialConfig, device: torch.device) -> bool:
@@ -150,14 +181,14 @@ def _flops(network: nn.Module, data: Dataset) -> int:
     return int(3 * counter.get_total_flops())
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
     """Whether this CPU computes in bf16."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module) -> Engine:
     """What one thread is fastest with, measured with a batch, or less of one; a few seconds."""
-    exact, rough, wanted, able = Engine("fast", "fp32"), Engine("fast", "bf16"), config.precision, _has_bf16()
+    exact, rough, wanted, able = Engine("fast", "fp32"), Engine("fast", "bf16"), config.precision, has_bf16()
     flops, size = _flops(network, data), min(config.train.batch_size, len(data.train))
     if flops * size < WORTH_MEASURING or (wanted == "bf16" and not able):
         return rough if wanted == "bf16" else exact

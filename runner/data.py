@@ -366,6 +366,8 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
     kinds = ", ".join(IMG_EXTENSIONS)
 
     def split(root: Path) -> tuple[Split, list[str]]:
+        if not root.is_dir():
+            raise DataError(f"there is no folder {root}; put each class into one of its own, as in {root}/cats/1.jpg")
         try:
             found = ImageFolder(str(root), allow_empty=True)
             if not found.samples:

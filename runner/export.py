@@ -414,7 +414,7 @@ def _export(args: argparse.Namespace) -> int:
         updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
         text = _printed(code(record, facts, updates, epochs, args.allow_plugin, args.library), args.out)
     else:
-        kind = args.format or _kind(args.out)
+        kind = _kind(args.out, args.format)
         first = best["trial"][: args.top].tolist()
         some = records if args.top is None else [r for r in records if r.number in first]
         tables = {
@@ -431,16 +431,19 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _kind(out: Path | None) -> str:
-    """The format that a file's suffix asks for; of a terminal and a bare name, Markdown.
+def _kind(out: Path | None, wanted: str | None) -> str:
+    """The format that is wanted, or that a file's suffix asks for; of a terminal and a bare name, Markdown.
 
     Raises:
-        SpecError: nobody knows that suffix.
+        SpecError: nobody knows that suffix, or it is another format's.
     """
     suffix = out.suffix.lower() if out else ""
-    if suffix and suffix not in FORMATS:
+    meant = FORMATS.get(suffix)
+    if suffix and not (meant or wanted):
         raise SpecError(f"--out {out}: a table ends in one of {', '.join(FORMATS)}, or has its --format")
-    return FORMATS.get(suffix, "markdown")
+    if meant and wanted not in (None, meant):
+        raise SpecError(f"--out {out} is {meant}, and --format asks for {wanted}")
+    return wanted or meant or "markdown"
 
 
 def result_files(

@@ -58,7 +58,7 @@ def _network(config: Model, classes: int) -> nn.Module:
     if config.function is not None:
         made = find_function(config.function, [config.function.partition(".")[0]])(classes)  # permitted when read
         if not isinstance(made, nn.Module):
-            raise SpecError(f"{config.function}({classes}) gives a {type(made).__name__}, not a torch.nn.Module")
+            raise SpecError(f"{config.function}({classes}) gives {type(made).__name__}, not a torch.nn.Module")
         return made
     names = list_models(module=__import__("torchvision").models)
     if config.name not in names:

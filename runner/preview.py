@@ -115,8 +115,6 @@ def open_leaves(sweep: Sweep, name: str | None) -> str:
 def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Path, title: str) -> None:
     from . import figures
 
-    if out.suffix not in (".png", ".svg", ".pdf"):
-        raise SpecError(f"--out {out}: a figure is a .png, .svg or .pdf")
     figure = figures.schedules(curves, T, epochs, title)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
     args = parser.parse_args(argv)
     try:
+        if args.out and args.out.suffix not in (".png", ".svg", ".pdf"):
+            raise SpecError(f"--out {args.out}: a figure is a .png, .svg or .pdf")
         lengths = [n for n in (args.epochs, args.updates) if n is not None]
         if args.schedule:
             if args.sweep is not None:

@@ -281,6 +281,8 @@ class Engine:
     unfolded: tuple[int, ...] = (0, 0, 0)
     """On a CPU: the sides, in pixels, up to which a convolution's output, its input's gradient and its weight's are
     matrix products; 0 for none."""
+    reason: str = field(default="", compare=False)
+    """Why it is not the fast one, where nobody asked for that."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unfolded", tuple(self.unfolded))  # a study's storage has a list
@@ -288,7 +290,8 @@ class Engine:
     def __str__(self) -> str:
         tiles = f", tiles from {self.tiled} channels" if self.tiled else ""
         products = f", products up to {'/'.join(map(str, self.unfolded))} pixels" if any(self.unfolded) else ""
-        return f"{self.name}, {self.precision}{', compiled' if self.compiled else ''}{tiles}{products}"
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"{self.name}, {self.precision}{', compiled' if self.compiled else ''}{tiles}{products}{reason}"
 
 
 @dataclass(frozen=True)

@@ -135,10 +135,12 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
             """Train what a stage still lacks; whether nothing is lacking then."""
             stage.remember(updates_per_epoch=updates)
             tracker.show(*stage.ended())
-            if options.sync:
-                say(f"sent {len(stage.ended())} trials to MLflow; lacking: {tracker.settle() or 'nothing'}")
-                return stage.complete()
             title = {"": "search", confirm.STAGE: "fresh seeds"}.get(stage.stage, stage.stage)
+            if options.sync:
+                why = tracker.settle()
+                has = f"lacks some: {why}" if why else "has them"
+                say(f"{title}: {len(stage.ended())} ended, and MLflow {has}")
+                return stage.complete()
             with Display(stage.target, stage.epochs, stage=title) as display, stop.listening():
                 search(stage, tracker, places, display, example)
             return True
@@ -149,6 +151,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         history.remember(engine=asdict(chosen), id=history.facts.get("id", uuid.uuid4().hex), **seen)
         tracker.go_on(history.facts["id"])
         remark(f"{places} on {device}; engine: {chosen}")
+        if device.type == "cpu" and chosen.precision == "bf16" and not choice.has_bf16():
+            remark("warning: this CPU does not compute in bf16, which takes several times as long; auto does without")
         for caveat in report.caveats(sweep, place, dataset, options.allow):
             remark(caveat)
         rungs = [opened(f"rung-{n}") for n in sweep.rungs[:-1]]

@@ -25,6 +25,7 @@ from urllib.parse import quote
 from .document import SpecError, no_control, printable
 from .place import Place, load_place, redacted
 from .stop import leave
+from .zoo import did_you_mean
 
 LOOPBACK = ("127.0.0.1", "localhost")
 ML = "workflowType=machine_learning"
@@ -201,7 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         found = pages(place, args.port)
         if args.sweep and args.sweep not in found:
-            raise SpecError(f"MLflow has no sweep {args.sweep!r}; it has {', '.join(sorted(found)) or 'none'}")
+            hint = did_you_mean(args.sweep, sorted(found)) if found else "it has none"
+            raise SpecError(f"MLflow has no sweep {args.sweep!r}; {hint}")
         _free(place.file.ui.port if args.port is None else args.port)
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -354,7 +354,8 @@ def test_the_engine_is_the_fast_one_where_it_can_be_and_the_reference_where_it_i
     assert choose(trial(), torch.device("cpu:0"), 10) == Engine("fast", "fp32")  # data there say "cpu"
     assert choose(trial(), CPU, 10, "reference") == Engine("reference", "fp32")
     dropout = trial(model=Model(name="mobilenet_v3_small", stem="imagenet"))
-    assert choose(dropout, CPU, 10).name == "reference"
+    assert str(choose(dropout, CPU, 10)) == "reference, fp32 (the network has random layers)"
+    assert str(choose(dropout, CPU, 10, "reference")) == "reference, fp32"
 
 
 OWN = """
@@ -501,6 +502,33 @@ class Remembering(Plain):
         return super().forward(x / (1 + self.n))
 
 
+class Slow(Plain):
+    def change(self):
+        self.steps = 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return super().forward(x * (1 - self.steps / 10000))
+
+
+class Averaging(Plain):
+    def change(self):
+        self.seen = [torch.zeros(3, 1, 1)]
+
+    def forward(self, x):
+        if self.training:
+            self.seen[0] = 0.9999 * self.seen[0] + 0.0001 * x.detach().mean((0, 2, 3)).view(3, 1, 1)
+        return super().forward(x - self.seen[0])
+
+
+class Named(Plain):
+    def change(self):
+        self.last, self.act, self.sizes = [self.fc, self.fc.weight], lambda x: torch.relu(x), {"in": [3]}
+
+    def forward(self, x):
+        return self.last[0](self.act(self.b(self.act(self.a(x)))).flatten(1))
+
+
 class TwoSizes(Plain):
     def forward(self, x):
         y = F.avg_pool2d(self.b(torch.relu(self.a(x))), 4)
@@ -535,9 +563,15 @@ class Double(Plain):
 @pytest.mark.parametrize(
     ("name", "chosen"),
     [
-        *((name, "fast") for name in ("Plain", "Normed", "Buffered", "Attribute", "Asking", "Adding", "Masked")),
+        *(
+            (name, "fast")
+            for name in ("Plain", "Normed", "Buffered", "Attribute", "Asking", "Adding", "Masked", "Named")
+        ),
         *((name, "reference") for name in ("Spectral", "Shared", "Frozen", "Unused", "Random", "Counting", "Hooked")),
-        *((name, "reference") for name in ("Watched", "Remembering", "TwoSizes", "Functional", "Single", "Double")),
+        *(
+            (name, "reference")
+            for name in ("Watched", "Remembering", "Slow", "Averaging", "TwoSizes", "Functional", "Single", "Double")
+        ),
     ],
 )
 def test_a_network_of_ones_own_is_trained_as_the_plain_loop_trains_it(name, chosen, precision, tmp_path, monkeypatch):
@@ -616,7 +650,7 @@ def test_tiles_and_products_are_measured_for_large_updates_alone_and_said():
     assert found.tiled in (0, 3, 32, 64, 128)
     assert {*found.unfolded} <= {0, 1, 2, 4, 8}
     rough = choose(trial(**wide, precision="bf16"), CPU, 10)
-    assert rough == Engine("fast", "bf16", unfolded=rough.unfolded if choice._has_bf16() else (0, 0, 0))
+    assert rough == Engine("fast", "bf16", unfolded=rough.unfolded if choice.has_bf16() else (0, 0, 0))
     assert choose(trial(**wide), CPU, 10, "reference") == Engine("reference", "fp32")
     assert choose(trial(), CPU, 10) == Engine("fast", "fp32")
     assert str(Engine("fast", "fp32", tiled=64)) == "fast, fp32, tiles from 64 channels"

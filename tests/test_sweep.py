@@ -20,7 +20,7 @@ import torch
 from mlflow import MlflowClient
 
 from runner import __main__ as overview
-from runner import engine, export, preview, sweep, ui
+from runner import choice, engine, export, preview, sweep, ui
 from runner.data import load as load_data
 from runner.export import best_schedules, spreadsheet_safe
 from runner.lanes import cores
@@ -321,7 +321,7 @@ def test_a_dry_run_of_a_study_that_was_begun_says_what_differs_and_changes_nothi
         (["sweeps/tiny.yaml", "--device", "tpu"], "--device tpu"),
         (["sweeps/tiny.yaml", "--device", "cuda:99"], "--device cuda:99"),
         (["sweeps/tiny.yaml", "--lanes", "many"], "--lanes"),
-        (["sweeps/tiny.yaml", "--lanes", "-1"], "--lanes must be a number, or auto, not '-1'"),
+        (["sweeps/tiny.yaml", "--lanes", "-1"], "--lanes must be auto, or a number up to 9999, not '-1'"),
         (["sweeps/tiny.yaml", "--enqueue", "{type:cosine}"], "--enqueue {type:cosine}: "),
         (["sweeps/tiny.yaml", "--enqueue", '{"type": "rex"}'], '--enqueue {"type": "rex"}: '),
         (["sweeps/tiny.yaml", "--from", "nothing"], "nothing"),
@@ -416,6 +416,12 @@ def test_a_run_that_somebody_deletes_in_mid_sweep_is_made_again(project, monkeyp
         assert [m.step for m in client().get_metric_history(run.info.run_id, "lr")] == [0, 1]
 
 
+def test_bf16_on_a_cpu_that_does_not_compute_in_it_is_warned_of(project, capsys):
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("batch_size: 32", "batch_size: 32, precision: bf16"))
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    assert ("warning: this CPU does not compute in bf16" in capsys.readouterr().out) != choice.has_bf16()
+
+
 def test_a_sync_trains_nothing_and_leaves_the_parent_run_as_it_was(project, capsys):
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 2  # of nothing there is nothing to send
     assert "there is no study in" in capsys.readouterr().err
@@ -423,7 +429,7 @@ def test_a_sync_trains_nothing_and_leaves_the_parent_run_as_it_was(project, caps
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 5"))
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
-    assert "sent 3 trials to MLflow; lacking: nothing" in capsys.readouterr().out
+    assert "search: 3 ended, and MLflow has them" in capsys.readouterr().out
     (parent,) = runs("tags.`sweep.role` = 'study'")
     assert parent.info.status == "FINISHED"
     assert len(children()) == 3
@@ -750,6 +756,9 @@ def test_a_figure_that_cannot_be_written_is_a_sentence(project, capsys):
     Path("a.png").mkdir()
     assert preview.main(["--schedule", "cosine", "--out", "a.png"]) == 2
     assert capsys.readouterr().err == "error: --out a.png: Is a directory\n"
+    assert preview.main(["sweeps/tiny.yaml", "--out", "b/a.txt"]) == 2
+    assert capsys.readouterr() == ("", "error: --out b/a.txt: a figure is a .png, .svg or .pdf\n")  # before any work
+    assert not Path("b").exists()
 
 
 def test_a_plateau_is_drawn_with_a_word_on_what_it_waits_for(project, capsys):
@@ -873,6 +882,7 @@ def test_the_exported_code_gives_the_winners_learning_rates(swept, capsys):
         (["tiny", "--format", "parquet"], "--out"),
         (["tiny", "--code", "1", "--format", "csv"], "--format: only for a table, and --code 1 is the Python of one"),
         (["tiny", "--code", "2", "--table", "trials", "--top", "3"], "--top, --table: only for a table"),
+        (["tiny", "--out", "t.csv", "--format", "json"], "--out t.csv is csv, and --format asks for json"),
         (["tiny", "--out", "t.xlsx"], "--out t.xlsx: a table ends in one of .csv, .parquet, .json, .md, or has its"),
     ],
 )

@@ -318,7 +318,7 @@ def test_a_device_that_is_not_here_is_refused_in_one_brief_sentence(name):
 
 
 def test_the_cpu_can_always_be_picked_and_auto_picks_what_is_there():
-    assert pick_device("cpu") == CPU
+    assert pick_device("cpu") == pick_device("cpu:0") == pick_device("cpu:3") == CPU  # or its lanes would be threads
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     assert pick_device().type == expected
 
