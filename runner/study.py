@@ -184,13 +184,14 @@ class Study:
         return max(0, number + 1 - self.sweep.search.window)
 
     def wish(self, wishes: Iterable[Mapping[str, Any]]) -> int:
-        """Try these parameters next, before the sampler's own; what was wished for before is not tried twice.
+        """Try these parameters next, before the sampler's own; what the study has, or is to have, is not tried twice.
 
         Returns how many come after the study's last trial.
         """
         number = max([len(self._records), *(int(n) + 1 for n in self._queue)])
+        tried = [record.params for record in self._records.values()]
         for wish in map(dict, wishes):
-            if wish not in self._queue.values():
+            if wish not in [*tried, *self._queue.values()]:
                 self._queue[str(number)] = wish
                 number += 1
         self.remember(queue=self._queue)

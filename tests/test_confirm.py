@@ -618,6 +618,10 @@ def test_what_is_wished_for_is_tried_first_and_not_twice(project, capsys):
     assert sweep.main([*HERE, "--enqueue", late]) == 0
     said = " ".join("".join(capsys.readouterr()).split())
     assert "1 of the trials that are asked for come after the study's 3; search: {trials: 4} has room for all" in said
+    Path("sweeps/next.yaml").write_text(TINY.replace("trials: 3", "trials: 5"))
+    assert sweep.main(["sweeps/next.yaml", *HERE[1:], "--from", "next"]) == 0  # it has its own best
+    more = load_study("next", load_place().storage)[1]
+    assert len({frozenset(r.params.items()) for r in more}) == len(more) == 5
 
 
 def test_what_fresh_seeds_say_counts_before_what_one_seed_said_when_a_sweep_begins_from_another(project):
