@@ -7,6 +7,7 @@ import gc
 import io
 import pickle
 import statistics
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from .conv import (
     weight_gradient,
 )
 from .data import Dataset, Split, adopt, normalised
+from .document import first_line
 from .engine import Slot
 from .model import build
 from .schedules import load
@@ -69,10 +71,11 @@ def choose(config: TrialConfig, device: torch.device, epochs: int, wanted: str =
     seconds = epochs * len(data.train) * _flops(network, data) / FLOPS
     if not uses_bf16(config, data, device):
         return Engine("fast", "fp32")  # compiled, nobody has measured that it pays there
-    compiled = Engine("fast", "bf16", compiled=True)
-    pays = seconds * PAYS > COMPILE_SECONDS
-    able = pays and can_be_compiled(replace(config, engine=compiled), device)
-    return compiled if able else replace(compiled, compiled=False)
+    plain, compiled = Engine("fast", "bf16"), Engine("fast", "bf16", compiled=True)
+    if seconds * PAYS <= COMPILE_SECONDS:
+        return plain
+    error = compile_error(replace(config, engine=compiled), device)
+    return replace(plain, reason=f"torch cannot compile the network: {error}") if error else compiled
 
 
 def _obstacle(config: TrialConfig, data: Dataset, network: nn.Module, device: torch.device) -> str:
@@ -157,19 +160,23 @@ def _of_a_capture(data: Dataset, network: nn.Module) -> str:
     return ""
 
 
-def can_be_compiled(config: TrialConfig, device: torch.device) -> bool:
-    """Whether torch's compiler takes this network; the slots of this process find what it has made."""
+def compile_error(config: TrialConfig, device: torch.device) -> str:
+    """What torch's compiler says where it does not take this network, else nothing; the slots of this process find
+    what it has made."""
     try:
-        Slot(config, device)._update()
+        slot = Slot(config, device)
+        slot._update()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
-        return True  # the lanes say so
-    except Exception:  # whatever it is, the update goes without
-        return False
+        return ""  # the lanes say so
+    except Exception as error:  # whatever it is, the update goes without
+        return f"{type(error).__name__}: {textwrap.shorten(first_line(error), 100)}"
     finally:
         gc.collect()  # an error keeps its slot
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the lanes may be other processes
-    return True
+    return ""
 
 
 def _flops(network: nn.Module, data: Dataset) -> int:

@@ -39,14 +39,20 @@ class LiveConv(nn.Module):
         self.weight = nn.Parameter(conv.weight.detach().flatten(2).permute(2, 1, 0)[self.live].contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        taps = dict(zip(self.live, self.weight.unbind(0), strict=True))
-        none, outputs = torch.zeros_like(self.weight[0]), range(self.out[0] * self.out[1])
-        rows = [torch.cat([taps.get(self.pairs.get((p, o), -1), none) for o in outputs], dim=1) for p in self.used]
         pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
         if len(self.used) < pixels.shape[1]:
             pixels = torch.stack([pixels[:, p] for p in self.used], dim=1)  # a list as an index would wait for a GPU
-        y = pixels.flatten(1) @ torch.cat(rows)
+        y = pixels.flatten(1) @ self._matrix()
         return cast("Tensor", y.unflatten(1, (*self.out, -1)).permute(0, 3, 1, 2))
+
+    def _matrix(self) -> Tensor:
+        """From the channels of the pixels that are used to those of the output's."""
+        outputs = range(self.out[0] * self.out[1])
+        if len(outputs) == 1:  # every pixel has a tap of its own, and they are in order
+            return self.weight.flatten(0, 1)
+        taps, none = dict(zip(self.live, self.weight.unbind(0), strict=True)), torch.zeros_like(self.weight[0])
+        rows = [torch.cat([taps.get(self.pairs.get((p, o), -1), none) for o in outputs], dim=1) for p in self.used]
+        return torch.cat(rows)
 
 
 def _pairs(conv: nn.Conv2d, size: Size) -> tuple[dict[tuple[int, int], int], Size]:

@@ -147,14 +147,14 @@ class Slot:
     def update(self) -> None:
         """One update: gather and augment, forward, backward, optimizer."""
         with forked(self.device):
-            loss = (_compiled() if self.config.engine.compiled else Slot._loss)(self)
+            loss, lr = (_compiled() if self.config.engine.compiled else Slot._forward)(self)
             gradients = torch.autograd.grad(loss, self.leaves)
         if self.config.engine.compiled and self.momentum is not None:
-            self._descend(loss.detach(), gradients)
+            self._descend(loss.detach(), lr, gradients)
             return
         for several in self.alike:
             torch._foreach_copy_(self.gradients[several], gradients[several])
-        self.lr.copy_(self.lrs.index_select(0, self.at).squeeze(0))
+        self.lr.copy_(lr.squeeze(0))
         self.optimizer.step()
         self.shadow.copy_(self.master)
         self.loss.add_(loss.detach())
@@ -165,24 +165,26 @@ class Slot:
         """SGD's, flat as the weights; None before the optimizer's first step, and where there is none."""
         return cast("Tensor | None", self.optimizer.state.get(self.weights, {}).get("momentum_buffer"))
 
-    def _descend(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
+    def _descend(self, loss: Tensor, lr: Tensor, gradients: Sequence[Tensor]) -> None:
         """What follows the gradients, by SGD with momentum: they are lined up, and a kernel does the rest.
 
         torch's own gives each block of threads 65,536 numbers, so that half of a GPU has nothing to do.
         """
         lines = [[_like(g, leaf) for g, leaf in zip(gradients[s], self.leaves[s], strict=True)] for s in self.alike]
         flat, recipe = [torch.cat(line) for line in lines], self.config.train
-        tensors = (self.weights.detach(), self.momentum, self.shadow, self.lrs, self.at, self.loss, loss)
+        tensors = (self.weights.detach(), self.momentum, self.shadow, lr, self.at, self.loss, loss)
         _compiled_sgd()(flat, *tensors, recipe.momentum, recipe.weight_decay, recipe.nesterov)
 
-    def _loss(self) -> Tensor:
+    def _forward(self) -> tuple[Tensor, Tensor]:
+        """The loss of update ``at``, and its learning rate: read here, it costs nothing."""
         position = self.at * self.size + self.range
         tables, margin = self.tables, self.config.data.augment.pad
         index, dy, dx, flip = (t.index_select(0, position) for t in (tables.order, tables.dy, tables.dx, tables.flip))
         images = augmented(self.padded, index, dy, dx, flip, margin)
         inputs = normalised(images, self.dataset.mean, self.dataset.std)
         with self._precision():
-            return F.cross_entropy(self.network(inputs), self.dataset.train.labels.index_select(0, index))
+            loss = F.cross_entropy(self.network(inputs), self.dataset.train.labels.index_select(0, index))
+        return loss, self.lrs.index_select(0, self.at)
 
     def evaluate(self) -> None:
         """Summed loss and right answers on the validation split, into ``val``."""
@@ -329,13 +331,13 @@ class Slot:
 
 
 @lru_cache(maxsize=1)
-def _compiled() -> Callable[[Slot], Tensor]:
-    """``Slot._loss``, compiled once for all slots; a method that a slot kept of its own would keep the slot.
+def _compiled() -> Callable[[Slot], tuple[Tensor, Tensor]]:
+    """``Slot._forward``, compiled once for all slots; a method that a slot kept of its own would keep the slot.
 
     No buffer is used again for something else while the stream beside may still read it (``conv.ForkedConv``).
     """
     options: dict[str, Any] = {"combo_kernels": True, "allow_buffer_reuse": False, "inplace_buffers": False}
-    return torch.compile(Slot._loss, dynamic=False, options=options)
+    return torch.compile(Slot._forward, dynamic=False, options=options)
 
 
 def sgd(
@@ -343,7 +345,7 @@ def sgd(
     weights: Tensor,
     velocity: Tensor,
     shadow: Tensor,
-    lrs: Tensor,
+    lr: Tensor,
     at: Tensor,
     total: Tensor,
     loss: Tensor,
@@ -351,10 +353,10 @@ def sgd(
     weight_decay: float,
     nesterov: bool,
 ) -> None:
-    """``torch.optim.SGD``'s step on flat buffers, at the learning rate of update ``at``; and counts the update."""
+    """``torch.optim.SGD``'s step on flat buffers; and counts the update."""
     gradient = torch.cat([part.to(weights.dtype) for part in gradients]) + weight_decay * weights
     velocity.mul_(momentum).add_(gradient)
-    weights.sub_(lrs.index_select(0, at) * (gradient + momentum * velocity if nesterov else velocity))
+    weights.sub_(lr * (gradient + momentum * velocity if nesterov else velocity))
     if len(shadow):
         shadow.copy_(weights)
     total.add_(loss)

@@ -343,7 +343,8 @@ def open_lanes(
         note = f" with {size / 1e6:.0f} MB of weights and optimizer state each"
     n = number(len(devices) * max(1, len(warm)))
     where = [devices[i % len(devices)] for i in range(n)]
-    return Lanes(where, lambda: warm.pop() if warm else ThreadPoolExecutor(1), note=note)
+    begun = [warm.pop() if warm and gpu == devices[0] else ThreadPoolExecutor(1) for gpu in where]
+    return Lanes(where, lambda: begun.pop(0) if begun else ThreadPoolExecutor(1), note=note)
 
 
 def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 0.5) -> tuple[list[Executor], int]:

@@ -282,7 +282,7 @@ class Engine:
     """On a CPU: the sides, in pixels, up to which a convolution's output, its input's gradient and its weight's are
     matrix products; 0 for none."""
     reason: str = field(default="", compare=False)
-    """Why it is not the fast one, where nobody asked for that."""
+    """Why it is not a faster one, where nobody asked for that."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unfolded", tuple(self.unfolded))  # a study's storage has a list

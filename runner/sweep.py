@@ -112,9 +112,9 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     known = study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync)
     chosen = known or choice.choose(example, device, sweep.all_epochs, options.engine)
     example = replace(example, engine=chosen)
-    if known and known.compiled and not options.sync and not choice.can_be_compiled(example, device):
+    if known and known.compiled and not options.sync and (error := choice.compile_error(example, device)):
         wrong = f"the study {sweep.name!r} was begun with the engine {known}, and torch cannot compile its network"
-        raise SpecError(f"{wrong} here; continue it where it can, or begin another under a new name")
+        raise SpecError(f"{wrong} here ({error}); continue it where it can, or begin another under a new name")
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     where = {"device": str(device), "engine": str(chosen)}
     wishes = wished(sweep, place, options)

@@ -272,7 +272,7 @@ def test_what_was_compiled_for_one_slot_serves_all_of_them_and_gives_the_same_nu
     def work(name: int) -> None:
         seen[name] = [epoch for _ in range(2) for epoch in engine.train(compiled, CPU)]
 
-    assert choice.can_be_compiled(compiled, CPU)  # as a sweep asks before it has threads
+    assert choice.compile_error(compiled, CPU) == ""  # as a sweep asks before it has threads
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
     for thread in threads:
         thread.start()
@@ -335,14 +335,16 @@ def test_what_a_gpu_convolves_with_is_compiled_without_a_change_of_its_gradients
 
 
 @compiles
-@pytest.mark.parametrize(("name", "able"), [("Plain", True), ("Mistaken", False)])
-def test_whether_the_compiler_takes_a_network_is_tried(name, able, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "wrong"), [("Plain", ""), ("Mistaken", "Error: ")])
+def test_whether_the_compiler_takes_a_network_is_tried(name, wrong, tmp_path, monkeypatch):
     (tmp_path / "own_networks.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     config = trial(model=Model(name="custom", function=f"own_networks.{name}"))
     next(engine.train(config, CPU))
     config = replace(config, engine=Engine("fast", "fp32", compiled=True))
-    assert choice.can_be_compiled(config, CPU) == able
+    said = choice.compile_error(config, CPU)
+    assert (said == "") == (wrong == "")
+    assert wrong in said
 
 
 # --- which engine ----------------------------------------------------------------------------------------------
