@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import pickle
+import random
 import statistics
 import textwrap
 import time
@@ -14,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import FunctionType
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -111,16 +113,21 @@ def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
     try:
         expected = cast("Callable[[], State]", next(train.train(config, cpu)).state)()["network"]
         slot = engine.slot_of(config, cpu)
-        kept = _kept(slot.network)
+        kept, drawn, passes = _kept(slot.network), _drawn(), list[list[Tensor]]()
         for _ in range(2):
-            next(engine.train(config, cpu))
-            for name, tensor in slot.state_dict().items():
-                before, after, now = (t.double().flatten() for t in (initial[name], expected[name], tensor))
-                moved, off = ((t - after).abs().max() for t in (before, now)) if len(now) else (0.0, 0.0)
-                if off > 0.05 * moved + 1e-5:
-                    return f"the fast engine trains {name} otherwise"
-        if _kept(slot.network) != kept:
-            return "a module keeps more than its weights and buffers"
+            epoch, state = next(engine.train(config, cpu)), slot.state()
+            losses = torch.tensor([epoch.train_loss, epoch.val_loss])
+            passes.append([losses, state["weights"].clone(), *(b.clone() for b in state["buffers"].values())])
+        if _drawn() != drawn:
+            return "the network draws random numbers"
+        if _kept(slot.network) != kept or not all(map(torch.equal, *passes)):
+            return "the network keeps more than its weights and buffers"
+        trained = slot.state_dict()
+        for name, after in expected.items():
+            before, after, now = (t.double().flatten() for t in (initial[name], after, trained[name]))
+            moved, off = ((t - after).abs().max() for t in (before, now)) if len(now) else (0.0, 0.0)
+            if off > 0.05 * moved + 1e-5:
+                return f"the fast engine trains {name} otherwise"
         if in_bf16:
             next(engine.train(replace(config, engine=rough), cpu))
     except Exception as error:  # whatever it is, the plain loop does without, or says so
@@ -130,17 +137,40 @@ def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
     return ""
 
 
-class _Pickler(pickle.Pickler):
-    def persistent_id(self, thing: object) -> str | None:
-        return str(id(thing)) if isinstance(thing, (nn.Module, nn.Parameter, FunctionType)) else None
+def _drawn() -> bytes:
+    """Where the random numbers are that anybody may draw."""
+    return pickle.dumps((_bytes(torch.get_rng_state()), np.random.get_state(), random.getstate()))
 
 
 def _kept(network: nn.Module) -> bytes:
-    """What its modules have beside their weights, buffers and mode: a slot does not begin it anew."""
+    """What its modules have beside their weights, buffers and mode, with their functions' closures: a slot does not
+    begin it anew."""
     begun = {"_parameters", "_buffers", "_modules", "training"}
+    known = {id(thing) for thing in [*network.modules(), *network.parameters(), *network.buffers()]}
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, thing: object) -> int | None:
+            return id(thing) if id(thing) in known else None
+
+        def reducer_override(self, thing: object) -> Any:
+            if isinstance(thing, Tensor):
+                return str, (_bytes(thing), thing.shape, str(thing.dtype))
+            if isinstance(thing, FunctionType):
+                return str, (
+                    id(thing.__code__),
+                    [cell.cell_contents for cell in thing.__closure__ or ()],
+                    vars(thing),
+                )
+            return NotImplemented
+
     into = io.BytesIO()
-    _Pickler(into).dump([[(k, v) for k, v in vars(m).items() if k not in begun] for m in network.modules()])
+    Pickler(into).dump([[(k, v) for k, v in vars(m).items() if k not in begun] for m in network.modules()])
     return into.getvalue()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """Its values: torch pickles an address with them."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _of_a_capture(data: Dataset, network: nn.Module) -> str:

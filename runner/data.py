@@ -8,7 +8,6 @@ on (seed, epoch) alone, so the CPU, the GPU and every lane see the same samples.
 from __future__ import annotations
 
 import hashlib
-import io
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .document import SpecError, first_line
+from .images import Pixels, all_decoded
 from .schedules import find_function
 from .spec import Augment, Data
 
@@ -256,10 +256,11 @@ def _custom(name: str) -> tuple[Split, Split | None]:
 
     try:
         given: Any = find_function(name, [name.partition(".")[0]])()
-        pairs = [given] if len(given) == 2 and not isinstance(given[0], (tuple, list)) else list(given)
-        splits = [split(*pair) for pair in pairs]
+        several = all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in given)
+        splits = [split(*pair) for pair in (given if several else [given])]
     except (TypeError, ValueError) as error:
-        raise DataError(f"{name}() does not give images and labels: {error}") from None
+        wanted = "wanted: images uint8 [N, H, W, 3] and labels [N], or two such pairs"
+        raise DataError(f"{name}() does not give images and labels ({first_line(error)}); {wanted}") from None
     if len(splits) > 2:
         raise DataError(f"{name}() gives {len(splits)} pairs; wanted: one, or two for training and test")
     return splits[0], splits[1] if len(splits) > 1 else None
@@ -327,7 +328,7 @@ def _parquet(folder: Path) -> tuple[Split, Split | None]:
 def _parquet_split(files: Sequence[Path]) -> Split:
     import pandas as pd
 
-    images: list[np.ndarray[Any, Any]] = []
+    images: list[Pixels] = []
     labels: list[np.ndarray[Any, Any]] = []
     for file in files:
         try:
@@ -339,12 +340,11 @@ def _parquet_split(files: Sequence[Path]) -> Split:
         if image is None or label is None:
             columns = ", ".join(map(str, table.columns))
             raise DataError(f"{file} needs an image column (img, image) and a label column (label); it has {columns}")
-        for row, value in enumerate(table[image]):
-            blob = value.get("bytes") if isinstance(value, dict) else value
-            try:
-                images.append(_decoded(io.BytesIO(blob or b"")))
-            except (OSError, TypeError, ValueError, SyntaxError) as error:
-                raise DataError(f"{file}, row {row}: the image cannot be decoded ({error}); fetch it again") from None
+        blobs = [value.get("bytes") if isinstance(value, dict) else value for value in table[image]]
+        for row, found in enumerate(all_decoded([blob or b"" for blob in blobs])):
+            if isinstance(found, Exception):
+                raise DataError(f"{file}, row {row}: the image cannot be decoded ({found}); fetch it again")
+            images.append(found)
         numbers = pd.to_numeric(table[label], errors="coerce")
         if not len(table) or numbers.isna().any() or not ((numbers >= 0) & (numbers == numbers.round())).all():
             raise DataError(f"{file}: the labels in {label!r} must be whole numbers from 0, one for each image")
@@ -381,13 +381,12 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
             raise DataError(
                 f"{root}: class folders without an image: {_listed(empty)}; put some there ({kinds}) or remove them"
             )
-        images = np.empty((len(found.samples), size, size, 3), dtype=np.uint8)
-        for i, (path, _) in enumerate(found.samples):
-            try:
-                images[i] = _decoded(Path(path), size)
-            except (OSError, ValueError, SyntaxError) as error:
-                raise DataError(f"{path} cannot be decoded ({error}); remove it or fetch it again") from None
-        return Split(torch.from_numpy(images), torch.tensor(found.targets)), found.classes
+        paths, images = [Path(path) for path, _ in found.samples], list[Pixels]()
+        for path, image in zip(paths, all_decoded(paths, size), strict=True):
+            if isinstance(image, Exception):
+                raise DataError(f"{path} cannot be decoded ({image}); remove it or fetch it again")
+            images.append(image)
+        return Split(torch.from_numpy(np.stack(images)), torch.tensor(found.targets)), found.classes
 
     if not (folder / "train").is_dir():
         return split(folder)[0], None
@@ -408,27 +407,6 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
 def _listed(names: Collection[str]) -> str:
     """The first of them, and whether there are more."""
     return (", ".join(sorted(names)[:5]) or "none") + ", ..." * (len(names) > 5)
-
-
-def _decoded(source: Path | io.BytesIO, size: int | None = None) -> np.ndarray[Any, Any]:
-    """``[H, W, 3]`` uint8; with ``size`` the middle square, resized (antialiased)."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(source) as image:
-            if image.mode in ("I", "F"):
-                raise OSError("32 bits for each pixel, whose range nobody knows: save it with 8")
-            upright: Image.Image = ImageOps.exif_transpose(image)  # as a camera was held
-            if upright.mode.startswith("I;16"):
-                upright = Image.fromarray((np.asarray(upright) // 257).astype(np.uint8))
-            picture = upright.convert("RGB")
-    except UnidentifiedImageError:
-        raise OSError("not an image") from None
-    except Image.DecompressionBombError as error:
-        raise OSError(str(error)) from None
-    if size is not None:
-        picture = ImageOps.fit(picture, (size, size), Image.Resampling.BILINEAR)
-    return np.asarray(picture)
 
 
 def _resized(images: Tensor, size: int) -> Tensor:

@@ -393,7 +393,7 @@ def _network(
         {"tiled": engine.tiled, "unfolded": engine.unfolded} if cpu else {"few": 1, "fork": model.function is None}
     )
     network = compact(network, *size, **faster)
-    return network.to(device).to(memory_format=torch.channels_last)
+    return network.to(device)
 
 
 @lru_cache(maxsize=8)

@@ -17,6 +17,7 @@ import math
 import re
 import sys
 import unicodedata
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,17 +63,23 @@ def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml
         ``runner.schedules.load(json.loads(...))``) and ``lr`` (the learning rate that each epoch began with). Where
         the best were confirmed with fresh seeds they come first, and have: ``mean``, ``deviation``, 95 % interval
         (``low``, ``high``) and number of ``seeds`` of the objective; how far they are ``behind`` the best of them,
-        with a simultaneous interval; ``in_set``, whether they may be the best; and ``test_accuracy``.
+        with a simultaneous interval; ``in_set``, whether they may be the best; and ``test_accuracy``. Without the
+        study's storage MLflow's record of the search is all there is, and a UserWarning says so.
 
     Raises:
         SpecError: there is no such sweep, neither in the study's storage nor in MLflow.
     """
     facts, records = read(sweep, load_place(mlflow_yaml))
+    if "missing" in facts:
+        warnings.warn(facts["missing"], stacklevel=2)
     return best_table(records, facts["direction"], top, facts.get("confirmed", ()))
 
 
 def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
-    """A sweep's facts and trials, from the study's own typed history where it is at hand, else from MLflow."""
+    """A sweep's facts and trials, from the study's own typed history where it is at hand, else from MLflow.
+
+    ``missing``, of MLflow's: what was not at hand, and what these facts therefore lack.
+    """
     from .study import load_study
 
     try:
@@ -82,9 +89,11 @@ def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
         from .tracking import read_records
 
         try:
-            return read_records(place, sweep)
+            facts, records = read_records(place, sweep)
         except SpecError as error:
             raise SpecError(f"{missing}; {error}") from None
+        lack = "this is MLflow's record of the search, one seed each: what fresh seeds gave is not in it"
+        return facts | {"missing": f"{missing}; {lack}"}, records
     return facts | {"direction": "maximize" if objective == "val/accuracy" else "minimize"}, records
 
 
@@ -406,6 +415,8 @@ def _export(args: argparse.Namespace) -> int:
     if not re.fullmatch(NAME, name):
         raise SpecError("a sweep's name has letters, digits, dots, dashes and underscores only")
     facts, records = read(name, load_place(args.mlflow))
+    if "missing" in facts:
+        print(f"warning: {facts['missing']}", file=sys.stderr)
     best = best_table(records, facts["direction"], confirmed=facts.get("confirmed", ()))
     if args.code is not None:
         if args.code > len(best):

@@ -30,7 +30,6 @@ from concurrent.futures import (
 )
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import wait as wait_for
 from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,7 +37,7 @@ from . import checkpoint
 from .document import SpecError, first_line, printable
 from .place import redacted
 from .spec import Data, Record, TrialConfig
-from .stop import Stop, held, ignore
+from .stop import Stop, depend, held
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoints
@@ -86,15 +85,12 @@ def save() -> bytes | None:
 
 
 def _own_one_core(shared: Shared | None) -> None:
-    """What a worker process does first: one thread, no signals of its own, and an end when its parent ends."""
-    ignore()
+    """What a worker process does first: it depends on the coordinator, and has one thread."""
+    depend()
     import torch
 
     _prepare(shared)
     torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _prepare(shared: Shared | None) -> None:

@@ -2,33 +2,61 @@
 
 from __future__ import annotations
 
+import random
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
+import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from .document import SpecError, first_line
 from .schedules import find_function
 from .spec import Model
 from .zoo import did_you_mean
 
-_SEEDING = threading.Lock()  # torch's global generator is one for all threads
+_SEEDING = threading.Lock()  # the global generators are one for all threads
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """torch's, NumPy's and Python's random numbers of ``seed`` inside, and the caller's own again after."""
+    mine = torch.default_generator.get_state(), np.random.get_state(), random.getstate()
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(mine[0])
+        np.random.set_state(mine[1])
+        random.setstate(mine[2])
 
 
 def build(config: Model, classes: int, seed: int) -> nn.Module:
     """The model with random weights of ``seed``, on the CPU; the same seed gives the same weights.
 
+    The weights of 2D convolutions have channels last in memory, nothing else: what one's own module does with a
+    parameter of its own may need it as it is.
+
     Raises:
         SpecError: no such model, or a stem or a width for one that is no ResNet.
     """
-    with _SEEDING, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return _network(config, classes)
+    with _SEEDING, drawing(seed):
+        network = _network(config, classes)
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            module.to(memory_format=torch.channels_last)
+    return network
 
 
-def check(config: Model, classes: int, height: int, width: int) -> list[float]:
+def check(config: Model, classes: int, height: int, width: int) -> dict[str, list[float]]:
     """Build the model, and have it look at two images of this size; what it says, by which one's own is known again.
+
+    ``network``: as in training; ``network in evaluation``: as its weights are then.
 
     Raises:
         SpecError: it cannot be built, cannot take such images, or does not give a number for each class.
@@ -36,20 +64,20 @@ def check(config: Model, classes: int, height: int, width: int) -> list[float]:
     network, name = build(config, classes, 0), config.function or config.name
     images = torch.linspace(-1, 1, 2 * 3 * height * width).view(2, 3, height, width)
     try:
-        with _SEEDING, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)  # of dropout
-            given = network(images)
+        with _SEEDING, drawing(0):  # of dropout
+            given, then = network(images), network.eval()(images)
     except (RuntimeError, ValueError, AssertionError) as error:
         if config.function is not None:
             raise  # its author wants to see where
         message = f"{name} takes no images of {height}x{width} pixels ({first_line(error)})"
         raise SpecError(f"{message}; a ResNet with stem: small does", key=("model", "name")) from None
-    if not isinstance(given, torch.Tensor) or given.shape != (2, classes):
-        shape = tuple(given.shape) if isinstance(given, torch.Tensor) else type(given).__name__
-        raise SpecError(
-            f"{name} gives {shape} for two images, not (2, {classes}): a number for each class", key=("model",)
-        )
-    return given.flatten().tolist()
+    for answer in (given, then):
+        if not isinstance(answer, torch.Tensor) or answer.shape != (2, classes):
+            shape = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+            raise SpecError(
+                f"{name} gives {shape} for two images, not (2, {classes}): a number for each class", key=("model",)
+            )
+    return {"network": given.flatten().tolist(), "network in evaluation": then.flatten().tolist()}
 
 
 def _network(config: Model, classes: int) -> nn.Module:
@@ -59,6 +87,10 @@ def _network(config: Model, classes: int) -> nn.Module:
         made = find_function(config.function, [config.function.partition(".")[0]])(classes)  # permitted when read
         if not isinstance(made, nn.Module):
             raise SpecError(f"{config.function}({classes}) gives {type(made).__name__}, not a torch.nn.Module")
+        if any(map(is_lazy, [*made.parameters(), *made.buffers()])):
+            raise SpecError(
+                f"{config.function} has lazy modules, whose weights are not there yet: give them their sizes"
+            )
         return made
     names = list_models(module=__import__("torchvision").models)
     if config.name not in names:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
@@ -100,12 +102,15 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def ignore() -> None:
-    """In a worker: what is sent to all processes of a sweep is for the coordinator to decide."""
+def depend() -> None:
+    """What a worker process does first: signals are for its parent to decide about, and when that ends it ends."""
     for number in _numbers():
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _numbers())
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _numbers() -> list[signal.Signals]:

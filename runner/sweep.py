@@ -190,7 +190,7 @@ def named(sweep: Sweep, dataset: Dataset, allow: Sequence[str]) -> dict[str, Any
     from . import model
 
     answers = model.check(sweep.model, dataset.classes, *dataset.size)
-    network = {"network": answers} if sweep.model.function is not None else {}
+    network = answers if sweep.model.function is not None else {}
     schedules = {f"schedule {name}": lrs for name, lrs in sweep.schedules.own(allow).items()}
     return {"images": dataset.digest, **network, **schedules}
 
@@ -216,6 +216,8 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
             raise SpecError(f"--enqueue {text}: {error}") from None
     for name in options.warm:
         facts, records = export.read(name, place)
+        if "missing" in facts:
+            remark(f"--from {name}: {facts['missing']}")
         best, before = export.ranked(records, facts["direction"], facts.get("confirmed", ()))[:WARM], len(wishes)
         for record in best:
             try:

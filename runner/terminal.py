@@ -105,6 +105,7 @@ class Display:
         self.best: Record | None = None
         self.done = 0
         self._epochs_seen, self._resumed, self._started = 0, 0, time.monotonic()
+        self._seen = set[str]()
         self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=CONSOLE)
         self._task: TaskID = self._bar.add_task("trials", total=trials)
         self._lines: dict[int, str] = {}
@@ -146,7 +147,9 @@ class Display:
         self.done += 1
         self._lines.pop(record.number, None)
         if error is not None:
-            self.warn(f"{record.title} failed: {record.cause}\n{''.join(traceback.format_exception(error))}")
+            where = "".join(traceback.format_exception(error))
+            self.warn(f"{record.title} failed: {record.cause}\n{where if where not in self._seen else '(as before)'}")
+            self._seen.add(where)
         if better:
             self.best = record
         self._bar.update(self._task, completed=self.done)

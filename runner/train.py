@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from . import data as datasets
 from .checkpoint import State
 from .data import Dataset, Split, batches, normalised, seed_of, updates_per_epoch
-from .model import build
+from .model import build, drawing
 from .schedules import set_lr
 from .spec import Train, TrialConfig
 
@@ -80,7 +80,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
     """
     recipe, schedule = config.train, config.schedule
     dataset = resident(config, device)
-    network = build(config.model, dataset.classes, recipe.seed).to(device).to(memory_format=torch.channels_last)
+    network = build(config.model, dataset.classes, recipe.seed).to(device)
     optimizer = make_optimizer(recipe, list(network.parameters()), schedule.init_lr)
     size = min(recipe.batch_size, len(dataset.train))
     updates = updates_per_epoch(len(dataset.train), size)
@@ -113,11 +113,11 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
                 lrs.append(optimizer.param_groups[0]["lr"])
         train_loss, val_loss, val_accuracy = float(loss_sum) / updates, math.nan, math.nan
         if math.isfinite(train_loss):
-            with precision(config, dataset, device):
+            with seeded(seed_of("validation", recipe.seed, number), device), precision(config, dataset, device):
                 val_loss, val_accuracy = evaluate(network, dataset.val, dataset)
         epoch = Epoch(number, tuple(lrs), train_loss, val_loss, val_accuracy, time.perf_counter() - start)
         if config.test and number + 1 == recipe.epochs:
-            with precision(config, dataset, device):
+            with seeded(seed_of("test", recipe.seed), device), precision(config, dataset, device):
                 epoch = replace(epoch, test_accuracy=evaluate(network, dataset.test, dataset)[1])
         done.append(finished(epoch))
         yield replace(epoch, state=now)
@@ -146,12 +146,15 @@ def plain(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """``device``'s random numbers of ``seed`` inside, and the caller's own again after.
+    """What is random has ``seed`` inside, and the caller's own random numbers are as they were after.
 
     On a GPU its own alone: the lanes are threads, and another one may be drawing initial weights on the CPU.
     """
-    cuda = device.type == "cuda"
-    own = torch.cuda.default_generators[numbered(device).index] if cuda else torch.default_generator
+    if device.type != "cuda":
+        with drawing(seed):
+            yield
+        return
+    own = torch.cuda.default_generators[numbered(device).index]
     before = own.get_state()
     own.manual_seed(seed)
     try:

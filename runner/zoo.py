@@ -77,7 +77,11 @@ class Param:
             return self._length(value, key)
         if self.kind == "lengths":
             unit, values = next(iter(value.items())) if _is_length(value) else ("fraction", value)
-            return tuple(self._length({unit: v}, [*key, i]) for i, v in enumerate(_items(values, key)))
+            given = [v if isinstance(v, Mapping) else {unit: v} for v in _items(values, key)]
+            lengths = tuple(self._length(v, [*key, i]) for i, v in enumerate(given))
+            if len({length.unit for length in lengths}) > 1:
+                raise ScheduleError(key, "must have one unit, as in {epochs: [30, 60]}")
+            return lengths
         if self.kind == "numbers":
             return tuple(self._number(v, [*key, i]) for i, v in enumerate(_items(value, key)))
         return self._number(value, key)

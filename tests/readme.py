@@ -101,7 +101,7 @@ def parameter(p) -> str:
             return f"{value.value:.3g}{'' if value.unit == 'fraction' else ' ' + value.unit}"
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    what = " or ".join(map(str, p.choices)) or p.kind
+    what = " or ".join(map(str, p.choices)) or ("whole number" if p.integer else p.kind)
     missing = p.default is None or type(p.default).__name__ == "object"
     return what if missing else f"{what}; {said(p.default)}"
 
@@ -128,7 +128,7 @@ def loop() -> str:
 
 ORDER = {
     "the story, to be read first": ("sweep", "study", "lanes", "train", "tracking"),
-    "what is searched": ("zoo", "schedules", "space", "spec", "data", "model"),
+    "what is searched": ("zoo", "schedules", "space", "spec", "data", "images", "model"),
     "how sure": ("confirm", "confidence"),
     "what comes out": ("report", "export", "figures", "codegen", "terminal"),
     "the other commands": ("preview", "ui", "__main__"),

@@ -476,7 +476,7 @@ def test_defaults_are_written_out():
         ({"type": "exponential", "gamma": 0.9, "final": 0.1}, ("gamma",), "give one"),
         ({"type": ["cosine"]}, ("type",), "unknown type"),
         ({"type": "cosine", "init_lr": 10**400}, ("init_lr",), "must be a number"),
-        ({"type": "multistep", "milestones": [{"epochs": 3}, 0.5]}, ("milestones", 0), "must be a number"),
+        ({"type": "multistep", "milestones": [{"epochs": 3}, 0.5]}, ("milestones",), "one unit, as in {epochs: "),
         ({"type": "cosine", "warmup": {"fraction": {"epochs": 2}}}, ("warmup",), "must be a number"),
         ({"type": "custom"}, ("function",), "entry point"),
     ],

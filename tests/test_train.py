@@ -1,10 +1,12 @@
 """The reference loop against a second one, written down naively here with torch's own optimizers and LambdaLR."""
 
 import math
+import random
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -368,6 +370,77 @@ def test_a_model_with_dropout_trains_alike_twice():
     config = replace(trial(), model=Model(name="mobilenet_v3_small", stem="imagenet"))
     first, second = ([e.train_loss for e in train(config, CPU)] for _ in range(2))
     assert first == second
+
+
+OWN = """
+import random
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Noisy(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.body = nn.Linear(192, classes)
+        self.body.weight.data = torch.from_numpy(0.05 * np.random.randn(classes, 192)).float()
+
+    def forward(self, x):
+        x = F.dropout(x, 0.5, True) if not self.training else x * (0.9 + 0.2 * np.random.rand() * random.random())
+        return self.body(x.flatten(1))
+
+
+class Spectrum(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.conv, self.body = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(192, classes)
+        self.filter = nn.Parameter(torch.randn(3, 8, 5, 2))
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft2(self.conv(x).contiguous()) * torch.view_as_complex(self.filter)
+        return self.body(torch.fft.irfft2(spectrum).flatten(1))
+
+
+def lazy(classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_for_the_loop.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    return lambda name: Model(name="custom", function=f"own_for_the_loop.{name}")
+
+
+def test_what_a_network_of_ones_own_draws_is_of_the_trials_seed_be_it_torchs_numpys_or_pythons(own):
+    config = replace(trial(), model=own("Noisy"))
+    first = timeless(run(config))
+    np.random.seed(5)
+    random.seed(5)
+    torch.manual_seed(5)
+    drawn = np.random.rand(), random.random(), torch.rand(())
+    np.random.seed(5)
+    random.seed(5)
+    torch.manual_seed(5)
+    assert timeless(run(config)) == first
+    assert (np.random.rand(), random.random(), torch.rand(())) == drawn  # the caller's own go on
+    other = replace(config, train=config.train.model_copy(update={"seed": 1}))
+    assert timeless(run(other)) != first
+
+
+def test_a_weight_that_is_no_convolutions_stays_as_it_lies_in_memory(own):
+    network = build(own("Spectrum"), 10, 0)
+    assert network.filter.is_contiguous()
+    assert network.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert len(run(replace(trial(), model=own("Spectrum")))) == 2
+
+
+def test_a_network_whose_weights_are_not_there_yet_is_refused(own):
+    with pytest.raises(SpecError, match=r"own_for_the_loop.lazy has lazy modules, .*: give them their sizes"):
+        build(own("lazy"), 10, 0)
 
 
 @pytest.mark.cuda

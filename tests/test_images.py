@@ -1,0 +1,106 @@
+"""Images from files: by one process or by several, the same; and nothing is left of the others."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runner import images
+from runner.images import all_decoded
+
+
+def blobs(n: int) -> list[bytes]:
+    made = []
+    for i in range(n):
+        into = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), i % 256, dtype=np.uint8)).save(into, "png")
+        made.append(into.getvalue())
+    return made
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """The other processes begin at once, and are two at least."""
+    monkeypatch.setattr(images, "ALONE", 0.0)
+    monkeypatch.setattr("runner.lanes.cores", lambda: 2)
+
+
+def test_several_processes_give_what_one_gives_in_order_and_name_what_is_damaged(at_once, monkeypatch):
+    sources = blobs(600)
+    sources[417] = b"no image"
+    by_several = all_decoded(sources)
+    monkeypatch.setattr(images, "ALONE", 60.0)
+    by_one = all_decoded(sources)
+    assert str(by_several[417]) == str(by_one[417]) == "not an image"
+    for i, (one, other) in enumerate(zip(by_several, by_one, strict=True)):
+        assert i == 417 or (np.array_equal(one, other) and one[0, 0, 0] == i % 256)
+
+
+def test_photos_are_read_from_their_paths_and_made_smaller_by_several_as_by_one(tmp_path, at_once):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3)).save(path)
+    (found,) = all_decoded([path], 16)
+    assert np.array_equal(found, images.decoded(path, 16))
+    assert found.shape == (16, 16, 3)
+
+
+FOREVER = """\
+import sys
+from pathlib import Path
+from runner import images
+import runner.lanes
+
+if __name__ == "__main__":
+    images.ALONE = 0.0
+    runner.lanes.cores = lambda: 2
+    images.all_decoded([Path(sys.argv[1])] * 1_000_000)
+"""
+
+
+def session(leader: int) -> list[str]:
+    """The processes of a session that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if fields[3] == str(leader) and fields[0] != "Z":
+                found.append(folder.name)
+    return found
+
+
+def waited_for(what: Callable[[], bool]) -> bool:
+    until = time.monotonic() + 30
+    while not what() and time.monotonic() < until:
+        time.sleep(0.05)
+    return what()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_processes_that_decode_end_with_the_one_that_began_them(tmp_path, number):
+    (tmp_path / "forever.py").write_text(FOREVER)
+    (tmp_path / "a.png").write_bytes(blobs(1)[0])
+    command = [sys.executable, str(tmp_path / "forever.py"), str(tmp_path / "a.png")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
+    ) as leader:
+        assert waited_for(lambda: len(session(leader.pid)) >= 4)  # itself, two, the tracker of resources
+        if number == signal.SIGKILL:
+            leader.kill()
+        else:
+            os.killpg(leader.pid, number)  # as Ctrl-C does
+        assert leader.wait(30) != 0
+        assert waited_for(lambda: not session(leader.pid))
+        assert leader.stderr.read().count("Traceback") == (number == signal.SIGINT)  # the script's own
