@@ -64,9 +64,8 @@ def choose(config: TrialConfig, device: torch.device, epochs: int, wanted: str =
     """
     data, device = resident(config, device), numbered(device)  # as a lane calls it: what is compiled keeps the name
     network = build(config.model, data.classes, config.train.seed)
-    obstacle = _obstacle(config, data, network, device)
-    if wanted == "reference" or obstacle:
-        reason = "" if wanted == "reference" else obstacle
+    reason = "" if wanted == "reference" else _obstacle(config, data, network, device)
+    if wanted == "reference" or reason:
         return Engine("reference", "bf16" if uses_bf16(config, data, device) else "fp32", reason=reason)
     if device.type == "cpu":
         return _on_a_cpu(config, data, network)
@@ -87,17 +86,17 @@ def _obstacle(config: TrialConfig, data: Dataset, network: nn.Module, device: to
     if data.train.images.device.type != device.type:
         return "the data do not fit into the GPU's memory"
     if config.model.function is None:  # torchvision's: dropout, stochastic depth
-        random = any(getattr(module, "p", 0.0) for module in network.modules())
-        return "the network has random layers" if random else ""
+        drops = any(getattr(module, "p", 0.0) for module in network.modules())
+        return "the network has random layers" if drops else ""
     return _of_ones_own(config, data, network) or _of_a_capture(data, network)
 
 
 def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
     """Why a slot does not train this network as the plain loop does, and does it again; both are tried.
 
-    It does not where training draws random numbers, where weights are frozen, shared or not used, where hooks or
-    counters change what is trained, where a module keeps more than its weights and buffers from one trial to the
-    next, and where the network asks more of its modules than to be called.
+    It does not where the network draws random numbers, where weights are frozen, shared or not used, where hooks
+    change what is trained, where more than weights and buffers is kept from one trial to the next (a counter), and
+    where the network asks more of its modules than to be called.
     """
     few, where, cpu = Split(data.train.images[:8], data.train.labels[:8]), "a few", torch.device("cpu")
     adopt(config.data, where, replace(data, train=few, val=few, test=few).to(cpu).by_value())
@@ -110,6 +109,8 @@ def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
     in_bf16 = measured or uses_bf16(config, data, device)
     config = TrialConfig(config.data, config.model, recipe, schedule, where, fast)
     initial = network.state_dict()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order: what is the same is so to the last digit
     try:
         expected = cast("Callable[[], State]", next(train.train(config, cpu)).state)()["network"]
         slot = engine.slot_of(config, cpu)
@@ -133,6 +134,7 @@ def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
     except Exception as error:  # whatever it is, the plain loop does without, or says so
         return f"the fast engine cannot train the network: {type(error).__name__}"
     finally:
+        torch.set_num_threads(threads)
         engine.forget()
     return ""
 
@@ -156,11 +158,8 @@ def _kept(network: nn.Module) -> bytes:
             if isinstance(thing, Tensor):
                 return str, (_bytes(thing), thing.shape, str(thing.dtype))
             if isinstance(thing, FunctionType):
-                return str, (
-                    id(thing.__code__),
-                    [cell.cell_contents for cell in thing.__closure__ or ()],
-                    vars(thing),
-                )
+                cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+                return str, (id(thing.__code__), cells, vars(thing))
             return NotImplemented
 
     into = io.BytesIO()

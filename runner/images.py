@@ -30,16 +30,19 @@ def all_decoded(sources: Sequence[bytes | Path], size: int | None = None) -> lis
     """What ``decoded`` gives of each, or the error that it raises."""
     from .lanes import cores
 
-    found, until, decode = list[Pixels | Exception](), time.perf_counter() + ALONE, partial(_tried, size=size)
-    while len(found) < len(sources) and (time.perf_counter() < until or cores() == 1):
+    found, decode, n, start = list[Pixels | Exception](), partial(_tried, size=size), cores(), time.perf_counter()
+    while len(found) < len(sources):
         found.append(decode(sources[len(found)]))
+        spent = time.perf_counter() - start
+        if n > 1 and min(spent, spent * (len(sources) / len(found) - 1)) > ALONE:  # what is left takes so long too
+            break
     if rest := sources[len(found) :]:
-        pool = ProcessPoolExecutor(cores(), get_context("spawn"), initializer=depend)
+        pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=depend)
         try:
             resource_tracker.ensure_running()  # which would let the signals through
             with held():
-                rest_found = pool.map(decode, rest, chunksize=min(AT_ONCE, -(-len(rest) // cores())))
-            found.extend(rest_found)
+                others = pool.map(decode, rest, chunksize=min(AT_ONCE, -(-len(rest) // n)))
+            found.extend(others)
         except BrokenProcessPool:  # too little memory for so many
             found.extend(map(decode, sources[len(found) :]))
         finally:

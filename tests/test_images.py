@@ -48,11 +48,12 @@ def test_several_processes_give_what_one_gives_in_order_and_name_what_is_damaged
 
 
 def test_photos_are_read_from_their_paths_and_made_smaller_by_several_as_by_one(tmp_path, at_once):
-    path = tmp_path / "a.png"
-    Image.fromarray(np.arange(40 * 30 * 3, dtype=np.uint8).reshape(40, 30, 3)).save(path)
-    (found,) = all_decoded([path], 16)
-    assert np.array_equal(found, images.decoded(path, 16))
-    assert found.shape == (16, 16, 3)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.arange(i, 40 * 30 * 3 + i, dtype=np.uint8).reshape(40, 30, 3)).save(path)
+    for path, found in zip(paths, all_decoded(paths, 16), strict=True):
+        assert np.array_equal(found, images.decoded(path, 16))
+        assert found.shape == (16, 16, 3)
 
 
 FOREVER = """\
