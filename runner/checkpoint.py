@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def identity(config: TrialConfig) -> str:
         config.model.model_dump(mode="json"),
         config.train.model_dump(mode="json"),
         config.schedule.to_json(),
-        str(config.engine),
+        str(replace(config.engine, reason="")),
         config.test,
         config.images,
         torch.__version__,

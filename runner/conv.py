@@ -310,7 +310,7 @@ def compact(
         if max(size) <= 4:
             live = LiveConv(conv, size)
             less = len(live.used) < math.prod(conv.kernel_size) or live.out == (1, 1)
-            if less and max(live.out) <= few:
+            if live.used and less and max(live.out) <= few:
                 network.set_submodule(name, live)  # less work than every tap at every output pixel
                 continue
         if fork:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -233,7 +234,8 @@ def _custom(name: str) -> tuple[Split, Split | None]:
     sweep file was read."""
 
     def split(images: Any, labels: Any) -> Split:
-        x, y = torch.as_tensor(images), torch.as_tensor(labels)
+        arrays = (a if isinstance(a, Tensor) else np.ascontiguousarray(a) for a in (images, labels))
+        x, y = map(torch.as_tensor, arrays)
         if x.ndim == 4 and x.shape[3] == 1:
             x = x[..., 0]
         if x.ndim == 3:
@@ -256,7 +258,8 @@ def _custom(name: str) -> tuple[Split, Split | None]:
 
     try:
         given: Any = find_function(name, [name.partition(".")[0]])()
-        several = all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in given)
+        given = given if isinstance(given, (tuple, list)) else list(given)
+        several = bool(given) and all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in given)
         splits = [split(*pair) for pair in (given if several else [given])]
     except (TypeError, ValueError) as error:
         wanted = "wanted: images uint8 [N, H, W, 3] and labels [N], or two such pairs"
@@ -341,10 +344,11 @@ def _parquet_split(files: Sequence[Path]) -> Split:
             columns = ", ".join(map(str, table.columns))
             raise DataError(f"{file} needs an image column (img, image) and a label column (label); it has {columns}")
         blobs = [value.get("bytes") if isinstance(value, dict) else value for value in table[image]]
-        for row, found in enumerate(all_decoded([blob or b"" for blob in blobs])):
-            if isinstance(found, Exception):
-                raise DataError(f"{file}, row {row}: the image cannot be decoded ({found}); fetch it again")
-            images.append(found)
+        with closing(all_decoded([blob or b"" for blob in blobs])) as decoded:
+            for row, found in enumerate(decoded):
+                if isinstance(found, Exception):
+                    raise DataError(f"{file}, row {row}: the image cannot be decoded ({found}); fetch it again")
+                images.append(found)
         numbers = pd.to_numeric(table[label], errors="coerce")
         if not len(table) or numbers.isna().any() or not ((numbers >= 0) & (numbers == numbers.round())).all():
             raise DataError(f"{file}: the labels in {label!r} must be whole numbers from 0, one for each image")
@@ -381,12 +385,14 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
             raise DataError(
                 f"{root}: class folders without an image: {_listed(empty)}; put some there ({kinds}) or remove them"
             )
-        paths, images = [Path(path) for path, _ in found.samples], list[Pixels]()
-        for path, image in zip(paths, all_decoded(paths, size), strict=True):
-            if isinstance(image, Exception):
-                raise DataError(f"{path} cannot be decoded ({image}); remove it or fetch it again")
-            images.append(image)
-        return Split(torch.from_numpy(np.stack(images)), torch.tensor(found.targets)), found.classes
+        paths = [Path(path) for path, _ in found.samples]
+        images = np.empty((len(paths), size, size, 3), dtype=np.uint8)
+        with closing(all_decoded(paths, size)) as decoded:
+            for i, image in enumerate(decoded):
+                if isinstance(image, Exception):
+                    raise DataError(f"{paths[i]} cannot be decoded ({image}); remove it or fetch it again")
+                images[i] = image
+        return Split(torch.from_numpy(images), torch.tensor(found.targets)), found.classes
 
     if not (folder / "train").is_dir():
         return split(folder)[0], None

@@ -94,7 +94,7 @@ class Slot:
 
     def _flatten(self) -> None:
         """Put all parameters into one buffer, each with the strides it has; those that compute in bf16 come first."""
-        named = dict(self.network.named_parameters())
+        named = {name: weight.detach().clone() for name, weight in self.network.named_parameters()}  # without gaps
         kinds = (nn.Conv2d, nn.Linear, LiveConv)
         modules = self.network.named_modules() if self.bf16 else ()
         cast_names = {f"{name}.weight" for name, module in modules if isinstance(module, kinds)} & named.keys()

@@ -7,6 +7,7 @@ import io
 import math
 import operator
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -397,6 +398,8 @@ def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Fig
     from .place import load_place
 
     facts, records = export.read(name, load_place(mlflow_yaml))
+    if "missing" in facts:
+        warnings.warn(facts["missing"], stacklevel=2)
     epochs = max((len(r.epochs) for r in records), default=1)
     plans = {r.number: load(r.schedule) for r in records if "function" not in r.schedule}
     sign = 1 if facts["direction"] == "maximize" else -1

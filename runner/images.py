@@ -1,53 +1,79 @@
 """Images from files, by as many processes as there are cores: Pillow keeps Python's lock while it decodes small ones.
 
-What those processes import is this module, without torch, so that they begin in half a second.
+What those processes import is this module, without torch, so that they begin in half a second. Each ends with its
+pipe, that is with the process that began it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import pickle
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
-from multiprocessing import get_context, resource_tracker
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
-from .stop import depend, held
-
 ALONE = 1.0
-"""Seconds in which this process decodes by itself: about what others need to begin."""
-AT_ONCE = 256
+"""Seconds in which this process decodes by itself; others begin where what is left takes as long."""
+
+GONE = OSError, EOFError, pickle.UnpicklingError
+"""What a pipe says whose other end is."""
 
 Pixels = np.ndarray[Any, Any]
 
 
-def all_decoded(sources: Sequence[bytes | Path], size: int | None = None) -> list[Pixels | Exception]:
-    """What ``decoded`` gives of each, or the error that it raises."""
+def all_decoded(sources: Sequence[bytes | Path], size: int | None = None) -> Generator[Pixels | Exception]:
+    """What ``decoded`` gives of each, or the error that it raises, in order; to be closed."""
     from .lanes import cores
 
-    found, decode, n, start = list[Pixels | Exception](), partial(_tried, size=size), cores(), time.perf_counter()
-    while len(found) < len(sources):
-        found.append(decode(sources[len(found)]))
-        spent = time.perf_counter() - start
-        if n > 1 and min(spent, spent * (len(sources) / len(found) - 1)) > ALONE:  # what is left takes so long too
+    done, n, start = 0, cores(), time.perf_counter()
+    for source in sources:
+        yield _tried(source, size)
+        done, spent = done + 1, time.perf_counter() - start
+        if n > 1 and min(spent, spent * (len(sources) / done - 1)) > ALONE:
             break
-    if rest := sources[len(found) :]:
-        pool = ProcessPoolExecutor(n, get_context("spawn"), initializer=depend)
-        try:
-            resource_tracker.ensure_running()  # which would let the signals through
-            with held():
-                others = pool.map(decode, rest, chunksize=min(AT_ONCE, -(-len(rest) // n)))
-            found.extend(others)
-        except BrokenProcessPool:  # too little memory for so many
-            found.extend(map(decode, sources[len(found) :]))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return found
+    rest, few = sources[done:], max(1, min(64, done // 4))  # a quarter of a second at most
+    chunks, done = [rest[i : i + few] for i in range(0, len(rest), few)], 0
+    helpers = list[subprocess.Popen[bytes]]()
+    try:
+        helpers += [_helper() for _ in range(min(n, len(chunks)))]
+        for i, helper in enumerate(helpers):
+            into = cast("IO[bytes]", helper.stdin)
+            pickle.dump((chunks[i::n], size), into)
+            into.flush()
+        for i in range(len(chunks)):
+            several = pickle.load(cast("IO[bytes]", helpers[i % n].stdout))  # noqa: S301 - our own
+            done += len(several)
+            yield from several
+    except GONE:  # one has died, as for want of memory
+        pass
+    finally:
+        for helper in helpers:
+            helper.kill()
+            with contextlib.suppress(OSError), helper:  # what it has not read
+                pass
+    yield from (_tried(source, size) for source in rest[done:])
+
+
+def _helper() -> subprocess.Popen[bytes]:
+    """A process of a session of its own, which Ctrl-C does not reach: it ends when this one does."""
+    command = f"import sys; sys.path[:] = {sys.path!r}; from runner.images import serve; serve()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", command], start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+def serve() -> None:
+    """In a helper: chunks of sources from standard input, what they are to standard output."""
+    with contextlib.suppress(*GONE):  # nobody is there any more
+        chunks, size = pickle.load(sys.stdin.buffer)  # noqa: S301 - its parent's
+        for chunk in chunks:
+            pickle.dump([_tried(source, size) for source in chunk], sys.stdout.buffer)
+            sys.stdout.buffer.flush()
 
 
 def decoded(source: bytes | Path, size: int | None = None) -> Pixels:

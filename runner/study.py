@@ -189,7 +189,7 @@ class Study:
         Returns how many come after the study's last trial.
         """
         number = max([len(self._records), *(int(n) + 1 for n in self._queue)])
-        tried = [record.params for record in self._records.values()]
+        tried = [record.params for record in self._records.values() if record.outcome != "failed"]
         for wish in map(dict, wishes):
             if wish not in [*tried, *self._queue.values()]:
                 self._queue[str(number)] = wish

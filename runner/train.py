@@ -148,7 +148,7 @@ def plain(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """What is random has ``seed`` inside, and the caller's own random numbers are as they were after.
 
-    On a GPU its own alone: the lanes are threads, and another one may be drawing initial weights on the CPU.
+    On a CUDA device its own alone: the lanes are threads, and another one may be drawing initial weights on the CPU.
     """
     if device.type != "cuda":
         with drawing(seed):

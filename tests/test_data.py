@@ -395,11 +395,34 @@ def telephone():
 
 def empty():
     return (images, np.arange(40) % 4), (images[:0], np.arange(0))
+
+
+def one_by_one():
+    yield images
+    yield np.arange(40) % 4
+    yield images
+
+
+def several():
+    return list(images), [0] * 39
+
+
+def nothing():
+    return None
+
+
+def named():
+    return {"train": (images, np.arange(40) % 4)}
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("signs", "from 0"), ("three", "3 pairs"), ("empty", "from 0"), ("telephone", "from 0")]
+    ("name", "words"),
+    [
+        *((name, "from 0") for name in ("signs", "empty", "telephone", "several")),
+        ("three", "3 pairs"),
+        *((name, "wanted: images uint8 [N, H, W, 3]") for name in ("one_by_one", "nothing", "named")),
+    ],
 )
 def test_what_an_own_function_gives_is_checked(tmp_path, monkeypatch, name, words):
     (tmp_path / "own_images.py").write_text(OWN_IMAGES)

@@ -362,6 +362,7 @@ def test_the_engine_is_the_fast_one_where_it_can_be_and_the_reference_where_it_i
 
 OWN = """
 import random
+import threading
 
 import numpy as np
 import torch
@@ -573,9 +574,23 @@ class Numbers(Plain):
         return super().forward(x + 0.01 * np.random.rand() + 0.01 * random.random())
 
 
+class Defaults(Plain):
+    def change(self):
+        def act(x, seen=[0]):
+            seen[0] += 1
+            return torch.relu(x) * (1 if seen[0] < 100 else 2)
+
+        self.act = act
+
+    def forward(self, x):
+        return super().forward(self.act(x))
+
+
 class Named(Plain):
     def change(self):
         self.last, self.act, self.sizes = [self.fc, self.fc.weight], lambda x: torch.relu(x), {"in": [3]}
+        self.module, self.lock = np, threading.Lock()  # which nobody can pickle
+        self.register_buffer("unknown", torch.full((1,), torch.nan))
 
     def forward(self, x):
         return self.last[0](self.act(self.b(self.act(self.a(x)))).flatten(1))
@@ -620,6 +635,7 @@ class Double(Plain):
         *((name, "reference") for name in ("Spectral", "Shared", "Frozen", "Unused", "Random", "Counting", "Hooked")),
         *((name, "reference") for name in ("Watched", "Remembering", "TwoSizes", "Functional", "Single", "Double")),
         *((name, "reference") for name in ("Slow", "Averaging", "Closure", "Global", "Hidden", "Seldom", "Numbers")),
+        ("Defaults", "reference"),
     ],
 )
 def test_a_network_of_ones_own_is_trained_as_the_plain_loop_trains_it(name, chosen, precision, tmp_path, monkeypatch):

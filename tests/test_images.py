@@ -39,9 +39,9 @@ def at_once(monkeypatch):
 def test_several_processes_give_what_one_gives_in_order_and_name_what_is_damaged(at_once, monkeypatch):
     sources = blobs(600)
     sources[417] = b"no image"
-    by_several = all_decoded(sources)
+    by_several = list(all_decoded(sources))
     monkeypatch.setattr(images, "ALONE", 60.0)
-    by_one = all_decoded(sources)
+    by_one = list(all_decoded(sources))
     assert str(by_several[417]) == str(by_one[417]) == "not an image"
     for i, (one, other) in enumerate(zip(by_several, by_one, strict=True)):
         assert i == 417 or (np.array_equal(one, other) and one[0, 0, 0] == i % 256)
@@ -65,19 +65,19 @@ import runner.lanes
 if __name__ == "__main__":
     images.ALONE = 0.0
     runner.lanes.cores = lambda: 2
-    images.all_decoded([Path(sys.argv[1])] * 1_000_000)
+    list(images.all_decoded([Path(sys.argv[1])] * 1_000_000))
 """
 
 
-def session(leader: int) -> list[str]:
-    """The processes of a session that have not ended."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-            if fields[3] == str(leader) and fields[0] != "Z":
-                found.append(folder.name)
-    return found
+def children(parent: int) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def waited_for(what: Callable[[], bool]) -> bool:
@@ -87,21 +87,43 @@ def waited_for(what: Callable[[], bool]) -> bool:
     return what()
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="reads /proc")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="reads Linux's /proc")
+
+
+@needs_proc
+def test_where_a_helper_dies_this_process_decodes_what_is_left(at_once):
+    sources, before = blobs(3000), set(children(os.getpid()))
+    with contextlib.closing(all_decoded(sources)) as found:
+        first = [next(found) for _ in range(5)]
+        helpers = set(children(os.getpid())) - before
+        assert len(helpers) == 2
+        os.kill(min(helpers), signal.SIGKILL)
+        whole = [*first, *found]
+    assert [int(one[0, 0, 0]) for one in whole] == [i % 256 for i in range(3000)]
+    assert not any(map(alive, helpers))
+
+
+@needs_proc
+def test_nothing_is_left_of_the_helpers_where_somebody_stops_looking(at_once):
+    before = set(children(os.getpid()))
+    with contextlib.closing(all_decoded(blobs(3000))) as found:
+        for _ in range(5):
+            next(found)
+    assert set(children(os.getpid())) == before
+
+
+@needs_proc
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_the_processes_that_decode_end_with_the_one_that_began_them(tmp_path, number):
     (tmp_path / "forever.py").write_text(FOREVER)
     (tmp_path / "a.png").write_bytes(blobs(1)[0])
     command = [sys.executable, str(tmp_path / "forever.py"), str(tmp_path / "a.png")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
-    ) as leader:
-        assert waited_for(lambda: len(session(leader.pid)) >= 4)  # itself, two, the tracker of resources
-        if number == signal.SIGKILL:
-            leader.kill()
-        else:
-            os.killpg(leader.pid, number)  # as Ctrl-C does
+    how = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True, "env": environment}
+    with subprocess.Popen(command, **how) as leader:
+        assert waited_for(lambda: len(children(leader.pid)) == 2)
+        helpers = children(leader.pid)
+        os.killpg(leader.pid, number)  # as Ctrl-C does
         assert leader.wait(30) != 0
-        assert waited_for(lambda: not session(leader.pid))
+        assert waited_for(lambda: not any(map(alive, helpers)))
         assert leader.stderr.read().count("Traceback") == (number == signal.SIGINT)  # the script's own

@@ -471,6 +471,7 @@ def test_defaults_are_written_out():
         ({"type": "cosine", "warmup": {"form": "linear"}}, ("warmup",), "exactly one length"),
         ({"type": "multistep", "milestones": [0.5, 2]}, ("milestones", 1), "between"),
         ({"type": "multistep", "milestones": []}, ("milestones",), "list of numbers"),
+        ({"type": "multistep", "milestones": {"epochs": [{"updates": 3}]}}, ("milestones", 0), "must be a number"),
         ({"type": "piecewise", "at": [0, 1], "factors": [1]}, ("factors",), "one factor for each point"),
         ({"type": "piecewise", "at": [1, 0], "factors": [1, 0]}, ("at",), "in order"),
         ({"type": "exponential", "gamma": 0.9, "final": 0.1}, ("gamma",), "give one"),
