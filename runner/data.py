@@ -309,7 +309,8 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
 
 def _parquet(folder: Path) -> tuple[Split, Split | None]:
     """Parquet files in the Hugging Face layout: an image column of {bytes, path} and a label column."""
-    files = sorted(folder.glob("**/*.parquet")) if folder.is_dir() else [folder] if folder.is_file() else []
+    files = [file for file in sorted(folder.glob("**/*.parquet")) if not _hidden(file, folder)]
+    files = files or [folder] * folder.is_file()
     if not files:
         raise DataError(f"{folder} holds no Parquet files; put train.parquet and test.parquet there")
 
@@ -343,8 +344,11 @@ def _parquet_split(files: Sequence[Path]) -> Split:
         if image is None or label is None:
             columns = ", ".join(map(str, table.columns))
             raise DataError(f"{file} needs an image column (img, image) and a label column (label); it has {columns}")
-        blobs = [value.get("bytes") if isinstance(value, dict) else value for value in table[image]]
-        with closing(all_decoded([blob or b"" for blob in blobs])) as decoded:
+        blobs: list[Any] = [value.get("bytes") if isinstance(value, dict) else value for value in table[image]]
+        if (row := next((i for i, blob in enumerate(blobs) if not isinstance(blob, bytes)), None)) is not None:
+            what = f"{type(blobs[row]).__name__} in row {row}"
+            raise DataError(f"{file}: {image!r} must hold the bytes of image files, as of a PNG, not {what}")
+        with closing(all_decoded(blobs)) as decoded:
             for row, found in enumerate(decoded):
                 if isinstance(found, Exception):
                     raise DataError(f"{file}, row {row}: the image cannot be decoded ({found}); fetch it again")
@@ -369,11 +373,14 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
 
     kinds = ", ".join(IMG_EXTENSIONS)
 
+    def shown(path: str) -> bool:
+        return path.lower().endswith(IMG_EXTENSIONS) and not _hidden(Path(path), folder)
+
     def split(root: Path) -> tuple[Split, list[str]]:
         if not root.is_dir():
             raise DataError(f"there is no folder {root}; put each class into one of its own, as in {root}/cats/1.jpg")
         try:
-            found = ImageFolder(str(root), allow_empty=True)
+            found = ImageFolder(str(root), allow_empty=True, is_valid_file=shown)
             if not found.samples:
                 raise OSError(f"it holds no {kinds}")
         except OSError as error:
@@ -381,6 +388,9 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
                 f"{root} is no folder of images ({first_line(error)[:120]}); put each class "
                 f"into a folder of its own, as in {root}/cats/1.jpg"
             ) from None
+        if all(name.lower() in SPLITS for name in found.classes):
+            said = "one of them train and another test, val, valid or validation, in small letters"
+            raise DataError(f"{root}: {_listed(found.classes)} are splits, not classes; name {said}")
         if empty := set(found.classes) - {found.classes[label] for label in found.targets}:
             raise DataError(
                 f"{root}: class folders without an image: {_listed(empty)}; put some there ({kinds}) or remove them"
@@ -408,6 +418,14 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
                 )
             return train, test
     return train, None
+
+
+SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+
+
+def _hidden(file: Path, below: Path) -> bool:
+    """Whether programs keep it there for themselves."""
+    return any(part.startswith(".") or part in ("__MACOSX", "@eaDir") for part in file.relative_to(below).parts)
 
 
 def _listed(names: Collection[str]) -> str:

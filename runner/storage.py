@@ -81,13 +81,13 @@ def persist(study: optuna.Study, write: Callable[[], T]) -> T:
         try:
             return write()
         except (SQLAlchemyError, StorageInternalError, AssertionError, KeyError) as error:
-            said, passing = _trouble(error)
+            said, passing = trouble(error)
             if not passing or time.monotonic() > until:
                 raise StorageError(f"the study's storage {redacted(database(study).url)} {said}") from None
             time.sleep(pause := min(2 * pause, 2.0))
 
 
-def _trouble(error: BaseException) -> tuple[str, bool]:
+def trouble(error: BaseException) -> tuple[str, bool]:
     """What is wrong with a storage that worked before, and what to do; and whether it may pass by itself.
 
     Optuna hides the reason: it is somewhere in the chain of causes and contexts.
@@ -107,7 +107,7 @@ def _trouble(error: BaseException) -> tuple[str, bool]:
         for words, advice in (
             ("disk is full", "cannot grow: the disk is full; free some space"),
             ("locked", "has been locked by another process for a minute; end that one"),
-            ("readonly", "cannot be written to; make it and its folder writable"),
+            ("readonly", "cannot be written to; make it, with its -wal and -shm, and its folder writable"),
             ("unable to open", "cannot be opened any more; make it and its folder writable"),
         ):
             if words in said:

@@ -30,7 +30,7 @@ from .place import redacted, sqlite_path
 from .schedules import Schedule, load
 from .space import Space
 from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first, first_of_each
-from .storage import connect, database, disconnect, persist, unusable
+from .storage import connect, database, disconnect, persist, trouble, unusable
 
 if TYPE_CHECKING:
     from .train import Epoch
@@ -430,14 +430,17 @@ def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
         SpecError: the study was begun with another search space, data, model, recipe or objective.
     """
     there = connect(storage)
-    study = optuna.create_study(
-        study_name=f"{sweep.name}@{stage}" if stage else sweep.name,  # no sweep's name has an @
-        storage=there,
-        direction=sweep.objective.direction,
-        sampler=optuna.samplers.RandomSampler(),
-        pruner=optuna.pruners.NopPruner(),
-        load_if_exists=True,
-    )
+    try:
+        study = optuna.create_study(
+            study_name=f"{sweep.name}@{stage}" if stage else sweep.name,  # no sweep's name has an @
+            storage=there,
+            direction=sweep.objective.direction,
+            sampler=optuna.samplers.RandomSampler(),
+            pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise SpecError(f"the study's storage {redacted(storage)} {trouble(error)[0]}") from None
     known = study.user_attrs.get("science")
     if known is None and (trials := study.get_trials(deepcopy=False)):
         if all("schedule" in trial.user_attrs for trial in trials):

@@ -428,6 +428,7 @@ def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
     for problem in report.doubts(sweep, dataset, options.allow):
         print(f"warning: {problem}", file=sys.stderr)
     sizes = f"{len(dataset.train)} training, {len(dataset.val)} validation, {len(dataset.test)} test images"
+    sizes += f" of {dataset.classes} classes"
     print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {updates} updates each; {sizes}")
     print(printable(f"study: {redacted(place.storage)}; MLflow: {redacted(place.tracking_uri)}, {place.experiment}"))
     return 0

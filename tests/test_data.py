@@ -520,6 +520,41 @@ def test_a_folder_beside_train_is_the_test_split(tmp_path, name):
     assert samples(data.test) == written(held, np.repeat([0, 1], 3))
 
 
+def test_what_programs_keep_for_themselves_beside_images_is_left_out(tmp_path):
+    images = write_classes(tmp_path / "set", ["ant", "bee"], seed=1)
+    for hidden in (".ipynb_checkpoints", "@eaDir", "__MACOSX"):
+        write_classes(tmp_path / "set" / "ant" / hidden, ["x"], seed=2)
+    data = folder(tmp_path)
+    assert samples(data.train, data.val, data.test) == written(images, np.repeat([0, 1], 10))
+    write_classes(tmp_path / "other", ["ant", "bee", ".cache"])
+    with complaint("without an image", ".cache"):
+        folder(tmp_path, "other")
+
+
+def test_what_is_hidden_beside_parquet_files_is_left_out(tmp_path):
+    images, labels = pictures(40), np.arange(40) % 3
+    write_parquet(tmp_path / "set" / "train.parquet", images, labels)
+    write_parquet(tmp_path / "set" / ".cache" / "train.parquet", images, labels)
+    data = parquet(tmp_path)
+    assert samples(data.train, data.val, data.test) == written(images, labels)
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("test", "val")])
+def test_splits_by_other_names_are_not_taken_for_classes(tmp_path, names):
+    for name in names:
+        write_classes(tmp_path / "set" / name, ["ant", "bee"])
+    with complaint("are splits, not classes", "name one of them train"):
+        folder(tmp_path)
+
+
+def test_parquet_columns_that_hold_no_files_are_named(tmp_path):
+    file = tmp_path / "set" / "train.parquet"
+    file.parent.mkdir()
+    pd.DataFrame({"image": [[1, 2], [3, 4]], "label": [0, 1]}).to_parquet(file)
+    with complaint(file, "'image' must hold the bytes of image files", "ndarray in row 0"):
+        parquet(tmp_path)
+
+
 def test_a_train_folder_alone_is_split(tmp_path):
     images = write_classes(tmp_path / "set" / "train", ["ant", "bee"])
     data = folder(tmp_path)
