@@ -132,8 +132,7 @@ def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
         if in_bf16:
             next(engine.train(replace(config, engine=rough), cpu))
     except Exception as error:  # whatever it is, the plain loop does without, or says so
-        said = textwrap.shorten(first_line(error), 100)
-        return f"the fast engine cannot train the network: {type(error).__name__}: {said}"
+        return f"the fast engine cannot train the network: {_said(error)}"
     finally:
         torch.set_num_threads(threads)
         engine.forget()
@@ -210,12 +209,16 @@ def compile_error(config: TrialConfig, device: torch.device) -> str:
     except torch.OutOfMemoryError:
         return ""  # the lanes say so
     except Exception as error:  # whatever it is, the update goes without
-        return f"{type(error).__name__}: {textwrap.shorten(first_line(error), 100)}"
+        return _said(error)
     finally:
         gc.collect()  # an error keeps its slot
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the lanes may be other processes
     return ""
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {textwrap.shorten(first_line(error), 100)}"
 
 
 def _flops(network: nn.Module, data: Dataset) -> int:

@@ -47,7 +47,7 @@ def all_decoded(sources: Sequence[bytes | Path], size: int | None = None) -> Gen
             pickle.dump((chunks[i::n], size), into)
             into.flush()
         for i in range(len(chunks)):
-            several = pickle.load(cast("IO[bytes]", helpers[i % n].stdout))  # noqa: S301 - our own
+            several = pickle.load(cast("IO[bytes]", helpers[i % n].stdout))  # noqa: S301 - by a pipe, from a process begun here
             done += len(several)
             yield from several
     except GONE:  # one has died, as for want of memory
@@ -63,14 +63,15 @@ def all_decoded(sources: Sequence[bytes | Path], size: int | None = None) -> Gen
 def _helper() -> subprocess.Popen[bytes]:
     """A process of a session of its own, which Ctrl-C does not reach: it ends when this one does."""
     command = f"import sys; sys.path[:] = {sys.path!r}; from runner.images import serve; serve()"
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", command], start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+    return subprocess.Popen(
+        [sys.executable, "-c", command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
 
 
 def serve() -> None:
     """In a helper: chunks of sources from standard input, what they are to standard output."""
     with contextlib.suppress(*GONE):  # nobody is there any more
-        chunks, size = pickle.load(sys.stdin.buffer)  # noqa: S301 - its parent's
+        chunks, size = pickle.load(sys.stdin.buffer)  # noqa: S301 - by a pipe, from its parent alone
         for chunk in chunks:
             pickle.dump([_tried(source, size) for source in chunk], sys.stdout.buffer)
             sys.stdout.buffer.flush()

@@ -427,8 +427,8 @@ def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
         pass  # there are such, and none has begun
     for problem in report.doubts(sweep, dataset, options.allow):
         print(f"warning: {problem}", file=sys.stderr)
-    sizes = f"{len(dataset.train)} training, {len(dataset.val)} validation, {len(dataset.test)} test images"
-    sizes += f" of {dataset.classes} classes"
+    training, val, test = map(len, (dataset.train, dataset.val, dataset.test))
+    sizes = f"{training} training, {val} validation, {test} test images of {dataset.classes} classes"
     print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {updates} updates each; {sizes}")
     print(printable(f"study: {redacted(place.storage)}; MLflow: {redacted(place.tracking_uri)}, {place.experiment}"))
     return 0

@@ -76,9 +76,9 @@ class Param:
         if self.kind == "length":
             return self._length(value, key)
         if self.kind == "lengths":
-            unit, values = next(iter(value.items())) if _is_length(value) else ("fraction", value)
-            alone = not _is_length(value)
-            given = [v if alone and isinstance(v, Mapping) else {unit: v} for v in _items(values, key)]
+            bare = not _is_length(value)
+            unit, values = ("fraction", value) if bare else next(iter(value.items()))
+            given = [v if bare and isinstance(v, Mapping) else {unit: v} for v in _items(values, key)]
             lengths = tuple(self._length(v, [*key, i]) for i, v in enumerate(given))
             if len({length.unit for length in lengths}) > 1:
                 raise ScheduleError(key, "must have one unit, as in {epochs: [30, 60]}")
