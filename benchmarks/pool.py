@@ -92,7 +92,7 @@ def setting(source: str, width: int, epochs: int, data_dir: str) -> tuple[TrialC
     recipe = sweep.train.model_copy(update={"epochs": epochs})
     model = sweep.model.model_copy(update={"width": width})
     example = TrialConfig(sweep.data, model, recipe, load({"type": "constant"}), data_dir)
-    updates = data.updates_per_epoch(len(data.load(sweep.data, data_dir).train), recipe.batch_size)
+    updates = recipe.updates(len(data.load(sweep.data, data_dir).train))
     return replace(example, engine=choice.choose(example, device, 1000 * example.train.epochs)), updates, device
 
 

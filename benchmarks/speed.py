@@ -362,7 +362,7 @@ Peers = dict[str, ProcessPoolExecutor]
 def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes], args: Any) -> dict[str, Any]:
     """Steady images per second of the arms, the limits in the same turns, and how far ours is from them."""
     pictures, size, cuda = data.load(config.data, config.data_dir), config.train.batch_size, device.startswith("cuda")
-    shape, updates = pictures.size, data.updates_per_epoch(len(pictures.train), size)
+    shape, updates = pictures.size, config.train.updates(len(pictures.train))
     for lanes in ours.values():
         on(lanes, begin, [config] * len(lanes.all))  # a trial's first epoch: its learning rates stay in the slot
     costs = on(ours["one lane"], lane_costs, [config])[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
-from scipy import optimize, stats
+import scipy  # whose parts it loads when they are used, in a second
 
 from .spec import FIRST_LOOK
 
@@ -36,9 +36,9 @@ def levels(seeds: int, alpha: float = ALPHA) -> dict[int, float]:
     O'Brien and Fleming's spending function in Lan and DeMets' form (Biometrika 70, 1983): little early, most of it at
     the end. The looks' errors are added up, which is conservative; so there are few looks.
     """
-    bound, spent, found = stats.norm.isf(alpha / 2), 0.0, {}
+    bound, spent, found = scipy.stats.norm.isf(alpha / 2), 0.0, {}
     for n in looks(seeds):
-        until = float(2 * stats.norm.sf(bound / math.sqrt(n / seeds)))
+        until = float(2 * scipy.stats.norm.sf(bound / math.sqrt(n / seeds)))
         found[n], spent = until - spent, until
     return found
 
@@ -83,7 +83,7 @@ def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPH
         table = np.array([scores[arm][:n] for arm in alive], dtype=float)
         pooled, freedom = 2 * _residual_variance(table), (len(alive) - 1) * (n - 1)
         best = int(table.mean(axis=1).argmax())
-        critical = float(stats.t.isf(level / others, freedom))
+        critical = float(scipy.stats.t.isf(level / others, freedom))
         apart = table[best] - table
         behind = apart.mean(axis=1)
         margin = critical * np.sqrt(np.maximum(pooled, apart.var(axis=1, ddof=1)) / n)
@@ -110,7 +110,7 @@ def interval(values: Sequence[float], alpha: float = ALPHA) -> tuple[float, floa
     """The mean's Student interval at 1 - ``alpha``; of fewer than two values, nothing is known."""
     if len(values) < 2:
         return math.nan, math.nan
-    wide = float(stats.t.isf(alpha / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    wide = float(scipy.stats.t.isf(alpha / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return float(np.mean(values)) - wide, float(np.mean(values)) + wide
 
 
@@ -152,14 +152,16 @@ def power(difference: float, deviation: float, seeds: int, arms: int = 2) -> flo
         arms: how many are compared in all.
     """
     level = levels(seeds)[seeds] / _others(arms)
-    critical, shift = stats.t.isf(level, seeds - 1), difference * math.sqrt(seeds) / deviation
-    above, below = (f(c, seeds - 1, shift) for f, c in ((stats.nct.sf, critical), (stats.nct.cdf, -critical)))
+    critical, shift = scipy.stats.t.isf(level, seeds - 1), difference * math.sqrt(seeds) / deviation
+    above, below = (
+        f(c, seeds - 1, shift) for f, c in ((scipy.stats.nct.sf, critical), (scipy.stats.nct.cdf, -critical))
+    )
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))  # scipy's word for a far shift
 
 
 def smallest_difference(deviation: float, seeds: int, arms: int = 2, wanted: float = 0.8) -> float:
     """The smallest true difference that ``seeds`` show with power ``wanted``, in the deviation's unit."""
-    return deviation * float(optimize.brentq(lambda d: power(d, 1.0, seeds, arms) - wanted, 1e-6, 1e3))
+    return deviation * float(scipy.optimize.brentq(lambda d: power(d, 1.0, seeds, arms) - wanted, 1e-6, 1e3))
 
 
 def seeds_needed(difference: float, deviation: float, arms: int = 2, wanted: float = 0.8) -> int:
@@ -184,10 +186,10 @@ def calibration(cheap: Sequence[float], full: Sequence[float], seed: int = 0) ->
         return math.nan, -1.0, 1.0
 
     def tau(x: np.ndarray, y: np.ndarray) -> float:
-        found = stats.kendalltau(x, y).statistic
+        found = scipy.stats.kendalltau(x, y).statistic
         return 0.0 if math.isnan(found) else float(found)  # a resample of one trial alone
 
-    limits = stats.bootstrap(
+    limits = scipy.stats.bootstrap(
         (np.array(cheap), np.array(full)), tau, paired=True, vectorized=False, n_resamples=999,
         method="percentile", rng=np.random.default_rng(seed),
     ).confidence_interval  # fmt: skip
@@ -198,5 +200,5 @@ def share(hits: int, n: int) -> tuple[float, float, float]:
     """A share with its 95 % Wilson interval; of nothing, (nan, 0, 1)."""
     if n == 0:
         return math.nan, 0.0, 1.0
-    limits = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    limits = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
     return hits / n, float(limits.low), float(limits.high)

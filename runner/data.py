@@ -468,11 +468,6 @@ def _digest(*splits: Split) -> str:
     return sha.hexdigest()
 
 
-def updates_per_epoch(n: int, batch_size: int) -> int:
-    """Whole batches in ``n`` images, at least one; what is left over waits for the next epoch's order."""
-    return max(1, n // batch_size)
-
-
 def batches(
     data: Split, config: Augment, seed: int, epoch: int, batch_size: int
 ) -> Callable[[int], tuple[Tensor, Tensor]]:

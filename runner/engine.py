@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from . import train as reference
 from .checkpoint import State
 from .conv import LiveConv, Size, beside, compact, forked
-from .data import Split, Tables, augmented, normalised, padded, updates_per_epoch
+from .data import Split, Tables, augmented, normalised, padded
 from .model import build
 from .spec import Engine, Model, TrialConfig
 from .tiles import TiledConv
@@ -70,7 +70,7 @@ class Slot:
         self.dataset = replace(data, mean=data.mean.to(dtype), std=data.std.to(dtype))
         self.bf16 = uses_bf16(config, data, device)
         self.size = min(recipe.batch_size, len(data.train))
-        self.updates = updates_per_epoch(len(data.train), self.size)
+        self.updates = recipe.updates(len(data.train))
         self._source = (config.model, data.classes, data.size, config.engine, device, dtype)
         self.network = _network(*self._source, recipe.seed)
         for module in self.network.modules():

@@ -22,13 +22,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from .schedules import Schedule, load, summary
-from .spec import Record, best_first
+from .spec import ENOUGH, Record, best_first
 from .zoo import TYPES
 
 PAGE = 300
 """Curves on a web page: more of them no browser likes, and nobody looks at."""
-ENOUGH = 10
-"""Trials for each parameter below which importance is a hint."""
 # Okabe and Ito's colours, which colour-blind people tell apart; the line style tells the rest.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")

@@ -77,7 +77,7 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
     try:
         dataset = data.load(sweep.data, data_dir)
         model.check(sweep.model, dataset.classes, *dataset.size)
-        updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
+        updates = sweep.train.updates(len(dataset.train))
     except data.DataError as error:
         print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
         updates, timing = 100, False

@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import export, figures
 from .confidence import Noise, calibration, seeds_needed, share
 from .confirm import Confirmation, Verdict, amount, ledger, verdict
-from .data import Dataset, updates_per_epoch
 from .document import SpecError
 from .place import Place, StorageError
 from .space import problems
-from .spec import Record, Sweep, best_first
+from .spec import ENOUGH, Record, Sweep, best_first
 from .study import Study, earlier_noise
 from .terminal import event, say, show
 from .tracking import Tracker, escape
 
 if TYPE_CHECKING:
+    from .data import Dataset
     from .sweep import Options
 
 SHOWN = ("lr_curves_by_accuracy.png", "confidence_set.png", "accuracy_by_type.png", "accuracy_against_lr.png")
@@ -57,7 +56,7 @@ def folder(place: Place, sweep: Sweep) -> Path:
 def doubts(sweep: Sweep, dataset: Dataset, allow: Sequence[str] = ()) -> list[str]:
     """What is wrong with data that are too few for the question, and with schedules that do not do what they say."""
     said, size, images, val = [], sweep.train.batch_size, len(dataset.train), len(dataset.val)
-    if (updates := updates_per_epoch(images, size)) < 5:
+    if (updates := sweep.train.updates(images)) < 5:
         said.append(
             f"batches of {size} from {images} images are {updates} update{'s' * (updates > 1)} of the weights in an "
             "epoch: a smaller train.batch_size gives the schedules more to do"
@@ -101,6 +100,8 @@ class Found:
 
 def write(found: Found, tracker: Tracker) -> None:
     """Write tables and figures, put them on the parent run, and print what was found and where it lies."""
+    from . import export, figures  # here: pandas and matplotlib take a second, before which lanes can train
+
     sweep, history = found.sweep, found.history
     stages = [history, *found.rungs, *filter(None, [found.replicates])]
 
@@ -323,7 +324,7 @@ def _sentences(
         said.append(audited(records, sweep))
     if weights:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:6])
-        hint = len(records) < figures.ENOUGH * len(weights)
+        hint = len(records) < ENOUGH * len(weights)
         biased = " The sampler looked where it was good, which flatters what it exploited." * (
             sweep.search.sampler in ("tpe", "gp", "cmaes")
         )

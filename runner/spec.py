@@ -22,6 +22,8 @@ from .zoo import ScheduleError
 SOURCES = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "mnist", "svhn", "folder", "parquet", "custom"]
 FIRST_LOOK = 3
 """Fresh seeds of each before anything is compared."""
+ENOUGH = 10
+"""Trials for each parameter below which importance is a hint."""
 STRIP = ("init_lr x0.5", "init_lr x2", "warmup x0", "warmup x2", "epochs x0.5", "epochs x2")
 """What the robustness strip does to the winner, with as many seeds; of a warmup only where it has one."""
 Function = Annotated[
@@ -100,6 +102,10 @@ class Train(Frozen):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Initial weights, order of the data and augmentation: the same for every trial, so trials are paired."""
+
+    def updates(self, images: int) -> int:
+        """In an epoch of so many images: whole batches, at least one; the rest waits for the next epoch's order."""
+        return max(1, images // self.batch_size)
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Train:

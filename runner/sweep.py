@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import re
 import shlex
 import sys
 import traceback
@@ -104,7 +105,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     if device.type == "cpu" and ray is None and wanted != "0":
         lanes.make_ready()  # beside what follows
     seen = named(sweep, dataset, options.allow)
-    updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
+    updates = sweep.train.updates(len(dataset.train))
     flat = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, flat, options.data_dir, images=dataset.digest)
     if device.type == "cuda":
@@ -394,6 +395,8 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
     """What the command line asks for; returns the exit code."""
     speak(args.output)
     no_control([args.sweep, args.data_dir, args.device, args.mlflow or ""])
+    if not re.fullmatch("auto|[0-9]{1,4}", args.lanes):
+        raise SpecError(f"--lanes must be auto, or a number up to 9999, not {args.lanes!r}")
     if args.ray is None and (args.num_cpus, args.num_gpus) != (None, None):
         raise SpecError("--num-cpus, --num-gpus: only with --ray, whose actors have them")
     if any(n is not None and (n < 0 or (n > 1 and n % 1)) for n in (args.num_cpus, args.num_gpus)):
@@ -413,18 +416,16 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
 
 def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
     """Check what can be checked without training, and without a cluster; makes nothing, prints what was found."""
-    from . import data, lanes, report, study, tracking, train
+    from . import data, report, study, tracking, train
 
     tracking.check(place)
-    device = train.pick_device(options.device)
+    train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
     seen = named(sweep, dataset, options.allow)
-    updates = data.updates_per_epoch(len(dataset.train), sweep.train.batch_size)
+    updates = sweep.train.updates(len(dataset.train))
     if study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync):
         study.open_study(sweep, place.storage, options.allow).close()  # which says what differs
     wished(sweep, place, options)
-    with lanes.open_lanes(options.lanes, str(device), most_lanes(sweep)):
-        pass  # there are such, and none has begun
     for problem in report.doubts(sweep, dataset, options.allow):
         print(f"warning: {problem}", file=sys.stderr)
     training, val, test = map(len, (dataset.train, dataset.val, dataset.test))

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .data import updates_per_epoch
 from .document import SpecError, first_line
 from .place import Place, alone, redacted, sqlite_path
 from .schedules import Schedule, load
@@ -103,7 +102,7 @@ class Tracker:
     ) -> None:
         """``where``: tags that say what trains, ``device`` and ``engine``."""
         self.place, self.sweep, self.dataset, self.options, self.warn = place, sweep, dataset, options, warn
-        self.updates = updates_per_epoch(len(dataset.train), sweep.train.batch_size)
+        self.updates = sweep.train.updates(len(dataset.train))
         self.facts = facts() | {
             **where,
             "sweep.updates_per_epoch": str(self.updates),

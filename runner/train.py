@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from . import data as datasets
 from .checkpoint import State
-from .data import Dataset, Split, batches, normalised, seed_of, updates_per_epoch
+from .data import Dataset, Split, batches, normalised, seed_of
 from .model import build, drawing
 from .schedules import set_lr
 from .spec import Train, TrialConfig
@@ -83,7 +83,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
     network = build(config.model, dataset.classes, recipe.seed).to(device)
     optimizer = make_optimizer(recipe, list(network.parameters()), schedule.init_lr)
     size = min(recipe.batch_size, len(dataset.train))
-    updates = updates_per_epoch(len(dataset.train), size)
+    updates = recipe.updates(len(dataset.train))
     total, done = updates * recipe.epochs, epochs_in(state)
     if state is not None:
         network.load_state_dict(state["network"])

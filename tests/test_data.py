@@ -23,9 +23,8 @@ from runner.data import (
     load,
     normalised,
     padded,
-    updates_per_epoch,
 )
-from runner.spec import Augment, Data
+from runner.spec import Augment, Data, Train
 
 DIGITS = Data(source="digits")
 
@@ -235,7 +234,7 @@ def test_batches_are_slices_of_the_epochs_order_augmented():
 def test_without_padding_and_mirroring_an_epoch_shows_every_image_once_as_it_is():
     data = load(DIGITS).train
     batch = batches(data, Augment(), 0, 0, 2)
-    seen = [batch(i) for i in range(updates_per_epoch(len(data), 2))]
+    seen = [batch(i) for i in range(len(data) // 2)]
     shown = Split(torch.cat([images for images, _ in seen]), torch.cat([labels for _, labels in seen]))
     assert samples(shown) == samples(data)
 
@@ -303,7 +302,7 @@ def test_nothing_is_shifted_or_mirrored_unless_asked_for():
 
 @pytest.mark.parametrize(("n", "size", "updates"), [(100, 10, 10), (109, 10, 10), (10, 10, 1), (3, 10, 1)])
 def test_an_epoch_is_as_many_whole_batches_as_there_are_and_at_least_one(n, size, updates):
-    assert updates_per_epoch(n, size) == updates
+    assert Train(epochs=1, batch_size=size).updates(n) == updates
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------

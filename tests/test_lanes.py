@@ -200,9 +200,6 @@ def test_there_are_never_more_lanes_than_the_window_has_work_for(project):
         assert len(lanes.all) == 3
     with open_lanes("auto", "cpu", 1000) as lanes:
         assert len(lanes.all) == len(os.sched_getaffinity(0))
-    for wrong in ("-1", "two", "1.5", "99999"):
-        with pytest.raises(SpecError, match="--lanes must be auto, or a number"):
-            open_lanes(wrong, "cpu", 8)
 
 
 def test_gpu_lanes_are_threads_spread_over_the_gpus(monkeypatch):
