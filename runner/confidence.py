@@ -166,11 +166,7 @@ def smallest_difference(deviation: float, seeds: int, arms: int = 2, wanted: flo
 
 def seeds_needed(difference: float, deviation: float, arms: int = 2, wanted: float = 0.8) -> int:
     """How many seeds per arm show a true ``difference`` with power ``wanted``."""
-    high = 2
-    while power(difference, deviation, high, arms) < wanted and high < 2**20:
-        high *= 2
-    low = max(2, high // 2)
-    return low + bisect_left(range(low, high), wanted, key=lambda n: power(difference, deviation, n, arms))
+    return 2 + bisect_left(range(2, 2**20), wanted, key=lambda n: power(difference, deviation, n, arms))
 
 
 # --------------------------------------------------------------------------------------

@@ -15,19 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from .confidence import (
-    Contest,
-    Noise,
-    contest,
-    interval,
-    looks,
-    noise,
-    seeds_needed,
-    smallest_difference,
-)
+from .confidence import Contest, Noise, contest, interval, looks, noise, seeds_needed, smallest_difference
 from .schedules import Schedule
 from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first, first_of_each
-from .study import Study, created, opened
+from .study import Study, created
 
 STAGE = "confirm"
 
@@ -53,7 +44,7 @@ class Confirmation(Study):
     def __init__(
         self, sweep: Sweep, storage: str, arms: Sequence[Record], updates: int, allow: Sequence[str] = ()
     ) -> None:
-        super().__init__(sweep, opened(sweep, storage, STAGE), allow, STAGE)
+        super().__init__(sweep, storage, allow, STAGE)
         self.arms, self.updates = arms, updates
         planned = {(_key(arm, change), seed) for arm, change, seed in self._plan()}
         beside = [r for r in self.records() if (r.arm, r.train["seed"]) not in planned]  # of an earlier plan
@@ -257,7 +248,7 @@ def ledger(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> s
     if measured.paired < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
-    least = smallest_difference(measured.paired, max(2, seeds), arms)
+    least = smallest_difference(measured.paired, seeds, arms)
     needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted if w < least]
     needs = ", ".join(f"{n} for {what}" for n, what in needed if n <= 1000 or n == needed[0][0])
     shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"

@@ -98,7 +98,6 @@ class Frozen(BaseModel):
         extra="forbid",
         strict=True,
         allow_inf_nan=False,
-        use_enum_values=True,
         use_attribute_docstrings=True,
     )
 

@@ -19,9 +19,9 @@ import sys
 import unicodedata
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 from pydantic_core import to_jsonable_python
@@ -35,6 +35,9 @@ from .space import NAME, OWN_WARMUP
 from .spec import Record, best_first
 from .stop import leave
 from .zoo import TYPES
+
+if TYPE_CHECKING:
+    from .study import Study
 
 SHARED = ("init_lr", "warmup", "clock", "interval", "floor")
 CONFIRMED = {
@@ -72,7 +75,7 @@ def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml
     facts, records = read(sweep, load_place(mlflow_yaml))
     if "missing" in facts:
         warnings.warn(facts["missing"], stacklevel=2)
-    return best_table(records, facts["direction"], top, facts.get("confirmed", ()))
+    return best_table(records, facts["sign"], top, facts.get("confirmed", ()))
 
 
 def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
@@ -94,17 +97,12 @@ def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
             raise SpecError(f"{missing}; {error}") from None
         lack = "this is MLflow's record of the search, one seed each: what fresh seeds gave is not in it"
         return facts | {"missing": f"{missing}; {lack}"}, records
-    return facts | {"direction": "maximize" if objective == "val/accuracy" else "minimize"}, records
-
-
-def ranked(records: Iterable[Record], direction: str, confirmed: Iterable[Mapping[str, Any]] = ()) -> list[Record]:
-    """``best_first`` for a study that says its direction."""
-    return best_first(records, 1 if direction == "maximize" else -1, confirmed)
+    return facts | {"sign": 1 if objective == "val/accuracy" else -1}, records
 
 
 def best_table(
     records: Sequence[Record],
-    direction: str = "maximize",
+    sign: int = 1,
     top: int | None = None,
     confirmed: Sequence[Mapping[str, Any]] = (),
 ) -> pd.DataFrame:
@@ -112,7 +110,7 @@ def best_table(
 
     Ties stay in the order in which they were tried.
     """
-    done = ranked(records, direction, confirmed)
+    done = best_first(records, sign, confirmed)
     table = trials_table(done[:top]).drop(columns=["outcome", "cause"])
     table.insert(0, "rank", range(1, len(table) + 1))
     rows = {row["trial"]: row for row in confirmed}
@@ -177,8 +175,7 @@ def epochs_table(records: Sequence[Record]) -> pd.DataFrame:
 
 def _accuracy(record: Record) -> float | None:
     """The last that is a number."""
-    known = [e["val/accuracy"] for e in record.epochs if not math.isnan(e.get("val/accuracy", math.nan))]
-    return known[-1] if known else None
+    return next((a for a in reversed(record.history) if not math.isnan(a)), None)
 
 
 def _params(schedule: Mapping[str, Any]) -> dict[str, Any]:
@@ -271,17 +268,9 @@ def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
     if kind == "parquet":
         if path is None:
             raise SpecError("parquet is not text: name a file with --out")
-        try:
-            table.to_parquet(path, index=False)
-        except OSError as error:
-            raise SpecError(f"{path} cannot be written: {error}") from None
-        return None
+        return _printed(table.to_parquet(index=False), path)
     if kind == "csv":
-        safe = table.copy()
-        for name in safe.columns:
-            if safe[name].dtype in ("string", "object"):
-                safe[name] = [_cell(v) for v in safe[name]]
-        safe.columns = [spreadsheet_safe(str(name)) for name in safe.columns]
+        safe = table.map(_cell).rename(columns=spreadsheet_safe)
         text = safe.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     elif kind == "json":
         rows = [{k: None if _missing(v) else v for k, v in row.items()} for row in table.to_dict(orient="records")]
@@ -291,12 +280,12 @@ def write(table: pd.DataFrame, kind: str, path: Path | None) -> str | None:
     return _printed(text, path)
 
 
-def _printed(text: str, path: Path | None) -> str | None:
+def _printed(text: str | bytes, path: Path | None) -> str | None:
     """``text``, or None once it is in the file that is named."""
     if path is None:
-        return text
+        return str(text)
     try:
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
     except OSError as error:
         raise SpecError(f"{path} cannot be written: {error.strerror}") from None
     return None
@@ -314,10 +303,10 @@ def markdown(table: pd.DataFrame, text: Callable[[str], str] = str) -> str:
     What fresh seeds gave stands before what one seed did. ``text`` is put around every cell that is text, to escape
     it for where it is shown.
     """
-    if "schedule" not in table.columns:
-        return _grid(list(table.columns), table.itertuples(index=False), text)
-    rows = for_people(table)
-    return _grid(list(rows[0]) if rows else [], [list(row.values()) for row in rows], text)
+    rows: list[Any] = for_people(table) if "schedule" in table.columns else table.to_dict(orient="records")
+    names = list(rows[0]) if rows else []
+    cells = [[text(_cell_text(value).replace("|", "/")) for value in row.values()] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [names, ["---"] * len(names), *cells])
 
 
 def for_people(table: pd.DataFrame) -> list[dict[str, str]]:
@@ -347,12 +336,6 @@ def _shown(row: Mapping[Any, Any], searched: Collection[str]) -> dict[str, Any]:
     if schedule["type"] in OWN_WARMUP and row["warmup"] in (0, "0"):
         shown["warmup"] = "own"
     return shown | {"with": summary(schedule, searched)}
-
-
-def _grid(names: Sequence[str], rows: Iterable[Sequence[Any]], text: Callable[[str], str]) -> str:
-    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    cells = [[text(_cell_text(value).replace("|", "/")) for value in row] for row in rows]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells]) + "\n"
 
 
 def _cell_text(value: Any) -> str:
@@ -417,11 +400,11 @@ def _export(args: argparse.Namespace) -> int:
     facts, records = read(name, load_place(args.mlflow))
     if "missing" in facts:
         print(f"warning: {facts['missing']}", file=sys.stderr)
-    best = best_table(records, facts["direction"], confirmed=facts.get("confirmed", ()))
+    best = best_table(records, facts["sign"], confirmed=facts.get("confirmed", ()))
     if args.code is not None:
         if args.code > len(best):
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
-        record = ranked(records, facts["direction"], facts.get("confirmed", ()))[args.code - 1]
+        record = best_first(records, facts["sign"], facts.get("confirmed", ()))[args.code - 1]
         updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
         text = _printed(code(record, facts, updates, epochs, args.allow_plugin, args.library), args.out)
     else:
@@ -457,16 +440,10 @@ def _kind(out: Path | None, wanted: str | None) -> str:
     return wanted or meant or "markdown"
 
 
-def result_files(
-    folder: Path,
-    facts: Mapping[str, Any],
-    direction: str,
-    records: Sequence[Record],
-    trainings: Sequence[Record],
-    allow: Sequence[str],
-) -> dict[str, Path]:
+def result_files(folder: Path, study: Study, trainings: Sequence[Record]) -> dict[str, Path]:
     """Write the tables, the first one's JSON and its code into ``folder``; the paths by name."""
-    best = best_table(records, direction, confirmed=facts["confirmed"])
+    facts, records, sign = study.facts, study.ended(), study.sweep.objective.sign
+    best = best_table(records, sign, confirmed=facts["confirmed"])
     tables = {
         "best_schedules.csv": best,
         "best_schedules.parquet": best,
@@ -477,10 +454,9 @@ def result_files(
     for name, table in tables.items():
         write(table, name.partition(".")[2], folder / name)
     texts = {}
-    if first := ranked(records, direction, facts["confirmed"])[:1]:
-        epochs = facts["science"]["train"]["epochs"]
+    if first := best_first(records, sign, facts["confirmed"])[:1]:
         texts["best_schedule.json"] = json.dumps(dict(first[0].schedule), indent=1) + "\n"
-        texts["best_schedule.py"] = code(first[0], facts, facts["updates_per_epoch"], epochs, allow)
+        texts["best_schedule.py"] = code(first[0], facts, facts["updates_per_epoch"], study.epochs, study.allow)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return {name: folder / name for name in [*tables, *texts]}

@@ -400,10 +400,9 @@ def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Fig
         warnings.warn(facts["missing"], stacklevel=2)
     epochs = max((len(r.epochs) for r in records), default=1)
     plans = {r.number: load(r.schedule) for r in records if "function" not in r.schedule}
-    sign = 1 if facts["direction"] == "maximize" else -1
     known = [r for r in records if r.number in plans]
     T = facts["updates_per_epoch"] * epochs
-    made = sweep_figures(known, plans, T, epochs, facts.get("confirmed", []), sign=sign)
+    made = sweep_figures(known, plans, T, epochs, facts.get("confirmed", []), sign=facts["sign"])
     return {file.removesuffix(".png"): figure for file, figure in made.items()}
 
 

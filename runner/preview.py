@@ -19,7 +19,7 @@ from pathlib import Path
 from .document import SpecError, printable
 from .place import load_place
 from .schedules import Schedule, load
-from .space import SHARED, Space, problems
+from .space import Space, problems
 from .spec import Sweep, TrialConfig, load_sweep
 from .stop import leave
 from .sweep import DEFAULT, most_lanes
@@ -107,7 +107,7 @@ def open_leaves(sweep: Sweep, name: str | None) -> str:
     """What is open in one schedule, or (None) in all of them under a shared name."""
     space = sweep.schedules
     leaves = {leaf.name: leaf for n in space.schedules for leaf in space.leaves(n) if name in (None, n)}
-    own = [leaf for leaf in leaves.values() if (leaf.name in SHARED or "." not in leaf.name) == (name is None)]
+    own = [leaf for leaf in leaves.values() if ("." not in leaf.name) == (name is None)]
     said = (f"{leaf.name.removeprefix(f'{name}.')} {leaf.kind} {list(leaf.values)}" for leaf in own)
     return ", ".join(said) or ("nothing open" if name is None else "")
 

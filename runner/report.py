@@ -7,7 +7,6 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,6 @@ from .tracking import Tracker, escape
 
 if TYPE_CHECKING:
     from .data import Dataset
-    from .sweep import Options
 
 SHOWN = ("lr_curves_by_accuracy.png", "confidence_set.png", "accuracy_by_type.png", "accuracy_against_lr.png")
 """The figures in the parent run's description."""
@@ -79,31 +77,17 @@ def caveats(sweep: Sweep, place: Place, dataset: Dataset, allow: Sequence[str] =
     known = earlier_noise(sweep, place.storage)
     if known is not None:
         name, measured = known
-        seeds = max(2, sweep.confirm.seeds)
-        sentence = ledger(Noise(**measured), seeds, sweep.objective.points, max(2, sweep.arms))
+        sentence = ledger(Noise(**measured), sweep.confirm.seeds, sweep.objective.points, max(2, sweep.arms))
         said.append(f"known from {name}: {sentence}")
     return said
 
 
-@dataclass(frozen=True)
-class Found:
-    """A sweep that has ended: how it was asked for, its data and its studies."""
-
-    sweep: Sweep
-    place: Place
-    options: Options
-    dataset: Dataset
-    history: Study
-    rungs: Sequence[Study]
-    replicates: Confirmation | None
-
-
-def write(found: Found, tracker: Tracker) -> None:
+def write(history: Study, rungs: Sequence[Study], replicates: Confirmation | None, tracker: Tracker) -> None:
     """Write tables and figures, put them on the parent run, and print what was found and where it lies."""
     from . import export, figures  # here: pandas and matplotlib take a second, before which lanes can train
 
-    sweep, history = found.sweep, found.history
-    stages = [history, *found.rungs, *filter(None, [found.replicates])]
+    sweep, place, options = tracker.sweep, tracker.place, tracker.options
+    stages = [history, *rungs, *filter(None, [replicates])]
 
     def trainings() -> list[Record]:
         return [record for stage in stages for record in stage.ended()]
@@ -112,19 +96,19 @@ def write(found: Found, tracker: Tracker) -> None:
     for stage in stages:
         stage.remember_runs(tracker.runs)
     records, epochs = history.ended(), sweep.train.epochs
-    answer = verdict(found.replicates.ended(), found.replicates.arms, sweep) if found.replicates else None
+    answer = verdict(replicates.ended(), replicates.arms, sweep) if replicates else None
     rows = answer.rows if answer else []
     history.remember(confirmed=rows)
     if answer and answer.noise:
         history.remember(noise={"seed": answer.noise.seed, "paired": answer.noise.paired})
-    direction, facts = sweep.objective.direction, history.facts
+    sign, facts = sweep.objective.sign, history.facts
     try:
-        path = folder(found.place, sweep)
-        paths = export.result_files(path, facts, direction, records, trainings(), history.allow)
+        path = folder(place, sweep)
+        paths = export.result_files(path, history, trainings())
     except SpecError as error:
         raise StorageError(str(error)) from None
     T, plans = facts["updates_per_epoch"] * epochs, {r.number: history.schedule(r) for r in records}
-    strip, weights, sign = answer.strip if answer else [], history.importance(), sweep.objective.sign
+    strip, weights = answer.strip if answer else [], history.importance()
     names = list(sweep.schedules.schedules)
     drawn = figures.sweep_figures(records, plans, T, epochs, rows, strip, weights, sign, names)
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
@@ -133,19 +117,21 @@ def write(found: Found, tracker: Tracker) -> None:
         html = figures.page(seen, plans, T, epochs, sweep.question)
         paths["lr_curves.html"].write_text(html, encoding="utf-8")
 
-    table, sentences = export.best_table(records, direction, 10, rows), _sentences(found, records, answer, weights)
-    measured, first = answer.noise if answer else None, found.rungs[0].ended() if found.rungs else None
-    steps = next_steps(records, rows, sweep, measured, guessing(found.dataset), first)
+    table, sentences = export.best_table(records, sign, 10, rows), _sentences(history, rungs, answer, weights)
+    measured, first = answer.noise if answer else None, rungs[0].ended() if rungs else None
+    labels = tracker.dataset.val.labels
+    chance = float(labels.bincount().max()) / len(labels)  # of always giving the most frequent class
+    steps = next_steps(records, rows, sweep, measured, chance, first)
     history.remember(answer=[*sentences, *steps])
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
     said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
     if len(table) < counts["complete"]:
         said += f" The table has the first {len(table)}."
-    if found.rungs:
-        before = ", ".join(f"{_many(len(r.ended()), 'training')} of {_many(r.epochs, 'epoch')}" for r in found.rungs)
+    if rungs:
+        before = ", ".join(f"{_many(len(r.ended()), 'training')} of {_many(r.epochs, 'epoch')}" for r in rungs)
         said += f" Before them, on rungs: {before} (trainings.csv)."
 
-    again = found.options.command + found.place.option
+    again = options.command + place.option
 
     def page(at: Callable[[str], str]) -> str:
         """The report in markdown, with figures where ``at`` finds them."""
@@ -179,19 +165,13 @@ def write(found: Found, tracker: Tracker) -> None:
     here = Path.cwd()
     say(f"report, tables, figures and code: {path.relative_to(here) if path.is_relative_to(here) else path}/")
     if len(table):
-        options = found.options.plugins + found.place.option
-        say(f"the first one's code: python -m runner.export {sweep.name} --code 1{options}")
+        say(f"the first one's code: python -m runner.export {sweep.name} --code 1{options.plugins}{place.option}")
     if missed:
         say(f"MLflow lacks something ({missed}); {again} --sync sends it")
-    ui = f" python -m runner.ui {sweep.name}{found.place.option}   and open"
-    say(f"browse:{'' if found.place.served else ui}")
+    ui = f" python -m runner.ui {sweep.name}{place.option}   and open"
+    say(f"browse:{'' if place.served else ui}")
     for what, link in tracker.links().items():
         say(f"  {what}: {link}")
-
-
-def guessing(dataset: Dataset) -> float:
-    """The validation accuracy of always giving the most frequent class."""
-    return float(dataset.val.labels.bincount().max()) / len(dataset.val)
 
 
 def next_steps(
@@ -315,11 +295,11 @@ def edge(record: Record, sweep: Sweep) -> str | None:
 
 
 def _sentences(
-    found: Found, records: Sequence[Record], answer: Verdict | None, weights: Mapping[str, float]
+    history: Study, rungs: Sequence[Study], answer: Verdict | None, weights: Mapping[str, float]
 ) -> list[str]:
-    sweep = found.sweep
+    sweep, records = history.sweep, history.ended()
     said = answer.sentences if answer else [ONE_SEED] * any(r.outcome == "complete" for r in records)
-    said = [*said, *(calibrated(rung.ended(), records, sweep) for rung in found.rungs)]
+    said = [*said, *(calibrated(rung.ended(), records, sweep) for rung in rungs)]
     if sweep.search.pruner != "none":
         said.append(audited(records, sweep))
     if weights:

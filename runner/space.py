@@ -123,19 +123,13 @@ class Space:
                     raise ScheduleError(key, f"{leaf.kind} has no end of values: a grid needs choice or int")
         return sum(math.prod(leaf.count() for leaf in self.leaves(name)) for name in self.schedules)
 
-    def grid_point(self, n: int) -> dict[str, Any]:
-        """The parameters of point ``n`` of the grid: schedule after schedule, the last leaf fastest."""
+    def grid_points(self) -> Iterator[dict[str, Any]]:
+        """The parameters of every point of the grid: schedule after schedule, the last leaf fastest."""
         for name in self.schedules:
             leaves = self.leaves(name)
-            size = math.prod(leaf.count() for leaf in leaves)
-            if n < size:
-                values = {}
-                for leaf in reversed(leaves):
-                    n, i = divmod(n, leaf.count())
-                    values[leaf.name] = leaf.values[0] + i if leaf.kind == "int" else leaf.encoded()[i]
-                return {"type": name} | values
-            n -= size
-        raise IndexError(n)
+            each = (x.encoded() if x.kind == "choice" else range(x.values[0], x.values[1] + 1) for x in leaves)
+            for values in itertools.product(*each):
+                yield {"type": name} | {leaf.name: v for leaf, v in zip(leaves, values, strict=True)}
 
     def point(self, u: Sequence[float]) -> dict[str, Any]:
         """The parameters at ``u`` in the unit cube: first the type, then the leaves of that type."""

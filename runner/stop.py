@@ -187,9 +187,8 @@ def leave(main: Callable[[], int]) -> NoReturn:
 
 def at_once(code: int) -> None:
     """End this process and its workers now; what is on record stays."""
-    if "multiprocessing" in sys.modules:
-        for process in sys.modules["multiprocessing"].active_children():
-            process.kill()
+    for process in multiprocessing.active_children():
+        process.kill()
     with contextlib.suppress(OSError):
         if sys.stderr.isatty():
             os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor

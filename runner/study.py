@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from .document import Key, SpecError
-from .place import redacted, sqlite_path
+from .place import redacted
 from .schedules import Schedule, load
 from .space import Space
 from .spec import Engine, Objective, Record, Search, Sweep, TrialConfig, best_first, first_of_each
@@ -50,13 +49,13 @@ STATES = {
 class Study:
     """A sweep's study in its storage. Only the coordinator writes."""
 
-    def __init__(self, sweep: Sweep, study: optuna.Study, allow: Sequence[str] = (), stage: str = "") -> None:
-        self.sweep, self.allow, self.stage, self._study = sweep, allow, stage, study
+    def __init__(self, sweep: Sweep, storage: str, allow: Sequence[str] = (), stage: str = "") -> None:
+        self.sweep, self.allow, self.stage, self._study = sweep, allow, stage, opened(sweep, storage, stage)
         self.target = sweep.search.trials
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
-        self._frozen = list(study.get_trials(deepcopy=False))
-        self._records = {r.number: r for r in _records(study, self._frozen)}
+        self._frozen = list(self._study.get_trials(deepcopy=False))
+        self._records = {r.number: r for r in _records(self._study, self._frozen)}
         self._queue: dict[str, Any] = self.facts.get("queue", {})
 
     def records(self) -> list[Record]:
@@ -368,8 +367,8 @@ def propose(
         scratch.enqueue_trial(dict(wished))
     elif search.sampler == "grid":
         tried = {frozenset(trial.params.items()) for trial in before}  # wishes may be points of the grid
-        points = map(space.grid_point, count())
-        scratch.enqueue_trial(next(point for point in points if frozenset(point.items()) not in tried))
+        untried = (point for point in space.grid_points() if frozenset(point.items()) not in tried)
+        scratch.enqueue_trial(next(untried))
     elif search.sampler == "qmc":
         scratch.enqueue_trial(_quasirandom(space, search.seed, number, turn))
     elif turn is not None:
@@ -416,11 +415,6 @@ def _quasirandom(space: Space, seed: int, number: int, turn: int | None) -> dict
 
 # --------------------------------------------------------------------------------------
 # Opening.
-
-
-def open_study(sweep: Sweep, storage: str, allow: Sequence[str] = (), stage: str = "") -> Study:
-    """The sweep's study (or that of a ``stage``), opened; errors as in ``opened``."""
-    return Study(sweep, opened(sweep, storage, stage), allow, stage)
 
 
 def opened(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
@@ -474,7 +468,7 @@ def begun_with(sweep: Sweep, storage: str, wanted: str, seen: Mapping[str, Any],
     name = sweep.name
     try:
         known, _ = load_study(name, storage)
-    except SpecError:  # what else is wrong with the storage, ``open_study`` says
+    except SpecError:  # what else is wrong with the storage, ``opened`` says
         if must:
             raise
         return None
@@ -499,9 +493,6 @@ def begun_with(sweep: Sweep, storage: str, wanted: str, seen: Mapping[str, Any],
 
 def earlier_noise(sweep: Sweep, storage: str) -> tuple[str, Mapping[str, float]] | None:
     """The latest other sweep in this storage that measured the seed noise of this training, and what it measured."""
-    path = sqlite_path(storage)
-    if path is not None and not path.exists():
-        return None
     same, known = ("data", "model", "train", "objective"), connect(storage)
     try:
         for found in reversed(optuna.get_all_study_summaries(known)):

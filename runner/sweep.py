@@ -32,7 +32,7 @@ if __name__ == "__main__":
 from .document import SpecError, no_control, printable
 from .place import Place, StorageError, load_place, redacted
 from .schedules import load
-from .spec import Engine, Record, Sweep, TrialConfig, load_sweep
+from .spec import Engine, Record, Sweep, TrialConfig, best_first, load_sweep
 from .terminal import Display, remark, say, speak
 from .zoo import ScheduleError
 
@@ -121,7 +121,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     wishes = wished(sweep, place, options)
     with (
         lanes.open_lanes(wanted, str(device), most_lanes(sweep), ray, example, **resources) as places,
-        tracking.Tracker(place, sweep, dataset, where, options, say) as tracker,
+        tracking.Tracker(place, sweep, dataset, where, options) as tracker,
         storage.hold(sweep.name, place.storage),  # one coordinator at a time
         ExitStack() as stack,
     ):
@@ -130,7 +130,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
         places.heed(stop, checkpoints)
 
         def opened(stage: str = "") -> Study:
-            return stack.enter_context(closing(study.open_study(sweep, place.storage, options.allow, stage)))
+            return stack.enter_context(closing(study.Study(sweep, place.storage, options.allow, stage)))
 
         def carry_out(stage: Study) -> bool:
             """Train what a stage still lacks; whether nothing is lacking then."""
@@ -142,7 +142,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
                 has = f"lacks some: {why}" if why else "has them"
                 say(f"{title}: {len(stage.ended())} ended, and MLflow {has}")
                 return stage.complete()
-            with Display(stage.target, stage.epochs, stage=title) as display, stop.listening():
+            display = Display(stage.target, stage.epochs, title, len(stage.ended()), stage.best())
+            with display, stop.listening():
                 search(stage, tracker, places, display, example)
             return True
 
@@ -176,8 +177,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
                 remark(f"{again}, with up to {sweep.confirm.seeds} fresh seeds each")
             if not carry_out(replicates):
                 return history.records()
-        found = report.Found(sweep, place, options, dataset, history, rungs, replicates)
-        report.write(found, tracker)
+        report.write(history, rungs, replicates, tracker)
         checkpoints.sweep()
         return history.records()
 
@@ -219,7 +219,7 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
         facts, records = export.read(name, place)
         if "missing" in facts:
             remark(f"--from {name}: {facts['missing']}")
-        best, before = export.ranked(records, facts["direction"], facts.get("confirmed", ()))[:WARM], len(wishes)
+        best, before = best_first(records, facts["sign"], facts.get("confirmed", ()))[:WARM], len(wishes)
         for record in best:
             try:
                 wishes.append(sweep.schedules.params(load(record.schedule, allow=options.allow), options.allow))
@@ -232,7 +232,6 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
 def search(history: Study, tracker: Tracker, places: Lanes, display: Display, example: TrialConfig) -> None:
     """The sweep itself: propose, train, record, tell, until the study has its trials."""
     ready, attempts, ended_now = deque[Record](), Counter[int](), list[Record]()
-    display.resume(history.ended(), history.best())
 
     def propose_ahead() -> None:  # so that a lane that becomes free begins at once
         while len(ready) < len(places.all) and not places.stop and (trial := history.next()):
@@ -424,7 +423,7 @@ def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
     seen = named(sweep, dataset, options.allow)
     updates = sweep.train.updates(len(dataset.train))
     if study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync):
-        study.open_study(sweep, place.storage, options.allow).close()  # which says what differs
+        study.Study(sweep, place.storage, options.allow).close()  # which says what differs
     wished(sweep, place, options)
     for problem in report.doubts(sweep, dataset, options.allow):
         print(f"warning: {problem}", file=sys.stderr)

@@ -100,14 +100,15 @@ def show(rows: Sequence[Mapping[str, str]]) -> None:
 class Display:
     """The progress of a stage of a sweep. ``with`` it; tell it of epochs and of ended trials."""
 
-    def __init__(self, trials: int, epochs: int, stage: str = "search") -> None:
-        self.trials, self.epochs, self.stage = trials, epochs, stage
-        self.best: Record | None = None
-        self.done = 0
-        self._epochs_seen, self._resumed, self._started = 0, 0, time.monotonic()
+    def __init__(
+        self, trials: int, epochs: int, stage: str = "search", done: int = 0, best: Record | None = None
+    ) -> None:
+        """``done``, ``best``: of the trials that an earlier process ended."""
+        self.trials, self.epochs, self.stage, self.done, self.best = trials, epochs, stage, done, best
+        self._epochs_seen, self._resumed, self._started = 0, done, time.monotonic()
         self._seen = set[str]()
         self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=CONSOLE)
-        self._task: TaskID = self._bar.add_task("trials", total=trials)
+        self._task: TaskID = self._bar.add_task("trials", total=trials, completed=done)
         self._lines: dict[int, str] = {}
         longest = {"search": f"trial {trials}", "fresh seeds": "trial 10 seed 10"}.get(
             stage, f"{stage} trial {trials}"
@@ -122,12 +123,6 @@ class Display:
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-
-    def resume(self, done: Sequence[Record], better: Record | None) -> None:
-        """Start from the trials that an earlier process ended."""
-        self.done, self.best = len(done), better
-        self._resumed = len(done)
-        self._bar.update(self._task, completed=len(done))
 
     def epoch(self, record: Record) -> None:
         """The newest committed epoch of a running trial."""

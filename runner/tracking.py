@@ -6,10 +6,10 @@ value per key and step, because timestamps and steps are the record's own.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import html
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
@@ -27,6 +27,7 @@ from .place import Place, alone, redacted, sqlite_path
 from .schedules import Schedule, load
 from .sender import Sender
 from .spec import Record, Sweep
+from .terminal import say
 from .ui import ML, links, saved_view, view_key
 
 if TYPE_CHECKING:
@@ -92,16 +93,10 @@ class Tracker:
     """
 
     def __init__(
-        self,
-        place: Place,
-        sweep: Sweep,
-        dataset: Dataset,
-        where: Mapping[str, str],
-        options: Options,
-        warn: Callable[[str], None] = print,
+        self, place: Place, sweep: Sweep, dataset: Dataset, where: Mapping[str, str], options: Options
     ) -> None:
         """``where``: tags that say what trains, ``device`` and ``engine``."""
-        self.place, self.sweep, self.dataset, self.options, self.warn = place, sweep, dataset, options, warn
+        self.place, self.sweep, self.dataset, self.options = place, sweep, dataset, options
         self.updates = sweep.train.updates(len(dataset.train))
         self.facts = facts() | {
             **where,
@@ -189,10 +184,10 @@ class Tracker:
 
     def _say_whether_it_answers(self, back: bool) -> None:
         if back:
-            self.warn("MLflow answers again")
+            say("MLflow answers again")
         elif self._identity or not self._local:  # else it ends the sweep before it begins
             said = f"MLflow at {redacted(self.place.tracking_uri)} does not answer"
-            self.warn(f"warning: {said}; training goes on, and what it misses is sent when it is back")
+            say(f"warning: {said}; training goes on, and what it misses is sent when it is back")
 
     # ---------------------------------------------------------------------- the parent
 
@@ -389,12 +384,10 @@ class Tracker:
         """The chart page's view: undocumented tags of MLflow's own, so a failure here is no failure."""
         from mlflow.exceptions import MlflowException
 
-        try:
+        with contextlib.suppress(MlflowException):
             for grouped in (False, True):
                 key = f"mlflow.sharedViewState.{view_key(self.sweep.name, grouped)}"
                 self.client.set_experiment_tag(self.experiment_id, key, saved_view(self.sweep.name, grouped))
-        except MlflowException:
-            return
 
     def links(self) -> dict[str, str]:
         """The addresses of the pages that show this sweep, by what they show."""
@@ -478,7 +471,8 @@ def read_records(place: Place, name: str) -> tuple[dict[str, Any], list[Record]]
             where = redacted(place.tracking_uri)
             raise SpecError(f"MLflow at {where} has no trials of a sweep {name!r}; run it first")
         tags = runs[0].data.tags  # the newest study of that name
-        facts = {"direction": tags["sweep.direction"], "updates_per_epoch": int(tags["sweep.updates_per_epoch"])}
+        sign = 1 if tags["sweep.direction"] == "maximize" else -1
+        facts = {"sign": sign, "updates_per_epoch": int(tags["sweep.updates_per_epoch"])}
         records = [_read(client, run) for run in runs if run.data.tags.get("sweep.id") == tags.get("sweep.id")]
         return facts, sorted(records, key=lambda record: record.number)
     except (KeyError, ValueError, TypeError) as error:

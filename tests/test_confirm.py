@@ -35,7 +35,7 @@ from runner.place import load_place
 from runner.report import around, audited, calibrated, edge, next_steps
 from runner.schedules import load
 from runner.spec import Data, Record, best_first, load_sweep
-from runner.study import earlier_noise, load_study, open_study, propose
+from runner.study import Study, earlier_noise, load_study, propose
 from runner.train import Epoch
 
 from .conftest import TINY
@@ -212,7 +212,7 @@ def test_no_schedule_is_confirmed_or_goes_on_twice(sweep_file, tmp_path):
     lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
     search = "search: {trials: 6, sampler: random, rungs: [1, T], keep: 0.5}"
     plan, _ = load_sweep(sweep_file("\n".join([*lines, choices, search]) + "\n"))
-    with closing(open_study(plan, f"sqlite:///{tmp_path / 'a.db'}", stage="rung-1")) as rung:
+    with closing(Study(plan, f"sqlite:///{tmp_path / 'a.db'}", stage="rung-1")) as rung:
         rung.remember(updates_per_epoch=3)
         while (record := rung.next()) is not None:
             rung.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
@@ -230,7 +230,7 @@ def test_trials_that_are_one_on_a_rung_are_still_several(sweep_file, tmp_path):
     search = "search: {trials: 12, sampler: random, rungs: [T/3, T], keep: 0.5}"
     text = [*lines, "train: {epochs: 6, batch_size: 32}", leaves, search]
     plan, _ = load_sweep(sweep_file("\n".join(text) + "\n"))
-    with closing(open_study(plan, f"sqlite:///{tmp_path / 'a.db'}", stage="rung-2")) as rung:
+    with closing(Study(plan, f"sqlite:///{tmp_path / 'a.db'}", stage="rung-2")) as rung:
         rung.remember(updates_per_epoch=3)
         while (record := rung.next()) is not None:
             rung.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
@@ -481,7 +481,7 @@ def test_rungs_that_do_not_rise_to_the_whole_are_refused(sweep_file, rungs):
 
 def stopped(plan, path, order=None) -> list[Record]:
     """Trials whose accuracies rise to their init_lr's own end, under the plan's pruner."""
-    study = open_study(plan, f"sqlite:///{path}")
+    study = Study(plan, f"sqlite:///{path}")
     running: list[Record] = []
     while True:
         while len(running) < 4 and (record := study.next()) is not None:
@@ -556,7 +556,7 @@ def test_calibration_compares_the_trials_that_have_both_scores(tiny):
 def test_balance_gives_every_type_its_turn(sweep_file, tmp_path, sampler):
     text = f"search: {{trials: 12, sampler: {sampler}, balance: equal}}"
     plan, _ = load_sweep(sweep_file(search=text))
-    study = open_study(plan, f"sqlite:///{tmp_path / 'a.db'}")
+    study = Study(plan, f"sqlite:///{tmp_path / 'a.db'}")
     while (record := study.next()) is not None:
         study.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
         study.tell(record.number, "complete")
@@ -627,7 +627,7 @@ def test_what_is_wished_for_is_tried_first_and_not_twice(project, capsys):
 def test_what_fresh_seeds_say_counts_before_what_one_seed_said_when_a_sweep_begins_from_another(project):
     Path("sweeps/tiny.yaml").write_text(TINY)
     assert sweep.main(HERE) == 0
-    with closing(open_study(load_sweep("sweeps/tiny.yaml")[0], load_place().storage)) as study:
+    with closing(Study(load_sweep("sweeps/tiny.yaml")[0], load_place().storage)) as study:
         last = best_first(study.records(), 1)[-1]
         study.remember(confirmed=[{"trial": last.number, "mean": 0.5}])
     Path("sweeps/next.yaml").write_text(TINY.replace("trials: 3", "trials: 1"))
@@ -642,7 +642,7 @@ def test_fresh_seeds_never_are_the_searchs(tiny):
 
 def test_importance_names_what_mattered(sweep_file, tmp_path):
     plan, _ = load_sweep(sweep_file(search="search: {trials: 40, sampler: random}"))
-    with closing(open_study(plan, f"sqlite:///{tmp_path / 'a.db'}")) as study:
+    with closing(Study(plan, f"sqlite:///{tmp_path / 'a.db'}")) as study:
         assert study.importance() == {}
         while (record := study.next()) is not None:
             value = 1 - abs(math.log10(record.schedule["init_lr"]) + 1.5)

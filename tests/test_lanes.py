@@ -27,7 +27,7 @@ from runner.lanes import open_lanes
 from runner.place import load_place
 from runner.spec import load_sweep
 from runner.storage import hold
-from runner.study import load_study, open_study
+from runner.study import Study, load_study
 
 from .conftest import TINY, epochs_on_record, free_port
 
@@ -150,7 +150,7 @@ def test_what_is_proposed_does_not_depend_on_which_trial_ends_first(sampler, swe
         lambda running: running[-1],
         lambda running: running[len(running) // 2],
     ):
-        study = open_study(sweep_, f"sqlite:///{tmp_path / f'{len(seen)}.db'}")
+        study = Study(sweep_, f"sqlite:///{tmp_path / f'{len(seen)}.db'}")
         running = []
         while True:
             while len(running) < 4 and (trial := study.next()) is not None:

@@ -13,7 +13,7 @@ from runner.document import SpecError
 from runner.schedules import load
 from runner.space import Leaf, parse
 from runner.spec import load_sweep
-from runner.study import load_study, objective, open_study
+from runner.study import Study, load_study, objective
 
 METRICS = {"lr": 0.1, "train/loss": 1.0, "val/loss": 1.0, "val/accuracy": 0.5, "seconds": 1.0}
 
@@ -78,8 +78,8 @@ def test_a_grid_has_every_point_of_every_schedule_once():
             },
         }
     )
-    points = [space.grid_point(n) for n in range(space.grid())]
-    assert len(points) == 2 + 4 + 6
+    points = list(space.grid_points())
+    assert len(points) == space.grid() == 2 + 4 + 6
     assert len({str(sorted(p.items())) for p in points}) == 12
 
 
@@ -102,7 +102,7 @@ def test_corners_are_all_ends_of_all_ranges():
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp", "cmaes"])
 def test_every_sampler_proposes_schedules_of_the_space(sampler, sweep_file, storage):
     sweep, _ = load_sweep(sweep_file(search=f"search: {{trials: 14, sampler: {sampler}}}"))
-    rows = finish(open_study(sweep, storage))
+    rows = finish(Study(sweep, storage))
     assert [row[0] for row in rows] == list(range(14))
     for _, name, params, _, _ in rows:
         assert 0.003 <= params["init_lr"] <= 0.3
@@ -112,7 +112,7 @@ def test_every_sampler_proposes_schedules_of_the_space(sampler, sweep_file, stor
 
 def test_quasi_random_points_fill_the_space_more_evenly_than_chance(sweep_file, storage):
     sweep, _ = load_sweep(sweep_file(search="search: {trials: 64, sampler: qmc}"))
-    rows = finish(open_study(sweep, storage))
+    rows = finish(Study(sweep, storage))
     counts = [sum(row[1] == name for row in rows) for name in ("cosine", "step", "wsd")]
     assert max(counts) - min(counts) <= 2
     bins = [int((math.log(r[2]["init_lr"]) - math.log(0.003)) / math.log(100) * 8) for r in rows]
@@ -144,13 +144,13 @@ def test_two_processes_that_begin_at_once_make_one_database(tmp_path):
 
 def test_what_a_deleted_study_has_left_behind_is_no_other_programs(sweep_file, tmp_path):
     plan, path = load_sweep(sweep_file())[0], tmp_path / "a.db"
-    with closing(open_study(plan, f"sqlite:///{path}")) as study:
+    with closing(Study(plan, f"sqlite:///{path}")) as study:
         study.next()
     with closing(sqlite3.connect(path)) as database:  # as a trial that was created while somebody deleted its study
         for table in ("study_user_attributes", "study_directions", "studies"):
             database.execute(f"DELETE FROM {table}")
         database.commit()
-    with closing(open_study(plan, f"sqlite:///{path}")) as study:
+    with closing(Study(plan, f"sqlite:///{path}")) as study:
         assert study.records() == []
         assert study.next().number == 0
 
@@ -160,7 +160,7 @@ def test_a_grid_is_searched_in_order(project, sweep_file, storage):
     space = "space:\n  init_lr: {choice: [0.1, 0.2]}\n  schedules: {cosine: {}, linear: {}}\n"
     text = text[: text.index("space:")] + space + "search: {trials: 4, sampler: grid}\n"
     sweep, _ = load_sweep(sweep_file(text))
-    rows = finish(open_study(sweep, storage))
+    rows = finish(Study(sweep, storage))
     assert [(r[1], r[2]["init_lr"]) for r in rows] == [
         ("cosine", 0.1),
         ("cosine", 0.2),
@@ -175,7 +175,7 @@ def test_a_grid_has_every_point_once_when_some_are_wished_for_first(project, swe
     sweep, _ = load_sweep(
         sweep_file(text[: text.index("space:")] + space + "search: {trials: 4, sampler: grid, window: 2}\n")
     )
-    study = open_study(sweep, storage)
+    study = Study(sweep, storage)
     study.wish([sweep.schedules.params(load({"type": "linear", "init_lr": 0.1}))])
     seen = [(r[1], r[2]["init_lr"]) for r in finish(study)]
     assert seen == [("linear", 0.1), ("cosine", 0.1), ("cosine", 0.2), ("linear", 0.2)]
@@ -194,10 +194,10 @@ SLOW = [pytest.param(sampler, marks=pytest.mark.slow) for sampler in ("random", 
 @pytest.mark.parametrize("sampler", ["tpe", *SLOW])
 def test_a_study_interrupted_after_every_trial_proposes_what_an_uninterrupted_one_does(sampler, sweep_file, tmp_path):
     sweep, _ = load_sweep(sweep_file(search=f"search: {{trials: 16, sampler: {sampler}}}"))
-    whole = finish(open_study(sweep, f"sqlite:///{tmp_path / 'a.db'}"))
+    whole = finish(Study(sweep, f"sqlite:///{tmp_path / 'a.db'}"))
     broken = f"sqlite:///{tmp_path / 'b.db'}"
     while True:
-        study = open_study(sweep, broken)
+        study = Study(sweep, broken)
         trial = study.next()
         if trial is None:
             break
@@ -205,21 +205,21 @@ def test_a_study_interrupted_after_every_trial_proposes_what_an_uninterrupted_on
             study.commit(trial.number, 0, METRICS | {"val/accuracy": score(trial) / 2})
             continue
         train(study, trial.number, score(trial), "diverged" if trial.number % 4 == 3 else "complete")
-    assert finish(open_study(sweep, broken)) == whole
+    assert finish(Study(sweep, broken)) == whole
 
 
 def test_a_larger_number_of_trials_continues_the_study(sweep_file, storage):
-    first = finish(open_study(load_sweep(sweep_file())[0], storage))
-    more = finish(open_study(load_sweep(sweep_file(search="search: {trials: 5}"))[0], storage))
+    first = finish(Study(load_sweep(sweep_file())[0], storage))
+    more = finish(Study(load_sweep(sweep_file(search="search: {trials: 5}"))[0], storage))
     assert more[:3] == first
     assert len(more) == 5
 
 
 def test_another_search_space_under_the_same_name_is_refused_with_the_difference(sweep_file, storage):
-    open_study(load_sweep(sweep_file())[0], storage)
+    Study(load_sweep(sweep_file())[0], storage)
     changed = load_sweep(sweep_file(train="train: {epochs: 7, batch_size: 32}"))[0]
     with pytest.raises(SpecError, match=r"train.epochs \(2, now 7\)"):
-        open_study(changed, storage)
+        Study(changed, storage)
 
 
 # --- outcomes --------------------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_another_search_space_under_the_same_name_is_refused_with_the_difference
 
 def test_outcomes_are_told_to_optuna_so_that_its_samplers_learn_from_them(sweep_file, storage):
     sweep, _ = load_sweep(sweep_file(search="search: {trials: 3}"))
-    study = open_study(sweep, storage)
+    study = Study(sweep, storage)
     for outcome, last in (("complete", 0.8), ("diverged", math.nan), ("failed", 0.1)):
         trial = study.next()
         study.commit(trial.number, 0, METRICS | {"val/accuracy": last})
@@ -242,14 +242,14 @@ def test_outcomes_are_told_to_optuna_so_that_its_samplers_learn_from_them(sweep_
 
 
 def test_an_epoch_on_record_is_not_overwritten(sweep_file, storage):
-    study = open_study(load_sweep(sweep_file())[0], storage)
+    study = Study(load_sweep(sweep_file())[0], storage)
     number = study.next().number
     first = study.commit(number, 0, METRICS).epochs
     assert study.commit(number, 0, METRICS | {"seconds": 9.0}).epochs == first
 
 
 def test_the_best_is_the_first_of_equals(sweep_file, storage):
-    study = open_study(load_sweep(sweep_file())[0], storage)
+    study = Study(load_sweep(sweep_file())[0], storage)
     assert study.best() is None
     for accuracy in (0.5, 0.7, 0.7):
         train(study, study.next().number, accuracy)
