@@ -19,8 +19,9 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -118,36 +119,26 @@ def images(args: argparse.Namespace) -> dict[str, str]:
     return {"images": args.images} if args.images else {}
 
 
-def beside(args: argparse.Namespace, seconds: float, *options: str) -> dict[str, Any]:
-    """What ``speed.py`` measures, into its own files."""
-    command = ["benchmarks/speed.py", *options, "--seconds", "1", "--data-dir", args.data_dir]
-    code, seconds = run([*command, "--device", args.device, "--out-dir", str(args.out_dir.resolve())], seconds)
+BESIDE = {
+    "alone": "--parts alone",
+    "speed": "--parts rates",
+    "seeds": "--cases cifar10 --parts accuracy --limit 10000 --epochs 4 --patience 90 --schedules 0",
+    "compared": "--cases cifar10 --parts sweep --sweep-repeats 1 --sweep-epochs 2",
+}
+"""What ``speed.py`` measures, into its own files: ours alone, which no script can keep from being measured; ours and
+the scripts; the accuracy of ours and of the naive one; a whole small sweep of each."""
+
+
+def beside(args: argparse.Namespace, part: str) -> dict[str, Any]:
+    command = ["benchmarks/speed.py", *BESIDE[part].split(), "--seconds", "1", "--data-dir", args.data_dir]
+    command += ["--device", args.device, "--out-dir", str(args.out_dir.resolve())]
+    code, seconds = run(command, SECONDS[part])
     return {"exit_code": code, "seconds": seconds}
 
 
-def alone(args: argparse.Namespace) -> dict[str, Any]:
-    """Ours without the scripts: nothing of theirs can keep it from being measured."""
-    return beside(args, SECONDS["alone"], "--parts", "alone")
-
-
-def speed(args: argparse.Namespace) -> dict[str, Any]:
-    """Ours and the scripts, in turns."""
-    return beside(args, SECONDS["speed"], "--parts", "rates")
-
-
-def seeds(args: argparse.Namespace) -> dict[str, Any]:
-    """The accuracy of ours and of the naive script at one good schedule, few images: as many seeds as it trains."""
-    few = ["--limit", "10000", "--epochs", "4", "--patience", "90", "--schedules", "0"]
-    return beside(args, SECONDS["seeds"], "--cases", "cifar10", "--parts", "accuracy", *few)
-
-
-def compared(args: argparse.Namespace) -> dict[str, Any]:
-    """A whole small sweep of the scripts' and of ours, with the same schedules."""
-    short = ["--sweep-repeats", "1", "--sweep-epochs", "2"]
-    return beside(args, SECONDS["compared"], "--cases", "cifar10", "--parts", "sweep", *short)
-
-
-PARTS = {part.__name__: part for part in (alone, tests, training, sweep, speed, seeds, compared)}
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"alone": partial(beside, part="alone")}
+PARTS |= {"tests": tests, "training": training, "sweep": sweep}
+PARTS |= {part: partial(beside, part=part) for part in ("speed", "seeds", "compared")}
 
 
 def main() -> None:

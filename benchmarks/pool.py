@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from typing import Any
 import pandas as pd
 import torch
 from machine import RESULTS, save
+from optuna.trial import FixedTrial
 
 from runner import choice, data, engine
 from runner.lanes import open_lanes
@@ -36,35 +36,17 @@ EACH = 40
 """Configurations of each type."""
 
 
-class Uniform:
-    """An Optuna trial that draws from a generator of its own; ``params`` are what it drew."""
-
-    def __init__(self, seed: int, kind: str) -> None:
-        self._random, self.params = random.Random(seed), {"type": kind}
-
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
-        u = self._random.random()
-        value = math.exp(math.log(low) + u * math.log(high / low)) if log else low + u * (high - low)
-        self.params[name] = value
-        return value
-
-    def suggest_int(self, name: str, low: int, high: int) -> int:
-        self.params[name] = self._random.randint(low, high)
-        return self.params[name]
-
-    def suggest_categorical(self, name: str, choices: list[Any]) -> Any:
-        if name not in self.params:
-            self.params[name] = self._random.choice(choices)
-        return self.params[name]
-
-
-def configurations(sweep: Sweep) -> list[tuple[dict[str, Any], Schedule]]:
-    """The pool: EACH random configurations of every type, always the same."""
+def configurations(sweep: Sweep) -> list[dict[str, Any]]:
+    """The parameters of EACH random configurations of every type, always the same."""
     found = []
     for i, (kind, _) in enumerate(itertools.product(sweep.schedules.schedules, range(EACH))):
-        trial = Uniform(i, kind)
-        found.append((trial.params, load(sweep.schedules.sample(trial)[1])))
+        draw = random.Random(i).random
+        found.append({"type": kind} | {leaf.name: leaf.at(draw()) for leaf in sweep.schedules.leaves(kind)})
     return found
+
+
+def schedule_of(sweep: Sweep, params: dict[str, Any]) -> Schedule:
+    return load(sweep.schedules.sample(FixedTrial(params))[1])
 
 
 def plan(
@@ -72,11 +54,11 @@ def plan(
 ) -> Iterator[tuple[dict[str, Any], TrialConfig]]:
     """Every training: what identifies it, and its config."""
     T = example.train.epochs
-    for (config, (params, schedule)), seed, epochs in itertools.product(
+    for (config, params), seed, epochs in itertools.product(
         enumerate(configurations(sweep)), range(seeds), (T, T // 3)
     ):
         key = {"config": config, "type": params["type"], "params": json.dumps(params), "seed": seed, "epochs": epochs}
-        yield key, training(example, schedule, seed, epochs, updates)
+        yield key, training(example, schedule_of(sweep, params), seed, epochs, updates)
 
 
 def training(example: TrialConfig, schedule: Schedule, seed: int, epochs: int, updates: int) -> TrialConfig:

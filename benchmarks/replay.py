@@ -5,7 +5,8 @@
 A strategy proposes with the sweep's own code (``study.propose``); the proposal becomes the nearest configuration of
 its type that it has not had, and what was recorded is what it gets. It sees one seed, spends a number of epochs and
 chooses the best full training it saw. Its regret: how far the mean accuracy of other seeds of its choice is below
-the best mean of the pool, in points. All strategies have the same number of epochs to spend.
+the best mean of the pool, in points. All strategies have the same number of epochs to
+spend; the last training of one with a pruner may go beyond it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import optuna
 import pandas as pd
 from machine import RESULTS, save
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from pool import configurations, setting, trained, training
+from pool import schedule_of, setting, trained, training
 from scipy import stats
 
 from runner.confidence import calibration, contest, interval, noise, share
@@ -149,28 +150,34 @@ def search(run: Run, budget: int) -> int:
     return max(run.had, key=lambda c: run.pool.full[c, run.seed, -1])
 
 
-def screened(run: Run, budget: int) -> int:
-    """T/3 rescaled, then the best third at T."""
-    third = run.pool.T // 3
-    n = budget // (third + run.pool.T // 3)
-    for _ in range(n):
-        c = run.ask()
-        run.tell(c, run.pool.third[c, run.seed])
-    kept = sorted(run.had, key=lambda c: -run.pool.third[c, run.seed])[: max(1, n // 3)]
-    run.epochs = n * third + len(kept) * run.pool.T
-    return max(kept, key=lambda c: run.pool.full[c, run.seed, -1])
+def screened(rescaled: bool) -> Callable[[Run, int], int]:
+    """T/3, then the best third at T; not rescaled, the first third of the full curve: what not to do."""
+
+    def strategy(run: Run, budget: int) -> int:
+        third = run.pool.T // 3
+        rest = run.pool.T if rescaled else run.pool.T - third
+        first = run.pool.third[:, run.seed] if rescaled else run.pool.full[:, run.seed, third - 1]
+        n = int(budget / (third + rest / 3))
+        for _ in range(n):
+            c = run.ask()
+            run.tell(c, first[c])
+        kept = sorted(run.had, key=lambda c: -first[c])[: max(1, n // 3)]
+        run.epochs = n * third + len(kept) * rest
+        return max(kept, key=lambda c: run.pool.full[c, run.seed, -1])
+
+    return strategy
 
 
-def truncated(run: Run, budget: int) -> int:
-    """The same with the first third of the full curve instead: what not to do."""
-    third = run.pool.T // 3
-    n = int(budget / (third + (run.pool.T - third) / 3))
-    for _ in range(n):
-        c = run.ask()
-        run.tell(c, run.pool.full[c, run.seed, third - 1])
-    kept = sorted(run.had, key=lambda c: -run.pool.full[c, run.seed, third - 1])[: max(1, n // 3)]
-    run.epochs = n * third + len(kept) * (run.pool.T - third)
-    return max(kept, key=lambda c: run.pool.full[c, run.seed, -1])
+def judged(judge: optuna.Study, curve: Sequence[float]) -> tuple[TrialState, int]:
+    """What a study with a pruner makes of a curve: how it ends, after how many epochs."""
+    trial = judge.ask()
+    for epoch, value in enumerate(curve):
+        trial.report(value, epoch)
+        if epoch + 1 < len(curve) and trial.should_prune():
+            judge.tell(trial, state=TrialState.PRUNED)
+            return TrialState.PRUNED, epoch + 1
+    judge.tell(trial, curve[-1])
+    return TrialState.COMPLETE, len(curve)
 
 
 def pruned(make: Callable[[int], optuna.pruners.BasePruner]) -> Callable[[Run, int], int]:
@@ -181,16 +188,9 @@ def pruned(make: Callable[[int], optuna.pruners.BasePruner]) -> Callable[[Run, i
         ended: list[int] = []
         while run.epochs < budget and len(run.had) < len(run.pool.params):
             c = run.ask()
-            trial, curve = judge.ask(), run.pool.full[c, run.seed]
-            state, seen = TrialState.COMPLETE, 0
-            for epoch, value in enumerate(curve):
-                trial.report(value, epoch)
-                seen = epoch + 1
-                if seen < len(curve) and trial.should_prune():
-                    state = TrialState.PRUNED
-                    break
+            curve = run.pool.full[c, run.seed]
+            state, seen = judged(judge, curve)
             run.epochs += seen
-            judge.tell(trial, curve[-1] if state == TrialState.COMPLETE else None, state=state)
             run.tell(c, curve[-1], state, curve[:seen])
             if state == TrialState.COMPLETE:
                 ended.append(c)
@@ -204,8 +204,8 @@ STRATEGIES: dict[str, tuple[dict[str, Any], Callable[[Run, int], int]]] = {
     "qmc": ({"sampler": "qmc"}, search),
     "tpe": ({"sampler": "tpe"}, search),
     "tpe, balanced": ({"sampler": "tpe", "balance": "equal"}, search),
-    "tpe, rungs T/3 rescaled, T": ({"sampler": "tpe"}, screened),
-    "tpe, truncated at T/3, then T": ({"sampler": "tpe"}, truncated),
+    "tpe, rungs T/3 rescaled, T": ({"sampler": "tpe"}, screened(rescaled=True)),
+    "tpe, truncated at T/3, then T": ({"sampler": "tpe"}, screened(rescaled=False)),
     "tpe, median pruner": ({"sampler": "tpe"}, pruned(lambda _: optuna.pruners.MedianPruner())),
     "tpe, hyperband": ({"sampler": "tpe"}, pruned(lambda T: optuna.pruners.HyperbandPruner(max_resource=T))),
 }
@@ -308,18 +308,9 @@ def audits(pool: Pool, replays: int, trials: int = 60, parole: float = 0.3) -> d
         judge = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner())
         stopped, passed, spent = [], [], 0
         for c in generator.choice(len(pool.params), trials, replace=False):
-            trial, curve = judge.ask(), pool.full[c, seed]
-            for epoch, value in enumerate(curve):
-                trial.report(value, epoch)
-                if epoch + 1 < len(curve) and trial.should_prune():
-                    stopped.append(curve[-1])
-                    spent += epoch + 1
-                    judge.tell(trial, state=TrialState.PRUNED)
-                    break
-            else:
-                passed.append(curve[-1])
-                spent += len(curve)
-                judge.tell(trial, curve[-1])
+            state, seen = judged(judge, pool.full[c, seed])
+            (passed if state == TrialState.COMPLETE else stopped).append(pool.full[c, seed, -1])
+            spent += seen
         bar = statistics.median(passed)
         truth = float(np.mean([v > bar for v in stopped])) if stopped else 0.0
         freed = [v for v in stopped if generator.random() < parole]
@@ -363,11 +354,11 @@ def again(pool: Pool, source: str, seeds: int, data_dir: str) -> dict[tuple[int,
     """Trains the best configuration of every type, and the best cosine at T/3 rescaled, with fresh seeds: real
     trainings as in ``pool.py``, by configuration and epochs."""
     example, updates, device = setting(source, pool.width, pool.T, data_dir)
-    means, types, schedules = pool.full[:, :, -1].mean(axis=1), pool.types(), configurations(pool.sweep)
+    means, types = pool.full[:, :, -1].mean(axis=1), pool.types()
     best = {t: max((c for c, u in enumerate(types) if u == t), key=lambda c: means[c]) for t in types}
     wanted = [(c, pool.T) for c in best.values()] + [(best["cosine"], pool.T // 3)]
     jobs = {
-        (c, T, seed): training(example, schedules[c][1], 1000 + seed, T, updates)
+        (c, T, seed): training(example, schedule_of(pool.sweep, pool.params[c]), 1000 + seed, T, updates)
         for seed in range(seeds)
         for c, T in wanted
     }

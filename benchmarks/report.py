@@ -24,7 +24,6 @@ HEAD = (
     "of GEMM peak",
 )
 NOT = "not measured"
-ON_A_GPU = (("cifar10", 512), ("cifar10-unmodified", 128))
 FORESEEN = (
     ("68,000 to 77,000", "65,000 to 78,000", "1.0 to 1.4"),
     ("220,000", "230,000 to 290,000", "2.7 to 3.9"),
@@ -33,12 +32,9 @@ FORESEEN = (
 
 
 def table(paths: Iterable[Path]) -> str:
-    """Steady images per second, medians, as a markdown table; a GPU's rows say so where nobody has measured them."""
+    """Steady images per second, medians, as a markdown table."""
     results = [json.loads(path.read_text()) for path in sorted(paths)]
     rows = [row(result) for result in results if {"rates", "alone"} & result.keys()]
-    for case, batch_size in ON_A_GPU:
-        if not any(r["device"] == "cuda" and r["case"] == case for r in results):
-            rows.append(["one GPU", f"{case}, batch {batch_size}", *[NOT] * (len(HEAD) - 2)])
     return grid(HEAD, rows)
 
 
@@ -207,31 +203,17 @@ def evidence(path: Path) -> str:
 def faults(path: Path) -> str:
     """How many of each fault there were, and how many did harm."""
     found = json.loads(path.read_text())
-    kills, points, outages, storage = (found.get(part) for part in ("kills", "failpoints", "outages", "storage"))
-    rows = []
-    if kills:
-        said = ", ".join(f"{n} of a {who}" for who, n in kills["kills"].items())
-        rows.append(
-            [f"`kill -9` at random instants: {said}, in {kills['sweeps']} sweeps", sum(kills["kills"].values())]
-        )
-    if points:
-        rows.append([f"`kill -9` before and after every step: {points['failpoints']} failpoints", points["kills"]])
-    if outages:
-        slept = outages["longest_wait_of_training_seconds"]
-        rows.append(
-            [
-                f"outages of {len(outages['kinds'])} kinds; training never waited longer than {slept:.2f} s",
-                outages["cases"],
-            ]
-        )
-    if storage:
-        rows.append([", ".join(_families(storage["cases"])), len(storage["cases"])])
-    wrong = [len(part["wrong"]) for part in (kills, points, outages, storage) if part]
-    rows = [[*row, n] for row, n in zip(rows, wrong, strict=True)]
-    return (
-        grid(("fault", "cases", "lost, doubled, or another result"), [[str(cell) for cell in row] for row in rows])
-        + "\n"
-    )
+    kills, points, outages, storage = (found[part] for part in ("kills", "failpoints", "outages", "storage"))
+    said = ", ".join(f"{n} of a {who}" for who, n in kills["kills"].items())
+    slept = f"training never waited longer than {outages['longest_wait_of_training_seconds']:.2f} s"
+    rows = [
+        (f"`kill -9` at random instants: {said}, in {kills['sweeps']} sweeps", sum(kills["kills"].values()), kills),
+        (f"`kill -9` before and after every step: {points['failpoints']} failpoints", points["kills"], points),
+        (f"outages of {len(outages['kinds'])} kinds; {slept}", outages["cases"], outages),
+        (", ".join(_families(storage["cases"])), len(storage["cases"]), storage),
+    ]
+    counted = [(fault, str(cases), str(len(part["wrong"]))) for fault, cases, part in rows]
+    return grid(("fault", "cases", "lost, doubled, or another result"), counted) + "\n"
 
 
 def _families(cases: Iterable[str]) -> list[str]:

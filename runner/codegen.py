@@ -222,25 +222,15 @@ def _body(schedule: Schedule, moment: Moment) -> list[tuple[str, int]] | None:
         if first >= 1 and abs(first - round(first)) < 1e-9:
             return [(f"CosineAnnealingWarmRestarts(optimizer, {round(first)}, {m}, {floor * lr!r})", D)]
     if kind == "one_cycle" and floor == 0 and p["pct_start"] * D > 1 and p["pct_start"] < 1:
-        return [
-            (
-                f"OneCycleLR(optimizer, {lr!r}, total_steps={D}, pct_start={p['pct_start']!r}, "
-                f"anneal_strategy={p['anneal']!r}, cycle_momentum=False, div_factor={p['div_factor']!r}, "
-                f"final_div_factor={p['final_div_factor']!r}, three_phase={p['three_phase']!r})",
-                D,
-            )
-        ]
+        call = f"OneCycleLR(optimizer, {lr!r}, total_steps={D}, pct_start={p['pct_start']!r}, "
+        call += f"anneal_strategy={p['anneal']!r}, cycle_momentum=False, div_factor={p['div_factor']!r}, "
+        return [(f"{call}final_div_factor={p['final_div_factor']!r}, three_phase={p['three_phase']!r})", D)]
     if kind == "cyclic" and floor > 0:
         return _cyclic(schedule, moment)
     if kind == "plateau" and moment.w == 0 and p["gamma"] < 1:
-        return [
-            (
-                f"ReduceLROnPlateau(optimizer, mode='max', factor={p['gamma']!r}, patience={p['patience']!r}, "
-                f"threshold={p['threshold']!r}, threshold_mode='abs', cooldown={p['cooldown']!r}, "
-                f"min_lr={floor * lr!r}, eps=0.0)",
-                D,
-            )
-        ]
+        call = f"ReduceLROnPlateau(optimizer, mode='max', factor={p['gamma']!r}, patience={p['patience']!r}, "
+        call += f"threshold={p['threshold']!r}, threshold_mode='abs', cooldown={p['cooldown']!r}, "
+        return [(f"{call}min_lr={floor * lr!r}, eps=0.0)", D)]
     return None
 
 

@@ -9,7 +9,7 @@ convolution of few channels, the first one, and ``ForkedConv`` any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import product
@@ -326,21 +326,18 @@ def compact(
 
 def convolutions(network: nn.Module, height: int, width: int) -> dict[str, tuple[nn.Conv2d, Size]]:
     """The plain ones of a network by name, and the size of what goes into them."""
-    sizes: dict[str, Size] = {}
+    sizes: dict[nn.Module, Size] = {}
 
-    def note(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sizes[name] = (inputs[0].shape[2], inputs[0].shape[3])
-
-        return hook
+    def note(conv: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        sizes[conv] = (inputs[0].shape[2], inputs[0].shape[3])
 
     convs = {name: m for name, m in network.named_modules() if type(m) is nn.Conv2d and _is_plain(m)}
-    hooks = [m.register_forward_pre_hook(note(name)) for name, m in convs.items()]
+    hooks = [m.register_forward_pre_hook(note) for m in convs.values()]
     with torch.no_grad():
         network.eval()(next(network.parameters()).new_zeros(1, 3, height, width))
     for hook in hooks:
         hook.remove()
-    return {name: (convs[name], size) for name, size in sizes.items()}
+    return {name: (conv, sizes[conv]) for name, conv in convs.items() if conv in sizes}
 
 
 def _is_plain(conv: nn.Conv2d) -> bool:

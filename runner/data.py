@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,15 +24,6 @@ from .document import SpecError, first_line
 from .images import Pixels, all_decoded
 from .schedules import find_function
 from .spec import Augment, Data
-
-TORCHVISION = {
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "fashion_mnist": "FashionMNIST",
-    "mnist": "MNIST",
-    "svhn": "SVHN",
-}
-"""The class that reads each source."""
 
 
 class DataError(SpecError):
@@ -104,8 +95,7 @@ class Dataset:
 # Batches.
 
 
-@dataclass(frozen=True)
-class Tables:
+class Tables(NamedTuple):
     """One epoch's samples: the order ``[N]``, and for each image its shift and whether it is mirrored."""
 
     order: Tensor
@@ -122,11 +112,8 @@ class Tables:
         flip = torch.rand(n, generator=generator) < (0.5 if augment.flip else 0.0)
         return Tables(order, dy, dx, flip)
 
-    def all(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.order, self.dy, self.dx, self.flip
-
     def to(self, device: torch.device) -> Tables:
-        return Tables(*(table.to(device) for table in self.all()))
+        return Tables(*(table.to(device) for table in self))
 
 
 def seed_of(*what: object) -> int:
@@ -240,16 +227,8 @@ def _custom(name: str) -> tuple[Split, Split | None]:
             x = x[..., 0]
         if x.ndim == 3:
             x = _three_channels(x)
-        if (
-            x.dtype != torch.uint8
-            or x.ndim != 4
-            or x.shape[3] != 3
-            or y.shape != x.shape[:1]
-            or y.is_floating_point()
-            or not len(y)
-            or y.min() < 0
-            or y.max() >= 1_000_000
-        ):
+        pictures = x.dtype == torch.uint8 and x.ndim == 4 and x.shape[3] == 3 and y.shape == x.shape[:1] != (0,)
+        if not pictures or y.is_floating_point() or y.min() < 0 or y.max() >= 1_000_000:
             said = f"{x.dtype} {list(x.shape)} and {y.dtype} {list(y.shape)}"
             raise DataError(
                 f"{name}() gives {said}; wanted: images uint8 [N, H, W, 3], labels whole numbers [N] from 0"
@@ -282,7 +261,7 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
     """A data set that torchvision downloads (checksum verified) or finds under ``data_dir``."""
     from torchvision import datasets
 
-    name = TORCHVISION[source]
+    name = {"fashion_mnist": "FashionMNIST"}.get(source, source.upper())
     kind: Callable[..., Any] = getattr(datasets, name)
 
     def split(train: bool) -> Split:
@@ -309,8 +288,9 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
 
 def _parquet(folder: Path) -> tuple[Split, Split | None]:
     """Parquet files in the Hugging Face layout: an image column of {bytes, path} and a label column."""
+    if folder.is_file():
+        return _parquet_split([folder]), None
     files = [file for file in sorted(folder.glob("**/*.parquet")) if not _hidden(file, folder)]
-    files = files or [folder] * folder.is_file()
     if not files:
         raise DataError(f"{folder} holds no Parquet files; put train.parquet and test.parquet there")
 
@@ -318,8 +298,7 @@ def _parquet(folder: Path) -> tuple[Split, Split | None]:
         return [
             f
             for f in files
-            if f.stem.lower().startswith(words)
-            or (f.parent not in (folder, folder.parent) and f.parent.name.lower() in words)
+            if f.stem.lower().startswith(words) or (f.parent != folder and f.parent.name.lower() in words)
         ]
 
     held = named("test") or named("validation", "valid", "val")
@@ -451,11 +430,8 @@ def _three_channels(images: Tensor) -> Tensor:
 def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation per channel, exact: from a histogram of the 256 values."""
     values = torch.arange(256, dtype=torch.float64)
-    channels = [
-        torch.bincount(images[..., c].reshape(-1).int(), minlength=256).double() for c in range(images.shape[3])
-    ]
-    mean = torch.stack([(h * values).sum() / h.sum() for h in channels])
-    square = torch.stack([(h * values**2).sum() / h.sum() for h in channels])
+    counts = torch.stack([torch.bincount(c.flatten().int(), minlength=256) for c in images.unbind(3)]).double()
+    mean, square = (counts @ v / counts.sum(1) for v in (values, values**2))
     return mean.float(), (square - mean**2).clamp(min=1.0).sqrt().float()
 
 

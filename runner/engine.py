@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any, cast
 from weakref import WeakSet
@@ -33,7 +33,7 @@ from .data import Split, Tables, augmented, normalised, padded
 from .model import build
 from .spec import Engine, Model, TrialConfig
 from .tiles import TiledConv
-from .train import Epoch, epochs_in, finished, make_optimizer, measure, numbered, plain, resident, uses_bf16
+from .train import Epoch, epochs_in, finished, make_optimizer, measure, numbered, resident, uses_bf16
 
 # CUDA reads it when it starts: all slots' graphs share 8 queues, and wait for one another there, unless more are
 # asked for (eight slots of the unmodified network on an H200: 8 % more images per second with 32).
@@ -178,8 +178,8 @@ class Slot:
     def _forward(self) -> tuple[Tensor, Tensor]:
         """The loss of update ``at``, and its learning rate: read here, it costs nothing."""
         position = self.at * self.size + self.range
-        tables, margin = self.tables, self.config.data.augment.pad
-        index, dy, dx, flip = (t.index_select(0, position) for t in (tables.order, tables.dy, tables.dx, tables.flip))
+        margin = self.config.data.augment.pad
+        index, dy, dx, flip = (t.index_select(0, position) for t in self.tables)
         images = augmented(self.padded, index, dy, dx, flip, margin)
         inputs = normalised(images, self.dataset.mean, self.dataset.std)
         with self._precision():
@@ -243,7 +243,7 @@ class Slot:
         n = len(self.dataset.train)
         drawn = Tables.draw(n, self.config.data.augment, self.seed, number)
         with self._on_stream():
-            for table, new in zip(self.tables.all(), drawn.all(), strict=True):
+            for table, new in zip(self.tables, drawn, strict=True):
                 table.copy_(new)
             self.lrs.copy_(torch.tensor(lrs, dtype=self.lrs.dtype))
             self.at.zero_()
@@ -397,11 +397,9 @@ def _network(
 
 
 @lru_cache(maxsize=8)
-def _initial(
-    model: Model, classes: int, size: Size, engine: Engine, device: torch.device, dtype: torch.dtype, seed: int
-) -> dict[str, Tensor]:
+def _initial(*source: Any) -> dict[str, Tensor]:
     """The parameters and buffers of that network; a sweep begins every trial with the same."""
-    network = _network(model, classes, size, engine, device, dtype, seed)
+    network = _network(*source)
     return {**dict(network.named_parameters()), **dict(network.named_buffers())}
 
 
@@ -438,7 +436,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
         if config.test and number + 1 == recipe.epochs:
             epoch = replace(epoch, test_accuracy=slot.accuracy(slot.dataset.test))
         done.append(finished(epoch))
-        yield replace(epoch, state=lambda: slot.state() | {"epochs": plain(done)})
+        yield replace(epoch, state=lambda: slot.state() | {"epochs": [*map(asdict, done)]})
 
 
 def slot_of(config: TrialConfig, device: torch.device) -> Slot:
@@ -477,10 +475,6 @@ def keep_memory() -> None:
             libc.mallopt(option, value)
 
 
-Loop = Callable[..., Iterator[Epoch]]
-"""A training loop: ``train.train``, or one that gives the same numbers."""
-
-
-def loop(config: TrialConfig) -> Loop:
+def loop(config: TrialConfig) -> Callable[..., Iterator[Epoch]]:
     """The training loop of a config's engine."""
     return train if config.engine.name == "fast" else reference.train

@@ -81,7 +81,7 @@ def check(config: Model, classes: int, height: int, width: int) -> dict[str, lis
 
 
 def _network(config: Model, classes: int) -> nn.Module:
-    from torchvision.models import ResNet, get_model, list_models
+    from torchvision import models
 
     if config.function is not None:
         made = find_function(config.function, [config.function.partition(".")[0]])(classes)  # permitted when read
@@ -92,7 +92,7 @@ def _network(config: Model, classes: int) -> nn.Module:
                 f"{config.function} has lazy modules, whose weights are not there yet: give them their sizes"
             )
         return made
-    names = list_models(module=__import__("torchvision").models)
+    names = models.list_models(module=models)
     if config.name not in names:
         raise SpecError(
             f"torchvision has no model {config.name!r}; {did_you_mean(config.name, names)}", key=("model",)
@@ -100,8 +100,8 @@ def _network(config: Model, classes: int) -> nn.Module:
     if config.name in ("googlenet", "inception_v3"):
         raise SpecError(f"{config.name} trains with auxiliary outputs, which this loop has not", key=("model",))
     with torch.device("cpu" if config.width == 64 else "meta"):  # another width replaces all that has weights
-        network: nn.Module = get_model(config.name, weights=None, num_classes=classes)
-    if not isinstance(network, ResNet):
+        network: nn.Module = models.get_model(config.name, weights=None, num_classes=classes)
+    if not isinstance(network, models.ResNet):
         if config.stem == "small" or config.width != 64:
             raise SpecError(
                 f"{config.name} has the stem and the width it comes with; set stem: imagenet and leave width out",

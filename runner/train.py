@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from . import data as datasets
 from .checkpoint import State
 from .data import Dataset, Split, batches, normalised, seed_of
+from .document import SpecError, first_line
 from .model import build, drawing
 from .schedules import set_lr
 from .spec import Train, TrialConfig
@@ -91,7 +92,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
     yield from done
 
     def now() -> State:
-        return {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": plain(done)}
+        return {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": [*map(asdict, done)]}
 
     for number in range(len(done), recipe.epochs):
         start, history = time.perf_counter(), [epoch.val_accuracy for epoch in done]
@@ -136,12 +137,7 @@ def finished(epoch: Epoch) -> Epoch:
 
 def epochs_in(state: State | None) -> list[Epoch]:
     """The epochs that a state has behind it."""
-    return [Epoch(**{**epoch, "lrs": tuple(epoch["lrs"])}) for epoch in state["epochs"]] if state else []
-
-
-def plain(epochs: Sequence[Epoch]) -> list[dict[str, Any]]:
-    """Epochs as a state keeps them."""
-    return [{key: value for key, value in asdict(epoch).items() if key != "state"} for epoch in epochs]
+    return [Epoch(**epoch) for epoch in state["epochs"]] if state else []
 
 
 @contextlib.contextmanager
@@ -187,19 +183,10 @@ def make_optimizer(
     recipe: Train, parameters: Sequence[nn.Parameter], lr: float | Tensor, fused: bool | None = None
 ) -> torch.optim.Optimizer:
     """The recipe's optimizer at learning rate ``lr``."""
+    both: dict[str, Any] = {"lr": lr, "weight_decay": recipe.weight_decay, "fused": fused}
     if recipe.optimizer == "adamw":
-        capturable = fused is not None and parameters[0].is_cuda
-        return torch.optim.AdamW(
-            parameters, lr=lr, weight_decay=recipe.weight_decay, fused=fused, capturable=capturable
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=lr,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-        fused=fused,
-    )
+        return torch.optim.AdamW(parameters, capturable=bool(fused) and parameters[0].is_cuda, **both)
+    return torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=recipe.nesterov, **both)
 
 
 def precision(config: TrialConfig, data: Dataset, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -247,8 +234,6 @@ def pick_device(name: str = "auto") -> torch.device:
     Raises:
         SpecError: no such device here.
     """
-    from .document import SpecError, first_line
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

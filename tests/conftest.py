@@ -41,13 +41,12 @@ confirm: {top: 0, types: false}
 """
 
 
-def pytest_collection_modifyitems(items):
-    on_a_gpu = [item for item in items if item.get_closest_marker("cuda")]
-    if on_a_gpu:
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("cuda"):
         import torch
 
-        for item in on_a_gpu:
-            item.add_marker(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"))
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA GPU")
 
 
 def pytest_collection_finish():

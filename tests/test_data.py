@@ -345,10 +345,11 @@ def test_a_test_split_is_held_back_where_the_parquet_files_bring_none(tmp_path):
     assert samples(data.train, data.val, data.test) == written(images, labels)
 
 
-def test_a_single_parquet_file_may_be_named(tmp_path):
+@pytest.mark.parametrize("name", ["mine.parquet", "valley.parquet", "test_shots.parquet"])
+def test_a_single_parquet_file_may_be_named(tmp_path, name):
     images, labels = pictures(40), np.arange(40) % 3
-    write_parquet(tmp_path / "mine.parquet", images, labels)
-    data = parquet(tmp_path, "mine.parquet")
+    write_parquet(tmp_path / name, images, labels)
+    data = parquet(tmp_path, name)
     assert samples(data.train, data.val, data.test) == written(images, labels)
 
 
