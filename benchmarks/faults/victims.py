@@ -31,7 +31,8 @@ from runner.place import load_place
 from runner.study import load_study
 
 for _name in (  # what a sweep imports on its way, so that every fork has it already
-    "matplotlib.figure", "mlflow.store.tracking.sqlalchemy_store", "torch", "torchvision",
+    "alembic.command", "git", "matplotlib.figure", "mlflow.store.tracking.sqlalchemy_store", "optuna.importance",
+    "plotly.graph_objects", "pyarrow.parquet", "scipy.optimize", "scipy.stats", "sklearn.datasets", "torchvision",
     *(f"runner.{name}" for name in ("confirm", "engine", "export", "figures", "lanes", "report", "study", "train")),
 ):  # fmt: skip
     importlib.import_module(_name)
