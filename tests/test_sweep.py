@@ -71,9 +71,9 @@ def test_a_sweep_is_one_parent_run_and_a_child_per_trial_with_its_curves(swept, 
         updates = int(trial.data.tags["sweep.updates_per_epoch"])
         lrs = [m.value for m in client().get_metric_history(trial.info.run_id, "lr")]
         assert lrs == [schedule.lr(e * updates, 2 * updates, epochs=2) for e in (0, 1)]
-        table = pd.read_csv(client().download_artifacts(trial.info.run_id, "lr_per_update.csv"))
-        assert table["lr"].tolist() == schedule.lrs(2 * updates, epochs=2)
-        assert table["epoch"].tolist() == [t // updates for t in range(2 * updates)]
+        table = pd.read_csv(client().download_artifacts(trial.info.run_id, "lr_per_update.csv"), dtype=str)
+        assert table["lr"].map(float).tolist() == schedule.lrs(2 * updates, epochs=2)
+        assert table["epoch"].map(int).tolist() == [t // updates for t in range(2 * updates)]
 
 
 def test_the_parent_says_what_was_asked_where_and_with_what(swept):
@@ -870,7 +870,7 @@ def test_exact_values_survive_csv_json_and_parquet(swept, capsys):
         export.main(["tiny", "--format", kind, "--out", f"t.{kind}"])
     as_json = json.loads(Path("t.json").read_text())
     assert [row["init_lr"] for row in as_json] == best["init_lr"].tolist()
-    assert pd.read_csv("t.csv")["init_lr"].tolist() == best["init_lr"].tolist()
+    assert pd.read_csv("t.csv", dtype=str)["init_lr"].map(float).tolist() == best["init_lr"].tolist()
     assert pd.read_parquet("t.parquet")["init_lr"].tolist() == best["init_lr"].tolist()
 
 
