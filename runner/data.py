@@ -209,10 +209,8 @@ def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
     folder = _place(config, data_dir)
     if config.source == "folder":
         return _folder(folder, config.size or 64)
-    if config.source == "parquet":
-        return _parquet(folder)
-    if any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
-        return _parquet(folder)
+    if config.source == "parquet" or any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
+        return _parquet(folder, config.size)
     return _torchvision(config.source, data_dir.expanduser())
 
 
@@ -286,10 +284,10 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
     return split(True), split(False)
 
 
-def _parquet(folder: Path) -> tuple[Split, Split | None]:
+def _parquet(folder: Path, size: int | None) -> tuple[Split, Split | None]:
     """Parquet files in the Hugging Face layout: an image column of {bytes, path} and a label column."""
     if folder.is_file():
-        return _parquet_split([folder]), None
+        return _parquet_split([folder], size), None
     files = [file for file in sorted(folder.glob("**/*.parquet")) if not _hidden(file, folder)]
     if not files:
         raise DataError(f"{folder} holds no Parquet files; put train.parquet and test.parquet there")
@@ -305,10 +303,10 @@ def _parquet(folder: Path) -> tuple[Split, Split | None]:
     train = [f for f in named("train") or files if f not in held]
     if not train:
         raise DataError(f"{folder} holds no train*.parquet, only {', '.join(f.name for f in files[:3])}")
-    return _parquet_split(train), _parquet_split(held) if held else None
+    return _parquet_split(train, size), _parquet_split(held, size) if held else None
 
 
-def _parquet_split(files: Sequence[Path]) -> Split:
+def _parquet_split(files: Sequence[Path], size: int | None) -> Split:
     import pandas as pd
 
     images: list[Pixels] = []
@@ -327,7 +325,7 @@ def _parquet_split(files: Sequence[Path]) -> Split:
         if (row := next((i for i, blob in enumerate(blobs) if not isinstance(blob, bytes)), None)) is not None:
             what = f"{type(blobs[row]).__name__} in row {row}"
             raise DataError(f"{file}: {image!r} must hold the bytes of image files, as of a PNG, not {what}")
-        with closing(all_decoded(blobs)) as decoded:
+        with closing(all_decoded(blobs, size)) as decoded:
             for row, found in enumerate(decoded):
                 if isinstance(found, Exception):
                     raise DataError(f"{file}, row {row}: the image cannot be decoded ({found}); fetch it again")
@@ -339,9 +337,7 @@ def _parquet_split(files: Sequence[Path]) -> Split:
             raise DataError(f"{file}: {label!r} has {numbers.max():.0f}: labels number the classes, from 0")
         labels.append(numbers.to_numpy(dtype=np.int64))
     if len({i.shape for i in images}) > 1:
-        raise DataError(
-            f"{files[0]}: the images differ in size; unpack them into class folders and use source: folder"
-        )
+        raise DataError(f"{files[0]}: the images differ in size; set data.size, such as 64")
     return Split(torch.from_numpy(np.stack(images)), torch.from_numpy(np.concatenate(labels)))
 
 
@@ -413,8 +409,12 @@ def _listed(names: Collection[str]) -> str:
 
 
 def _resized(images: Tensor, size: int) -> Tensor:
+    """The middle squares, as ``images.decoded`` has them."""
     if images.shape[1:3] == (size, size):
         return images
+    (height, width), side = images.shape[1:3], min(images.shape[1:3])
+    top, left = (height - side) // 2, (width - side) // 2
+    images = images[:, top : top + side, left : left + side]
     chunks: list[Tensor] = []
     for chunk in images.split(1024):
         floats = chunk.permute(0, 3, 1, 2).float()

@@ -61,6 +61,12 @@ def doubts(sweep: Sweep, dataset: Dataset, allow: Sequence[str] = ()) -> list[st
         )
     if val < 200:
         said.append(f"{val} validation images: one of them is {amount(1 / val, True)} of accuracy")
+    counts = dataset.train.labels.bincount(minlength=dataset.classes).tolist()
+    if absent := [label for label, n in enumerate(counts) if not n]:
+        said.append(
+            f"{len(absent)} of {dataset.classes} classes without a training image, the first is {absent[0]}: labels "
+            "count from 0 without gaps, and a small data.limit loses some"
+        )
     epochs = sweep.train.epochs
     return said + problems(sweep.schedules.check(allow), updates * epochs, epochs)
 
@@ -124,7 +130,9 @@ def write(history: Study, rungs: Sequence[Study], replicates: Confirmation | Non
     steps = next_steps(records, rows, sweep, measured, chance, first)
     history.remember(answer=[*sentences, *steps])
     counts = {o: sum(r.outcome == o for r in records) for o in ("complete", "diverged", "stopped", "failed")}
-    said = f"{len(records)} trials: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
+    said = (
+        f"{_many(len(records), 'trial')}: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items() if n) + "."
+    )
     if len(table) < counts["complete"]:
         said += f" The table has the first {len(table)}."
     if rungs:

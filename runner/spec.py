@@ -49,7 +49,7 @@ class Data(Frozen):
     """custom: a function without arguments that gives images (uint8, ``[N, H, W, 3]``) and labels, or two such pairs,
     for training and test."""
     size: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Resize to this many pixels square; needed for a folder, whose images differ."""
+    """Resize what is in the middle to this many pixels square; needed for a folder, and where images differ."""
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     """The share of the training images that the search is judged on."""
     test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2

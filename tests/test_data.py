@@ -486,11 +486,12 @@ def test_a_damaged_image_in_a_parquet_file_is_named_with_its_row(tmp_path, blob)
         parquet(tmp_path)
 
 
-def test_parquet_images_of_different_sizes_are_refused(tmp_path):
+def test_parquet_images_of_different_sizes_need_a_size(tmp_path):
     images = [*pictures(20), *pictures(20, size=9)]
     file = write_parquet(tmp_path / "set" / "train.parquet", images, [0, 1] * 20)
-    with complaint(file, "differ in size", "source: folder"):
+    with complaint(file, "differ in size", "set data.size"):
         parquet(tmp_path)
+    assert parquet(tmp_path, size=8).size == (8, 8)
 
 
 @pytest.mark.parametrize(("image", "label"), [("img", "answer"), ("scan", "label")])
@@ -643,9 +644,11 @@ def test_size_resizes_as_torchvision_does(tmp_path, size):
     for split in (data.train, data.val, data.test):
         assert split.images.shape[1:] == (size, size, 3)
         for image, label in zip(split.images, split.labels, strict=True):
-            floats = torch.from_numpy(images[int(label)]).permute(2, 0, 1).float()
-            expected = TF.resize(floats, [size, size], antialias=True).permute(1, 2, 0)
-            assert (image.float() - expected).abs().max() <= 0.5 + 1e-3
+            expected = TF.resize(Image.fromarray(images[int(label)]), [size, size])
+            assert np.array_equal(image, np.asarray(expected))
+    whole, small = load(DIGITS).train.images, load(Data(source="digits", size=size)).train.images
+    expected = TF.resize(whole.permute(0, 3, 1, 2).float(), [size, size], antialias=True).permute(0, 2, 3, 1)
+    assert (small.float() - expected).abs().max() <= 0.5 + 1e-3
 
 
 def test_images_that_have_the_size_already_are_left_alone():
@@ -680,14 +683,26 @@ def test_a_photo_is_turned_as_the_camera_was_held(tmp_path):
     assert image[:4].mean() < 5
 
 
-def test_images_of_a_folder_are_cut_to_their_middle_square(tmp_path):
-    for name, colour in (("ant", (0, 0, 255)), ("bee", (0, 255, 0))):
-        (tmp_path / "set" / name).mkdir(parents=True)
-        for n in range(10):
-            wide = np.full((16, 48, 3), (255, 0, 0), np.uint8)
-            wide[:, 16:32] = colour
-            Image.fromarray(wide if n % 2 else wide.transpose(1, 0, 2)).save(tmp_path / "set" / name / f"{n}.png")
-    data = folder(tmp_path, size=16)
+@pytest.mark.parametrize("source", ["folder", "parquet", "custom"])
+def test_images_are_cut_to_their_middle_square(tmp_path, monkeypatch, source):
+    wide = np.full((40, 16, 48, 3), (255, 0, 0), np.uint8)  # red at both ends
+    labels = np.arange(40) % 2
+    wide[:, :, 16:32] = np.array([(0, 0, 255), (0, 255, 0)])[labels][:, None, None]
+    if source == "custom":
+        np.save(tmp_path / "wide.npy", wide)
+        saved = str(tmp_path / "wide.npy")
+        code = f"import numpy as np\n\n\ndef wide():\n    return np.load({saved!r}), np.arange(40) % 2\n"
+        (tmp_path / "own_wide.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        data = load(Data(source="custom", function="own_wide.wide", size=16))
+    else:
+        turned = [image if n % 4 > 1 else image.transpose(1, 0, 2) for n, image in enumerate(wide)]
+        write_parquet(tmp_path / "parquet" / "train.parquet", turned, labels)
+        for n, (image, label) in enumerate(zip(turned, labels, strict=True)):
+            file = tmp_path / "folder" / ("ant", "bee")[label] / f"{n}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+        data = load(Data(source=source, path=source, size=16), str(tmp_path))
     for split in (data.train, data.val, data.test):
         for image, label in zip(split.images, split.labels, strict=True):
             assert image.unique(dim=0).unique(dim=1).flatten().tolist() == ([0, 255, 0] if label else [0, 0, 255])

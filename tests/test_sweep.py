@@ -299,6 +299,19 @@ def test_a_dry_run_checks_and_creates_nothing(project, capsys):
     assert sorted(p.name for p in project.iterdir()) == before
 
 
+def test_a_dry_run_warns_of_few_data_and_of_classes_without_an_image(project, monkeypatch, capsys):
+    images = "np.zeros((100, 8, 8, 3), np.uint8), np.arange(100) % 2 + 1"
+    Path("own_labels.py").write_text(f"import numpy as np\n\n\ndef from_one():\n    return {images}\n")
+    monkeypatch.syspath_prepend(project)
+    data = "source: custom, function: own_labels.from_one"
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits, limit: 160", data))
+    assert sweep.main(["sweeps/tiny.yaml", "--dry-run", "--allow-plugin", "own_labels."]) == 0
+    said = capsys.readouterr().err
+    assert "warning: 1 of 3 classes without a training image, the first is 0: labels count from 0" in said
+    assert "warning: 20 validation images: one of them is 5 points of accuracy" in said
+    assert "warning: batches of 32 from 60 images are 1 update of the weights in an epoch" in said
+
+
 def test_a_dry_run_of_a_study_that_was_begun_says_what_differs_and_changes_nothing(swept, capsys):
     def there() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in swept.rglob("*") if path.is_file()}
