@@ -8,13 +8,15 @@ on (seed, epoch) alone, so the CPU, the GPU and every lane see the same samples.
 from __future__ import annotations
 
 import hashlib
+import re
+import traceback
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -49,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits. The search sees ``val``; ``test`` is for confirmed winners only."""
+    """Three splits. The search sees ``val``; ``test`` is for confirmed winners only. As text it is what there is."""
 
     name: str
     train: Split
@@ -61,6 +63,10 @@ class Dataset:
     std: Tensor
     digest: str
     """SHA-256 of everything above: the same digest, the same data."""
+
+    def __str__(self) -> str:
+        training, val, test = map(len, (self.train, self.val, self.test))
+        return f"{training} training, {val} validation, {test} test images of {self.classes} classes"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -151,15 +157,20 @@ _ADOPTED: dict[tuple[Data, str], Dataset] = {}
 
 def adopt(config: Data, data_dir: str, values: Mapping[str, Any]) -> None:
     """Let ``load`` return a data set that another process read: ``values`` as its ``by_value`` gave them."""
+
+    def tensors(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return Split(*map(_tensor, value))
+        return _tensor(value) if isinstance(value, np.ndarray) else value
+
+    _ADOPTED[config, data_dir] = Dataset(**{name: tensors(value) for name, value in values.items()})
+
+
+def _tensor(array: Pixels) -> Tensor:
+    """A tensor in the same memory, which may be shared: nobody writes to it."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # shared, and never written to
-
-        def tensors(value: Any) -> Any:
-            if isinstance(value, tuple):
-                return Split(*map(torch.from_numpy, value))
-            return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-
-        _ADOPTED[config, data_dir] = Dataset(**{name: tensors(value) for name, value in values.items()})
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 @lru_cache(maxsize=4)
@@ -171,27 +182,34 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     """
     if (config, data_dir) in _ADOPTED:
         return _ADOPTED[config, data_dir]
-    train, test = _read(config, Path(data_dir))
+    train, val, test = _read(config, Path(data_dir))
     name = config.function or (str(_place(config, Path(data_dir))) if config.path else config.source)
     if len(train.labels.unique()) < 2:
         raise DataError(f"{name}: all {len(train)} images are of one class: nothing can be learnt; give two at least")
     if config.size is not None:
-        train = Split(_resized(train.images, config.size), train.labels)
-        test = test and Split(_resized(test.images, config.size), test.labels)
-    if test is not None and test.images.shape[1:] != train.images.shape[1:]:
-        sizes = " and ".join("{1}x{2}".format(*split.images.shape) for split in (train, test))
-        raise DataError(f"{name}: training and test images are of {sizes} pixels; set data.size")
+        several = (split and Split(_resized(split.images, config.size), split.labels) for split in (train, val, test))
+        train, val, test = cast("tuple[Split, Split | None, Split | None]", tuple(several))
+    for kind, other in (("validation", val), ("test", test)):
+        if other is not None and other.images.shape[1:] != train.images.shape[1:]:
+            sizes = " and ".join("{1}x{2}".format(*split.images.shape) for split in (train, other))
+            raise DataError(f"{name}: training and {kind} images are of {sizes} pixels; set data.size")
+    if (pad := config.augment.pad) >= (side := min(train.images.shape[1:3])):
+        said = f"shifts of up to {pad} pixels take images of {side} out of sight; an eighth of that is usual"
+        raise SpecError(said, key=("data", "augment", "pad"))
+    classes = 1 + max(int(split.labels.max()) for split in (train, val, test) if split is not None)
     generator = torch.Generator().manual_seed(config.split_seed)
     order = torch.randperm(len(train), generator=generator)
     if test is None:
         held = max(1, round(len(order) * config.test))
         test, order = train.take(order[:held]), order[held:]
     order = order[: config.limit]
-    held = max(1, round(len(order) * config.val))
-    if len(order) - held < 2:
-        raise DataError(f"{name} has {len(order)} images for training and validation: too few to split")
-    val, train = train.take(order[:held]), train.take(order[held:])
-    classes = int(max(train.labels.max(), val.labels.max(), test.labels.max())) + 1
+    if val is None:
+        held = max(1, round(len(order) * config.val))
+        val, order = train.take(order[:held]), order[held:]
+    if len(order) < 2:
+        said = f"{name} has {len(train)} images, of which data.test ({config.test}) and data.val ({config.val}) leave"
+        raise DataError(f"{said} {len(order)} for training: too few to split")
+    train = train.take(order)
     mean, std = _statistics(train.images)
     return Dataset(config.source, train, val, test, classes, mean, std, _digest(train, val, test))
 
@@ -201,17 +219,20 @@ def _place(config: Data, data_dir: Path) -> Path:
     return data_dir.expanduser() / Path(config.path or config.source).expanduser()
 
 
-def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None]:
+def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None, Split | None]:
+    """Images for training, and for validation and test where the data have some of their own."""
     if config.source == "digits":
-        return _digits(), None
+        return _digits(), None, None
     if config.function is not None:
-        return _custom(config.function)
+        train, test = _custom(config.function)
+        return train, None, test
     folder = _place(config, data_dir)
     if config.source == "folder":
         return _folder(folder, config.size or 64)
     if config.source == "parquet" or any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
         return _parquet(folder, config.size)
-    return _torchvision(config.source, data_dir.expanduser())
+    train, test = _torchvision(config.source, data_dir.expanduser())
+    return train, None, test
 
 
 def _custom(name: str) -> tuple[Split, Split | None]:
@@ -219,8 +240,8 @@ def _custom(name: str) -> tuple[Split, Split | None]:
     sweep file was read."""
 
     def split(images: Any, labels: Any) -> Split:
-        arrays = (a if isinstance(a, Tensor) else np.ascontiguousarray(a) for a in (images, labels))
-        x, y = map(torch.as_tensor, arrays)
+        x, y = (a if isinstance(a, Tensor) else _tensor(np.ascontiguousarray(a)) for a in (images, labels))
+        y = y if y.is_floating_point() else y.long()
         if x.ndim == 4 and x.shape[3] == 1:
             x = x[..., 0]
         if x.ndim == 3:
@@ -228,14 +249,23 @@ def _custom(name: str) -> tuple[Split, Split | None]:
         pictures = x.dtype == torch.uint8 and x.ndim == 4 and x.shape[3] == 3 and y.shape == x.shape[:1] != (0,)
         if not pictures or y.is_floating_point() or y.min() < 0 or y.max() >= 1_000_000:
             said = f"{x.dtype} {list(x.shape)} and {y.dtype} {list(y.shape)}"
+            said += f" from {y.min()} to {y.max()}" if len(y) else ""
             raise DataError(
                 f"{name}() gives {said}; wanted: images uint8 [N, H, W, 3], labels whole numbers [N] from 0"
             )
         return Split(x.contiguous(), y.to(torch.int64))
 
+    function = find_function(name, [name.partition(".")[0]])
     try:
-        given: Any = find_function(name, [name.partition(".")[0]])()
-        given = given if isinstance(given, (tuple, list)) else list(given)
+        given: Any = function()
+        given = list(given) if isinstance(given, Iterator) else given
+    except Exception as error:  # whatever its author's code does
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{type(error).__name__}: {first_line(error)} ({at.filename}:{at.lineno})"
+        raise DataError(f"{name}() failed: {said}") from None
+    try:
+        if not isinstance(given, (tuple, list)):
+            raise TypeError(f"but a {type(given).__name__}")
         several = bool(given) and all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in given)
         splits = [split(*pair) for pair in (given if several else [given])]
     except (TypeError, ValueError) as error:
@@ -284,26 +314,37 @@ def _torchvision(source: str, data_dir: Path) -> tuple[Split, Split]:
     return split(True), split(False)
 
 
-def _parquet(folder: Path, size: int | None) -> tuple[Split, Split | None]:
+def _parquet(folder: Path, size: int | None) -> tuple[Split, Split | None, Split | None]:
     """Parquet files in the Hugging Face layout: an image column of {bytes, path} and a label column."""
     if folder.is_file():
-        return _parquet_split([folder], size), None
+        return _parquet_split([folder], size), None, None
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; put train.parquet and test.parquet there")
     files = [file for file in sorted(folder.glob("**/*.parquet")) if not _hidden(file, folder)]
     if not files:
         raise DataError(f"{folder} holds no Parquet files; put train.parquet and test.parquet there")
 
-    def named(*words: str) -> list[Path]:
-        return [
-            f
-            for f in files
-            if f.stem.lower().startswith(words) or (f.parent != folder and f.parent.name.lower() in words)
-        ]
+    def named(words: Sequence[str]) -> list[Path]:
+        word = re.compile(rf"(^|[^a-z])({'|'.join(words)})(set)?([^a-z]|$)")
+        below = (f for f in files if f.parent != folder and f.parent.name.lower() in words)
+        return [f for f in files if word.search(f.stem.lower())] or list(below)
 
-    held = named("test") or named("validation", "valid", "val")
-    train = [f for f in named("train") or files if f not in held]
+    test, val = named(TEST), named(VAL)
+    train = [f for f in named(TRAIN) or files if f not in (*test, *val)]
     if not train:
         raise DataError(f"{folder} holds no train*.parquet, only {', '.join(f.name for f in files[:3])}")
-    return _parquet_split(train, size), _parquet_split(held, size) if held else None
+    if len(where := {f.parent for f in train}) > 1:
+        said = _listed([str(parent.relative_to(folder)) for parent in where])
+        raise DataError(
+            f"{folder}: files for training lie in several folders ({said}); name one of them in data.path"
+        )
+    splits = [_parquet_split(several, size) if several else None for several in (val, test)]
+    return _parquet_split(train, size), *_held(*splits)
+
+
+def _held(val: Split | None, test: Split | None) -> tuple[Split | None, Split | None]:
+    """A split of its own for the confirmed winners comes first: what is alone is that."""
+    return (val, test) if test is not None else (None, val)
 
 
 def _parquet_split(files: Sequence[Path], size: int | None) -> Split:
@@ -330,26 +371,34 @@ def _parquet_split(files: Sequence[Path], size: int | None) -> Split:
                 if isinstance(found, Exception):
                     raise DataError(f"{file}, row {row}: the image cannot be decoded ({found}); fetch it again")
                 images.append(found)
-        numbers = pd.to_numeric(table[label], errors="coerce")
-        if not len(table) or numbers.isna().any() or not ((numbers >= 0) & (numbers == numbers.round())).all():
-            raise DataError(f"{file}: the labels in {label!r} must be whole numbers from 0, one for each image")
+        if not len(table):  # an empty shard
+            continue
+        numbers = pd.to_numeric(table[label], errors="coerce").astype("float64")
+        whole = ((numbers >= 0) & (numbers == numbers.round())).tolist()
+        if not all(whole):
+            row = whole.index(False)
+            said = f"not {table[label].tolist()[row]!r} as in row {row}; number the classes, leave out what has none"
+            raise DataError(f"{file}: the labels in {label!r} must be whole numbers from 0, {said}")
         if numbers.max() >= 1_000_000:
             raise DataError(f"{file}: {label!r} has {numbers.max():.0f}: labels number the classes, from 0")
         labels.append(numbers.to_numpy(dtype=np.int64))
+    if not images:
+        raise DataError(f"{files[0]}: there is no row in it")
     if len({i.shape for i in images}) > 1:
         raise DataError(f"{files[0]}: the images differ in size; set data.size, such as 64")
     return Split(torch.from_numpy(np.stack(images)), torch.from_numpy(np.concatenate(labels)))
 
 
-def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
-    """``folder/<class>/*.jpg``, or ``folder/train/<class>/...`` with ``test`` or ``val`` beside it."""
+def _folder(folder: Path, size: int) -> tuple[Split, Split | None, Split | None]:
+    """``folder/<class>/*.jpg``, or ``folder/train/<class>/...`` with ``test`` or ``val`` or both beside it."""
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
-    kinds = ", ".join(IMG_EXTENSIONS)
+    endings = (*IMG_EXTENSIONS, ".avif", ".gif", ".jfif")
+    kinds = ", ".join(endings)
 
     def shown(path: str) -> bool:
-        return path.lower().endswith(IMG_EXTENSIONS) and not _hidden(Path(path), folder)
+        return path.lower().endswith(endings) and not _hidden(Path(path), folder)
 
     def split(root: Path) -> tuple[Split, list[str]]:
         if not root.is_dir():
@@ -363,9 +412,8 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
                 f"{root} is no folder of images ({first_line(error)[:120]}); put each class "
                 f"into a folder of its own, as in {root}/cats/1.jpg"
             ) from None
-        if all(name.lower() in SPLITS for name in found.classes):
-            said = "one of them train and another test, val, valid or validation, in small letters"
-            raise DataError(f"{root}: {_listed(found.classes)} are splits, not classes; name {said}")
+        if all(name.lower() in (*TRAIN, *VAL, *TEST) for name in found.classes):
+            raise DataError(f"{root}: {_listed(found.classes)} are splits, not classes; name one of them train")
         if empty := set(found.classes) - {found.classes[label] for label in found.targets}:
             raise DataError(
                 f"{root}: class folders without an image: {_listed(empty)}; put some there ({kinds}) or remove them"
@@ -379,23 +427,35 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None]:
                 images[i] = image
         return Split(torch.from_numpy(images), torch.tensor(found.targets)), found.classes
 
-    if not (folder / "train").is_dir():
-        return split(folder)[0], None
-    train, classes = split(folder / "train")
-    for name in ("test", "val", "valid", "validation"):
-        if (folder / name).is_dir():
-            test, others = split(folder / name)
-            if others != classes:
-                missing, extra = _listed(set(classes) - set(others)), _listed(set(others) - set(classes))
-                raise DataError(
-                    f"{folder / name} has other classes than {folder / 'train'} "
-                    f"(missing: {missing}; extra: {extra}): give both the same folders"
-                )
-            return train, test
-    return train, None
+    there = sorted(folder.iterdir()) if folder.is_dir() else []
+    inside = {path.name.lower(): path for path in there if path.is_dir() and not _hidden(path, folder)}
+    below, val_folder, test_folder = (next((inside[w] for w in words if w in inside), None) for words in SPLITS)
+    if below is None:
+        return split(folder)[0], None, None
+    if beside := [path.name for word, path in inside.items() if word not in (*TRAIN, *VAL, *TEST)]:
+        said = "a split beside classes; put the classes into one folder, or the splits"
+        raise DataError(f"{folder}: {below.name} stands beside {_listed(beside)}: {said}")
+    train, classes = split(below)
+
+    def held(root: Path | None) -> Split | None:
+        if root is None:
+            return None
+        found, others = split(root)
+        if others != classes:
+            missing, extra = _listed(set(classes) - set(others)), _listed(set(others) - set(classes))
+            raise DataError(
+                f"{root} has other classes than {below} "
+                f"(missing: {missing}; extra: {extra}): give both the same folders"
+            )
+        return found
+
+    return train, *_held(held(val_folder), held(test_folder))
 
 
-SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation"}
+TRAIN = ("train", "training")
+VAL = ("val", "valid", "validation", "dev", "eval")
+TEST = ("test", "testing")
+SPLITS = (TRAIN, VAL, TEST)
 
 
 def _hidden(file: Path, below: Path) -> bool:

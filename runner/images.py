@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
@@ -102,6 +103,7 @@ def decoded(source: bytes | Path, size: int | None = None) -> Pixels:
 
 def _tried(source: bytes | Path, size: int | None) -> Pixels | Exception:
     try:
-        return decoded(source, size)
+        with warnings.catch_warnings(action="ignore"):  # of transparent palettes, odd notes, large images
+            return decoded(source, size)
     except Exception as error:  # Pillow has many, for a damaged file
         return error

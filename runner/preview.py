@@ -69,7 +69,7 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
 
 def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence[str], timing: bool = True) -> None:
     """Print what a sweep would do and draw its curves into ``out``."""
-    from . import data, model
+    from . import data, model, report
     from .lanes import cores
     from .train import pick_device
 
@@ -77,13 +77,15 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
     try:
         dataset = data.load(sweep.data, data_dir)
         model.check(sweep.model, dataset.classes, *dataset.size)
-        updates = sweep.train.updates(len(dataset.train))
+        updates, doubts = sweep.train.updates(len(dataset.train)), report.doubts(sweep, dataset, allow)
+        images = f"; {dataset}"
     except data.DataError as error:
         print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
-        updates, timing = 100, False
+        updates, timing, images = 100, False, ""
+        doubts = problems(sweep.schedules.check(allow), updates * epochs, epochs)
     print(f"{sweep.name}: {printable(sweep.question)}")
     each = f"{updates} update{'s each' * (updates > 1)}"
-    print(f"{sweep.size}; {epochs} epochs of {each}; searched by {sweep.search.sampler}")
+    print(f"{sweep.size}; {epochs} epochs of {each}{images}; searched by {sweep.search.sampler}")
     width = max(len(n) for n in drawn)
     print(f"  {'shared':<{width}}  {open_leaves(sweep, None)}")
     for name, several in drawn.items():
@@ -98,7 +100,7 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         lanes = min(cores(), most_lanes(sweep)) if pick_device(device).type == "cpu" else 1
         here = f"; a sweep has {lanes} lanes here" * (lanes > 1)
         print(f"about {long} per epoch on this machine: on one lane {search} for the search{more}{here}")
-    for problem in problems(sweep.schedules.check(allow), updates * epochs, epochs):
+    for problem in doubts:
         print(f"warning: {problem}", file=sys.stderr)
     draw(drawn, updates * epochs, epochs, out, sweep.name)
 

@@ -60,12 +60,12 @@ def doubts(sweep: Sweep, dataset: Dataset, allow: Sequence[str] = ()) -> list[st
             "epoch: a smaller train.batch_size gives the schedules more to do"
         )
     if val < 200:
-        said.append(f"{val} validation images: one of them is {amount(1 / val, True)} of accuracy")
+        said.append(f"{_many(val, 'validation image')}: one of them is {amount(1 / val, True)} of accuracy")
     counts = dataset.train.labels.bincount(minlength=dataset.classes).tolist()
     if absent := [label for label, n in enumerate(counts) if not n]:
         said.append(
             f"{len(absent)} of {dataset.classes} classes without a training image, the first is {absent[0]}: labels "
-            "count from 0 without gaps, and a small data.limit loses some"
+            "count from 0 without gaps; data.limit and the other splits may have the images of a small class"
         )
     epochs = sweep.train.epochs
     return said + problems(sweep.schedules.check(allow), updates * epochs, epochs)
@@ -146,7 +146,7 @@ def write(history: Study, rungs: Sequence[Study], replicates: Confirmation | Non
         parts = [f"**{escape(sweep.question)}**", *map(escape, sentences), export.markdown(table, escape), said]
         parts += [f"![{name.removesuffix('.png')}]({at(name)})" for name in SHOWN if name in drawn]
         parts += [f"[Every curve, to point at]({at('lr_curves.html')})"] * ("lr_curves.html" in paths)
-        no_markup = re.fullmatch(r"[\w ./~:=-]+", again)
+        no_markup = re.fullmatch(r"[\w ./~:='\"-]+", again)
         command = f"`{again}`" if no_markup else "the command that ran it"
         return "\n\n".join([*parts, *map(escape, steps), f"Reproduce, continue, or add trials: {command}."]) + "\n"
 

@@ -51,12 +51,13 @@ class Data(Frozen):
     size: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Resize what is in the middle to this many pixels square; needed for a folder, and where images differ."""
     val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-    """The share of the training images that the search is judged on."""
+    """The share of the training images that the search is judged on, where the data bring no validation split beside
+    a test split."""
     test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
-    """The share held back for the confirmed winners, where the data bring no test split of their own. Of folders of
-    images ``test`` beside ``train`` is one, or else ``val``."""
+    """The share held back for the confirmed winners, where the data bring no test split of their own. Of folders and
+    Parquet files ``test`` beside ``train`` is one, or ``val`` where that is alone."""
     limit: Annotated[int, Field(ge=20)] | None = None
-    """Use at most this many images for training and validation together."""
+    """Use at most this many images for training, and for validation where that is a share of them."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     augment: Augment = Augment()
 

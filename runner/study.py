@@ -476,7 +476,8 @@ def begun_with(sweep: Sweep, storage: str, wanted: str, seen: Mapping[str, Any],
     for what, now in seen.items() if same else ():
         if not _alike(known.get(what, now), now):
             other = "other images" if what == "images" else f"another {what}"
-            where = "what is in the data folder" if what == "images" else "what its function gives"
+            in_files = what == "images" and sweep.data.function is None
+            where = "what is in the data folder" if in_files else "what its function gives"
             raise SpecError(
                 f"the study {name!r} was begun with {other}: {where} has changed since; bring it back, or give this "
                 f"sweep another name (name: {name}-2)"

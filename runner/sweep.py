@@ -101,6 +101,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     tracking.check(place)
     stop, device = Stop() if stop is None else stop, train.pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
+    remark(str(dataset))
     wanted, ray = ("0", None) if options.sync else (options.lanes, options.ray)
     if device.type == "cpu" and ray is None and wanted != "0":
         lanes.make_ready()  # beside what follows
@@ -427,9 +428,7 @@ def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
     wished(sweep, place, options)
     for problem in report.doubts(sweep, dataset, options.allow):
         print(f"warning: {problem}", file=sys.stderr)
-    training, val, test = map(len, (dataset.train, dataset.val, dataset.test))
-    sizes = f"{training} training, {val} validation, {test} test images of {dataset.classes} classes"
-    print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {updates} updates each; {sizes}")
+    print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {updates} updates each; {dataset}")
     print(printable(f"study: {redacted(place.storage)}; MLflow: {redacted(place.tracking_uri)}, {place.experiment}"))
     return 0
 

@@ -24,6 +24,7 @@ from runner.data import (
     normalised,
     padded,
 )
+from runner.document import SpecError
 from runner.spec import Augment, Data, Train
 
 DIGITS = Data(source="digits")
@@ -413,6 +414,27 @@ def nothing():
 
 def named():
     return {"train": (images, np.arange(40) % 4)}
+
+
+class Loader:
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, n):
+        return [(images[:20], np.arange(20)), (images[20:], np.arange(20))][n]
+
+
+def looped():
+    return Loader()
+
+
+def away():
+    raise RuntimeError("the database is away")
+
+
+def unsigned():
+    images.setflags(write=False)
+    return images, (np.arange(40) % 4).astype(np.uint16)
 """
 
 
@@ -420,6 +442,9 @@ def named():
     ("name", "words"),
     [
         *((name, "from 0") for name in ("signs", "empty", "telephone", "several")),
+        ("signs", "torch.int64 [40] from -1 to 1"),
+        ("looped", "but a Loader"),
+        ("away", "failed: RuntimeError: the database is away ("),
         ("three", "3 pairs"),
         *((name, "wanted: images uint8 [N, H, W, 3]") for name in ("one_by_one", "nothing", "named")),
     ],
@@ -429,6 +454,14 @@ def test_what_an_own_function_gives_is_checked(tmp_path, monkeypatch, name, word
     monkeypatch.syspath_prepend(tmp_path)
     with complaint(f"own_images.{name}()", words):
         load(Data(source="custom", function=f"own_images.{name}"))
+
+
+def test_arrays_that_nobody_may_write_to_and_labels_of_any_whole_type_are_read(tmp_path, monkeypatch):
+    (tmp_path / "own_unsigned.py").write_text(OWN_IMAGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = load(Data(source="custom", function="own_unsigned.unsigned"))  # a warning would be an error here
+    assert data.classes == 4
+    assert len(data.train) + len(data.val) + len(data.test) == 40
 
 
 def test_grey_images_become_three_equal_channels(tmp_path):
@@ -540,12 +573,107 @@ def test_what_is_hidden_beside_parquet_files_is_left_out(tmp_path):
     assert samples(data.train, data.val, data.test) == written(images, labels)
 
 
-@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("test", "val")])
-def test_splits_by_other_names_are_not_taken_for_classes(tmp_path, names):
-    for name in names:
+@pytest.mark.parametrize(
+    "names", [("Train", "Test"), ("training", "testing"), ("train", "dev"), ("TRAIN", "val", "test")]
+)
+def test_splits_of_any_case_and_name_are_those_that_the_data_bring(tmp_path, names):
+    brought = {
+        name: written(write_classes(tmp_path / "set" / name, ["ant", "bee"], each=20, seed=n), [0] * 20 + [1] * 20)
+        for n, name in enumerate(names)
+    }
+    data = folder(tmp_path)
+    assert samples(data.test) == brought[names[-1]]
+    if len(names) > 2:  # a validation split of their own
+        assert (samples(data.train), samples(data.val)) == (brought["TRAIN"], brought["val"])
+    else:
+        assert samples(data.train, data.val) == brought[names[0]]
+
+
+def test_splits_without_one_to_train_on_are_refused(tmp_path):
+    for name in ("test", "val"):
         write_classes(tmp_path / "set" / name, ["ant", "bee"])
     with complaint("are splits, not classes", "name one of them train"):
         folder(tmp_path)
+
+
+def test_a_class_called_train_is_not_taken_for_a_split(tmp_path):
+    write_classes(tmp_path / "set", ["bus", "car"])
+    write_classes(tmp_path / "set" / "train", ["steam", "diesel"])
+    with complaint(tmp_path / "set", "train stands beside bus, car", "a split beside classes"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("my_train", "my_test"),
+        ("train-0", "eval-0"),
+        ("trainset", "testset"),
+        ("train/0", "testing/0"),
+        ("train-00000-of-00001", "validation-00000-of-00001", "test-00000-of-00001"),
+    ],
+    ids=lambda names: names[0],
+)
+def test_parquet_files_are_of_the_split_that_their_names_say(tmp_path, names):
+    brought = []
+    for n, name in enumerate(names):
+        images, labels = pictures(40, seed=n), np.arange(40) % 3
+        write_parquet(tmp_path / "set" / f"{name}.parquet", images, labels)
+        brought.append(written(images, labels))
+    data = parquet(tmp_path)
+    assert samples(data.test) == brought[-1]
+    if len(names) > 2:
+        assert (samples(data.train), samples(data.val)) == (brought[0], brought[1])
+    else:
+        assert samples(data.train, data.val) == brought[0]
+
+
+def test_training_files_in_several_folders_are_not_mixed(tmp_path):
+    for name in ("full", "mini"):
+        write_parquet(tmp_path / "set" / name / "train-0.parquet", pictures(40), np.arange(40) % 3)
+    with complaint(tmp_path / "set", "several folders (full, mini)", "data.path"):
+        parquet(tmp_path)
+    assert len(parquet(tmp_path, "set/mini").test) == 8
+
+
+def test_an_empty_shard_is_no_damage(tmp_path):
+    images, labels = pictures(40), np.arange(40) % 3
+    write_parquet(tmp_path / "set" / "train-0.parquet", images, labels)
+    write_parquet(tmp_path / "set" / "train-1.parquet", images[:0], [])
+    data = parquet(tmp_path)
+    assert samples(data.train, data.val, data.test) == written(images, labels)
+    empty = write_parquet(tmp_path / "none" / "train.parquet", images[:0], [])
+    with complaint(empty, "no row"):
+        parquet(tmp_path, "none")
+
+
+def test_a_label_that_numbers_no_class_is_shown_with_its_row(tmp_path):
+    file = write_parquet(tmp_path / "set" / "train.parquet", pictures(40), ["cat", *map(str, range(39))])
+    with complaint(file, "not 'cat' as in row 0"):
+        parquet(tmp_path)
+
+
+def test_there_are_as_many_classes_as_the_data_have_whatever_the_limit_is(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(60), np.arange(60))
+    assert parquet(tmp_path, limit=20).classes == parquet(tmp_path, split_seed=1).classes == 60
+
+
+def test_shifts_that_leave_nothing_of_an_image_are_refused():
+    with pytest.raises(SpecError, match="shifts of up to 8 pixels take images of 8 out of sight") as info:
+        load(Data(source="digits", augment=Augment(pad=8)))
+    assert info.value.key == ("data", "augment", "pad")
+
+
+def test_animations_and_palettes_are_read_without_a_word(tmp_path):
+    for n, image in enumerate(pictures(40)):
+        file = tmp_path / "set" / ("ant", "bee")[n % 2] / f"{n}.{('gif', 'jfif', 'png')[n % 3]}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".png":
+            Image.fromarray(image).quantize(8).save(file, transparency=bytes(range(8)))  # of which Pillow warns
+        else:
+            Image.fromarray(image).save(file, {".gif": "GIF", ".jfif": "JPEG"}[file.suffix])
+    data = folder(tmp_path)  # a warning would be an error here
+    assert len(data.train) + len(data.val) + len(data.test) == 40
 
 
 def test_parquet_columns_that_hold_no_files_are_named(tmp_path):

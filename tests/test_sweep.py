@@ -359,7 +359,7 @@ def test_a_wrong_command_line_ends_with_2_and_a_sentence(project, capsys, argume
 def test_data_that_are_missing_end_the_sweep_before_anything_is_created(project, capsys):
     Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits", "source: parquet, path: nowhere"))
     assert sweep.main(["sweeps/tiny.yaml"]) == 2
-    assert "holds no Parquet files" in capsys.readouterr().err
+    assert "there is no folder data/nowhere; put train.parquet" in capsys.readouterr().err
     assert not Path("optuna.db").exists()
     assert not Path("results").exists()
 
