@@ -428,7 +428,8 @@ def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
     wished(sweep, place, options)
     for problem in report.doubts(sweep, dataset, options.allow):
         print(f"warning: {problem}", file=sys.stderr)
-    print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {updates} updates each; {dataset}")
+    each = f"{updates} update{'s each' * (updates > 1)}"
+    print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {each}; {dataset}")
     print(printable(f"study: {redacted(place.storage)}; MLflow: {redacted(place.tracking_uri)}, {place.experiment}"))
     return 0
 
