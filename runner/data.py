@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,12 @@ from .document import SpecError, first_line
 from .images import Pixels, all_decoded
 from .schedules import find_function
 from .spec import Augment, Data
+
+TRAIN = ("train", "training")
+VAL = ("val", "valid", "validation", "dev", "eval")
+TEST = ("test", "testing")
+SPLITS = (*TRAIN, *VAL, *TEST)
+"""What folders and Parquet files of a split are called."""
 
 
 class DataError(SpecError):
@@ -186,9 +192,6 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     name = config.function or (str(_place(config, Path(data_dir))) if config.path else config.source)
     if len(train.labels.unique()) < 2:
         raise DataError(f"{name}: all {len(train)} images are of one class: nothing can be learnt; give two at least")
-    if config.size is not None:
-        several = (split and Split(_resized(split.images, config.size), split.labels) for split in (train, val, test))
-        train, val, test = cast("tuple[Split, Split | None, Split | None]", tuple(several))
     for kind, other in (("validation", val), ("test", test)):
         if other is not None and other.images.shape[1:] != train.images.shape[1:]:
             sizes = " and ".join("{1}x{2}".format(*split.images.shape) for split in (train, other))
@@ -221,18 +224,20 @@ def _place(config: Data, data_dir: Path) -> Path:
 
 def _read(config: Data, data_dir: Path) -> tuple[Split, Split | None, Split | None]:
     """Images for training, and for validation and test where the data have some of their own."""
-    if config.source == "digits":
-        return _digits(), None, None
-    if config.function is not None:
-        train, test = _custom(config.function)
-        return train, None, test
+    train: Split
+    test: Split | None = None
     folder = _place(config, data_dir)
-    if config.source == "folder":
+    if config.source == "digits":
+        train = _digits()
+    elif config.function is not None:
+        train, test = _custom(config.function)
+    elif config.source == "folder":
         return _folder(folder, config.size or 64)
-    if config.source == "parquet" or any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
+    elif config.source == "parquet" or any(folder.glob("**/*.parquet")):  # a copy of the Hugging Face data set
         return _parquet(folder, config.size)
-    train, test = _torchvision(config.source, data_dir.expanduser())
-    return train, None, test
+    else:
+        train, test = _torchvision(config.source, data_dir.expanduser())
+    return _resized(train, config.size), None, test and _resized(test, config.size)
 
 
 def _custom(name: str) -> tuple[Split, Split | None]:
@@ -253,7 +258,7 @@ def _custom(name: str) -> tuple[Split, Split | None]:
             raise DataError(
                 f"{name}() gives {said}; wanted: images uint8 [N, H, W, 3], labels whole numbers [N] from 0"
             )
-        return Split(x.contiguous(), y.to(torch.int64))
+        return Split(x.contiguous(), y)
 
     function = find_function(name, [name.partition(".")[0]])
     try:
@@ -412,7 +417,7 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None, Split | None]
                 f"{root} is no folder of images ({first_line(error)[:120]}); put each class "
                 f"into a folder of its own, as in {root}/cats/1.jpg"
             ) from None
-        if all(name.lower() in (*TRAIN, *VAL, *TEST) for name in found.classes):
+        if all(name.lower() in SPLITS for name in found.classes):
             raise DataError(f"{root}: {_listed(found.classes)} are splits, not classes; name one of them train")
         if empty := set(found.classes) - {found.classes[label] for label in found.targets}:
             raise DataError(
@@ -429,10 +434,12 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None, Split | None]
 
     there = sorted(folder.iterdir()) if folder.is_dir() else []
     inside = {path.name.lower(): path for path in there if path.is_dir() and not _hidden(path, folder)}
-    below, val_folder, test_folder = (next((inside[w] for w in words if w in inside), None) for words in SPLITS)
+    below, val_folder, test_folder = (
+        next((inside[w] for w in words if w in inside), None) for words in (TRAIN, VAL, TEST)
+    )
     if below is None:
         return split(folder)[0], None, None
-    if beside := [path.name for word, path in inside.items() if word not in (*TRAIN, *VAL, *TEST)]:
+    if beside := [path.name for word, path in inside.items() if word not in SPLITS]:
         said = "a split beside classes; put the classes into one folder, or the splits"
         raise DataError(f"{folder}: {below.name} stands beside {_listed(beside)}: {said}")
     train, classes = split(below)
@@ -452,12 +459,6 @@ def _folder(folder: Path, size: int) -> tuple[Split, Split | None, Split | None]
     return train, *_held(held(val_folder), held(test_folder))
 
 
-TRAIN = ("train", "training")
-VAL = ("val", "valid", "validation", "dev", "eval")
-TEST = ("test", "testing")
-SPLITS = (TRAIN, VAL, TEST)
-
-
 def _hidden(file: Path, below: Path) -> bool:
     """Whether programs keep it there for themselves."""
     return any(part.startswith(".") or part in ("__MACOSX", "@eaDir") for part in file.relative_to(below).parts)
@@ -468,19 +469,20 @@ def _listed(names: Collection[str]) -> str:
     return (", ".join(sorted(names)[:5]) or "none") + ", ..." * (len(names) > 5)
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
-    """The middle squares, as ``images.decoded`` has them."""
-    if images.shape[1:3] == (size, size):
-        return images
-    (height, width), side = images.shape[1:3], min(images.shape[1:3])
+def _resized(split: Split, size: int | None) -> Split:
+    """The middle squares, as ``images.decoded`` has them; without a ``size`` all of it."""
+    height, width = split.images.shape[1:3]
+    if size is None or height == width == size:
+        return split
+    side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    images = images[:, top : top + side, left : left + side]
+    images = split.images[:, top : top + side, left : left + side]
     chunks: list[Tensor] = []
     for chunk in images.split(1024):
         floats = chunk.permute(0, 3, 1, 2).float()
         small = torch.nn.functional.interpolate(floats, (size, size), mode="bilinear", antialias=True)
         chunks.append(small.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1))
-    return torch.cat(chunks).contiguous()
+    return Split(torch.cat(chunks).contiguous(), split.labels)
 
 
 def _three_channels(images: Tensor) -> Tensor:

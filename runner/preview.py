@@ -84,8 +84,7 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         updates, timing, images = 100, False, ""
         doubts = problems(sweep.schedules.check(allow), updates * epochs, epochs)
     print(f"{sweep.name}: {printable(sweep.question)}")
-    each = f"{updates} update{'s each' * (updates > 1)}"
-    print(f"{sweep.size}; {epochs} epochs of {each}{images}; searched by {sweep.search.sampler}")
+    print(f"{sweep.size}; {sweep.train.length(updates)}{images}; searched by {sweep.search.sampler}")
     width = max(len(n) for n in drawn)
     print(f"  {'shared':<{width}}  {open_leaves(sweep, None)}")
     for name, several in drawn.items():

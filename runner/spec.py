@@ -108,6 +108,10 @@ class Train(Frozen):
         """In an epoch of so many images: whole batches, at least one; the rest waits for the next epoch's order."""
         return max(1, images // self.batch_size)
 
+    def length(self, updates: int) -> str:
+        """How long a training is with so many updates in an epoch, in words."""
+        return f"{self.epochs} epochs of {updates} update{'s each' * (updates > 1)}"
+
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Train:
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:

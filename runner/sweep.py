@@ -428,8 +428,7 @@ def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
     wished(sweep, place, options)
     for problem in report.doubts(sweep, dataset, options.allow):
         print(f"warning: {problem}", file=sys.stderr)
-    each = f"{updates} update{'s each' * (updates > 1)}"
-    print(f"{sweep.name}: {sweep.size}; {sweep.train.epochs} epochs of {each}; {dataset}")
+    print(f"{sweep.name}: {sweep.size}; {sweep.train.length(updates)}; {dataset}")
     print(printable(f"study: {redacted(place.storage)}; MLflow: {redacted(place.tracking_uri)}, {place.experiment}"))
     return 0
 
