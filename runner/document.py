@@ -131,7 +131,7 @@ def _explain(error: ValidationError) -> tuple[Key, str]:
         bound = f"at least {context['min_length']}" if least else f"at most {context['max_length']}"
         return key, f"needs {bound} values, not {len(value)}"
     if kind == "string_pattern_mismatch":
-        return key, f"may have letters, digits, dots, dashes and underscores, not {value!r:.60}"
+        return key, f"may have letters (a to z), digits, dots, dashes and underscores, not {value!r:.60}"
     ranges = set(value) & {"uniform", "log_uniform", "int", "choice"} if isinstance(value, dict) else None
     if ranges and kind.endswith("_type"):
         return key, "cannot be open: ranges belong into space"

@@ -396,7 +396,7 @@ def _export(args: argparse.Namespace) -> int:
     if name.endswith((".yaml", ".yml")):
         name = str(read_yaml(name).data.get("name", Path(name).stem))
     if not re.fullmatch(NAME, name):
-        raise SpecError("a sweep's name has letters, digits, dots, dashes and underscores only")
+        raise SpecError("a sweep's name has letters (a to z), digits, dots, dashes and underscores only")
     facts, records = read(name, load_place(args.mlflow))
     if "missing" in facts:
         print(f"warning: {facts['missing']}", file=sys.stderr)

@@ -251,7 +251,9 @@ def parse(section: Mapping[str, Any]) -> Space:
     result = {}
     for name, own in schedules.items():
         if not re.fullmatch(NAME, name):
-            raise ScheduleError(["schedules", name], "a name has letters, digits, dots, dashes and underscores only")
+            raise ScheduleError(
+                ["schedules", name], "a name has letters (a to z), digits, dots, dashes and underscores only"
+            )
         own = {} if own is None else own
         if not isinstance(own, Mapping):
             raise ScheduleError(["schedules", name], "should be a mapping of parameters; {} takes the defaults")

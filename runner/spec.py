@@ -407,8 +407,9 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
     refuse_secrets(document, "this file is kept with the sweep's runs")
     stem = document.path.stem
     if "name" not in document.data and not re.fullmatch(spaces.NAME, stem):
-        wrong = f"a sweep is called as its file is, and may not be called {stem!r}: letters, digits, dots, dashes and"
-        raise SpecError(f"{wrong} underscores; write its name: into the file, or rename that", path=document.path)
+        wrong = f"a sweep is called as its file is, and may not be called {stem!r}: letters (a to z), digits, dots, "
+        wrong += "dashes and underscores; write its name: into the file, or rename that"
+        raise SpecError(wrong, path=document.path)
     document.data.setdefault("name", stem)
     sweep = document.parse(Sweep)
     for section in ("data", "model"):

@@ -292,7 +292,7 @@ def descendants(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks processes up in /proc")
 def test_workers_end_with_their_coordinator_and_a_second_one_takes_over(project, capsys):
-    Path("sweeps/tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 100").replace("trials: 3", "trials: 2"))
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("epochs: 2", "epochs: 40").replace("trials: 3", "trials: 2"))
     command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu", "--lanes", "2"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:

@@ -1,7 +1,7 @@
 """What survives what: real sweeps in real processes, killed, cut off, starved and lied to.
 
     python benchmarks/faults                          everything, into benchmarks/results/faults.json (about an hour)
-    python benchmarks/faults kills --kills 20         one part, shorter
+    python benchmarks/faults kills --share 0.2        a fifth of one part
     python benchmarks/faults kills --seed 7           with other random instants
 
 Every part counts its cases and names those that went wrong; the command fails where there is one.
@@ -30,18 +30,14 @@ PARTS = {"kills": kills.run, "failpoints": failpoints.run, "outages": outages.ru
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which (default: all)")
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument(
-        "--hits", type=int, nargs="+", default=[1, 2, 4], help="at which of its calls a failpoint kills"
-    )
-    parser.add_argument("--cases", type=int, default=6, help="random cases of each kind of outage")
+    parser.add_argument("--share", type=float, default=1.0, help="of the cases, which the seed chooses (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS / "faults.json")
     args = parser.parse_args()
     found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() and args.parts else {}
     for name in args.parts or PARTS:
         start = time.perf_counter()
-        found[name] = PARTS[name](args) | {"seconds": round(time.perf_counter() - start)}
+        found[name] = PARTS[name](args) | {"seed": args.seed, "seconds": round(time.perf_counter() - start)}
         print(name, json.dumps({k: v for k, v in found[name].items() if k != "points"}), flush=True)
         save(args.out, found)
     return int(any(found[name]["wrong"] for name in args.parts or PARTS))

@@ -10,8 +10,6 @@ import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +49,17 @@ STEPS: dict[str, tuple[Any, str]] = {
     "draw the figures": (figures, "sweep_figures"),
     "report": (report, "write"),
 }
+CALLS = (1, 2, 4)
+"""Which of a step's calls is the last."""
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Each step, before and after, at several of its calls; a sweep for each, as many at once as there are cores."""
-    cases = list(itertools.product(STEPS, (False, True), args.hits))
-    with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(mp_context=get_context("fork")) as cores:
+    """Each step, before and after, at several of its calls; a sweep for each."""
+    cases = list(itertools.product(STEPS, (False, True), CALLS))
+    cases = victims.chance(args.seed, "failpoints").sample(cases, round(len(cases) * args.share))
+    with tempfile.TemporaryDirectory() as root:
         expected = victims.undisturbed(Path(root))
-        found = list(cores.map(functools.partial(killed_at, Path(root), expected), cases))
+        found = victims.each(functools.partial(killed_at, Path(root), expected), cases)
     points = Counter(point for point, killed, _ in found if killed)
     wrong = [text for _, _, several in found for text in several]
     return {"failpoints": len(points), "kills": points.total(), "points": points, "wrong": wrong}

@@ -3,41 +3,53 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import random
 import signal
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import victims
 
+SWEEPS = 25
+
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """At least five kills of each sweep, until there are ``--kills``; every fifth sweep loses workers instead."""
-    kills = {"coordinator": 0, "worker": 0}
-    wrong: list[str] = []
-    sweeps = checked = 0
+    """Sweeps that are killed again and again; every fifth one loses workers instead."""
+    kinds = ["coordinator" if n % 5 else "worker" for n in range(max(1, round(SWEEPS * args.share)))]
+    cases = [(kind, victims.chance(args.seed, "kills", n)) for n, kind in enumerate(kinds)]
     with tempfile.TemporaryDirectory() as root:
         expected = victims.undisturbed(Path(root))
-        while sum(kills.values()) < args.kills:
-            chance = victims.chance(args.seed, "kills", sweeps)
-            folder = victims.folder_of_a_sweep(Path(root), checkpoint_seconds=chance.choice([0, 60]))
-            kind = "worker" if sweeps % 5 == 4 else "coordinator"
-            before = kills[kind]
-            seen = (lose_workers if kind == "worker" else lose_coordinators)(folder, chance, kills, args.kills)
-            found = victims.finish(folder) or victims.compared(folder, expected, seen)
-            if kind == "worker" and kills[kind] == before:
-                found.append("no worker was there to be killed")
-            wrong += [f"seed {args.seed}, sweep {sweeps} ({kind}): {text}" for text in found]
-            checked += len(seen)
-            sweeps += 1
-    return {"kills": kills, "sweeps": sweeps, "epochs_seen_before_a_kill": checked, "wrong": wrong}
+        found = victims.each(functools.partial(suffer, Path(root), expected), cases)
+    kills = Counter[str]()
+    for kind, (times, _, _) in zip(kinds, found, strict=True):
+        kills[kind] += times
+    return {
+        "kills": kills,
+        "sweeps": len(cases),
+        "epochs_seen_before_a_kill": sum(seen for _, seen, _ in found),
+        "wrong": [f"sweep {n}: {text}" for n, (_, _, several) in enumerate(found) for text in several],
+    }
 
 
-def lose_coordinators(folder: Path, chance: Any, kills: dict[str, int], most: int) -> dict[tuple[Any, ...], str]:
-    """Begin the sweep again and again, and kill it each time; everything that was on record when it died."""
-    seen: dict[tuple[Any, ...], str] = {}
+def suffer(root: Path, expected: dict[str, str], case: tuple[str, random.Random]) -> tuple[int, int, list[str]]:
+    """A sweep to its end: how often it was killed, how many epochs were on record before, what is wrong."""
+    kind, chance = case
+    folder = victims.folder_of_a_sweep(root, checkpoint_seconds=chance.choice([0, 60]))
+    times, seen = (lose_workers if kind == "worker" else lose_coordinators)(folder, chance)
+    found = victims.finish(folder) or victims.compared(folder, expected, seen)
+    if kind == "worker" and not times:
+        found.append("none was there to be killed")
+    return times, len(seen), [f"{kind}: {text}" for text in found]
+
+
+def lose_coordinators(folder: Path, chance: random.Random) -> tuple[int, dict[tuple[Any, ...], str]]:
+    """Begin the sweep again and again, and kill it each time: how often, and what was on record when it died."""
+    times, seen = 0, dict[tuple[Any, ...], str]()
     for _ in range(5):
         pid = victims.begin(folder)
         time.sleep(chance.uniform(0.2, 4.0))
@@ -47,15 +59,13 @@ def lose_coordinators(folder: Path, chance: Any, kills: dict[str, int], most: in
         seen |= victims.committed(folder)  # acknowledged before it dies
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        kills["coordinator"] += 1
-        if sum(kills.values()) >= most:
-            break
-    return seen
+        times += 1
+    return times, seen
 
 
-def lose_workers(folder: Path, chance: Any, kills: dict[str, int], most: int) -> dict[tuple[Any, ...], str]:
+def lose_workers(folder: Path, chance: random.Random) -> tuple[int, dict[tuple[Any, ...], str]]:
     """Two process lanes; one of them is killed now and then, never so often that a trial is given up."""
-    seen: dict[tuple[Any, ...], str] = {}
+    times, seen = 0, dict[tuple[Any, ...], str]()
     pid = victims.begin(folder, (*victims.COMMAND, "--lanes", "2"))
     for _ in range(2):  # a trial is given up at its third death
         workers: list[int] = []
@@ -66,12 +76,12 @@ def lose_workers(folder: Path, chance: Any, kills: dict[str, int], most: int) ->
         time.sleep(chance.uniform(0.0, 2.0))
         seen |= victims.committed(folder)
         workers = workers_of(pid)
-        if not workers or sum(kills.values()) >= most:
+        if not workers:
             break
         os.kill(chance.choice(workers), signal.SIGKILL)
-        kills["worker"] += 1
+        times += 1
     victims.wait(pid)
-    return seen
+    return times, seen
 
 
 def workers_of(pid: int) -> list[int]:

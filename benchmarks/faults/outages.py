@@ -6,6 +6,7 @@ A real ``mlflow server`` on loopback, and a proxy before it that misbehaves whil
 from __future__ import annotations
 
 import argparse
+import functools
 import http.client
 import os
 import random
@@ -131,27 +132,28 @@ def mlflow_server(folder: Path) -> Iterator[int]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """``--cases`` sweeps of every kind of outage, at random instants and calls."""
-    wrong, cases, waited = [], 0, 0.0
+    """Sweeps in every kind of outage, at random instants and calls."""
+    cases = [
+        (kind, victims.chance(args.seed, kind, n)) for n in range(max(1, round(6 * args.share))) for kind in KINDS
+    ]
     with tempfile.TemporaryDirectory() as root:
         expected = victims.undisturbed(Path(root))
         with mlflow_server(Path(root)) as port:
-            for kind in KINDS:
-                for n in range(args.cases):
-                    folder = victims.folder_of_a_sweep(Path(root))
-                    found = suffer(folder, kind, port, victims.chance(args.seed, kind, n), expected)
-                    gap = longest_wait(folder)
-                    waited = max(waited, gap)
-                    if gap > 1.0:
-                        found.append(f"training waited {gap:.1f} s")
-                    wrong += [f"{kind}, case {n}: {text}" for text in found]
-                    cases += 1
-    return {"cases": cases, "kinds": KINDS, "longest_wait_of_training_seconds": waited, "wrong": wrong}
+            found = victims.each(functools.partial(suffer, Path(root), port, expected), cases)
+    return {
+        "cases": len(cases),
+        "kinds": KINDS,
+        "longest_wait_of_training_seconds": max(wait for wait, _ in found),
+        "wrong": [text for _, several in found for text in several],
+    }
 
 
-def suffer(folder: Path, kind: str, port: int, chance: random.Random, expected: dict[str, str]) -> list[str]:
-    """A sweep through a proxy that misbehaves, and what is wrong afterwards."""
-    proxy = Proxy(port)
+def suffer(
+    root: Path, port: int, expected: dict[str, str], case: tuple[str, random.Random]
+) -> tuple[float, list[str]]:
+    """A sweep through a proxy that misbehaves: how long training waited at most, and what is wrong afterwards."""
+    kind, chance = case
+    folder, proxy = victims.folder_of_a_sweep(root), Proxy(port)
     proxy.random = chance
     experiment = folder.name
     environment = {
@@ -178,7 +180,10 @@ def suffer(folder: Path, kind: str, port: int, chance: random.Random, expected: 
     proxy.shutdown()
     proxy.server_close()
     found += victims.other_tables(folder, expected)
-    return found + victims.in_mlflow(folder.parent / "server.db", victims.committed(folder), experiment)
+    found += victims.in_mlflow(folder.parent / "server.db", victims.committed(folder), experiment)
+    if (waited := longest_wait(folder)) > 1.0:
+        found.append(f"training waited {waited:.1f} s")
+    return waited, [f"{kind}: {text}" for text in found]
 
 
 def longest_wait(folder: Path) -> float:

@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,12 @@ def finish(folder: Path, argv: Sequence[str] = (*COMMAND, *IN_PROCESS)) -> list[
     """The same command until it ends by itself; what went wrong."""
     code = wait(begin(folder, argv))
     return [] if code == 0 else [f"ended with {code}: {(folder / 'log').read_text()[-2000:]}"]
+
+
+def each(suffer: Callable[..., Any], cases: Iterable[Any]) -> list[Any]:
+    """What comes of every case, as many at once as there are cores."""
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as cores:
+        return list(cores.map(suffer, cases))
 
 
 # --------------------------------------------------------------------------------------
