@@ -21,7 +21,7 @@ from .document import SpecError, first_line
 from .place import StorageError, alone, redacted, sqlite_path
 
 PATIENCE = 60.0
-"""Seconds for which a database server may be away in the middle of a sweep."""
+"""Seconds for which a database may be locked, or its server away, in the middle of a sweep."""
 
 T = TypeVar("T")
 
@@ -33,7 +33,8 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
         SpecError: the database cannot be used, or is a SQLite file that is not there, with ``create=False``.
     """
     path = sqlite_path(storage)
-    options: dict[str, Any] = {"connect_args": {"timeout": 60}} if path else {"pool_pre_ping": True}
+    # seconds that one attempt waits for a lock; Optuna makes five to create a trial, and ``persist`` has patience
+    options: dict[str, Any] = {"connect_args": {"timeout": 5}} if path else {"pool_pre_ping": True}
     try:
         if not create:
             if not (path.exists() if path else _has_studies(storage)):
@@ -71,7 +72,7 @@ def database(study: optuna.Study) -> optuna.storages.RDBStorage:
 
 
 def persist(study: optuna.Study, write: Callable[[], T]) -> T:
-    """What ``write`` gives, which may be called again: a server that is away may come back.
+    """What ``write`` gives, which may be called again: a lock ends, and a server that is away may come back.
 
     Raises:
         StorageError: it did not come back in time, or the storage cannot be used for another reason.
@@ -111,7 +112,7 @@ def trouble(error: BaseException) -> tuple[str, bool]:
             ("unable to open", "cannot be opened any more; make it and its folder writable"),
         ):
             if words in said:
-                return f"{advice}, and the same command goes on", False
+                return f"{advice}, and the same command goes on", words == "locked"
         return f"cannot be used ({said}); nothing that is on record is lost", False
     return f"does not answer ({said}); when it does, the same command goes on", True
 

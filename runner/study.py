@@ -225,14 +225,15 @@ class Study:
             pruner=_pruner(search, self.sweep.train.epochs),
         )
         scratch.add_trials([_as_judged(trial) for trial in self._frozen[: self._first_unknown(number)]])
-        for _ in range(len(scratch.trials), number):
+        for _ in range(self._first_unknown(number), number):
             scratch.add_trial(create_trial(state=TrialState.FAIL))  # its number decides its bracket
         values = {int(e["epoch"]): e[metric] for e in record.epochs if e["epoch"] < epoch.number}
         values |= {epoch.number: epoch.metrics()[metric]}
         scratch.add_trial(_as_judged(self._read(self._trials[number]._trial_id), values))
-        judged = scratch.trials[number]
+        judged = scratch.get_trials(deepcopy=False)[number]
         known, prune = dict(judged.system_attrs), scratch.pruner.prune(scratch, judged)
-        new = {k: v for k, v in scratch.trials[number].system_attrs.items() if k not in known}
+        after = scratch.get_trials(deepcopy=False)[number].system_attrs
+        new = {k: v for k, v in after.items() if k not in known}
         if new:
             persist(self._study, lambda: self._trials[number].set_user_attr(f"pruner:{epoch.number}", new))
         if not prune:
@@ -350,6 +351,9 @@ def _record(trial: FrozenTrial, stage: str) -> Record:
 # --------------------------------------------------------------------------------------
 # Proposals.
 
+LEARN = ("tpe", "gp", "cmaes")
+"""The samplers that look at the trials before."""
+
 
 def propose(
     number: int, history: Iterable[FrozenTrial], sweep: Sweep, wished: Mapping[str, Any] | None = None
@@ -362,11 +366,12 @@ def propose(
     names = list(space.schedules)
     turn = number % len(names) if search.balance == "equal" else None
     scratch = optuna.create_study(direction=sweep.objective.direction, sampler=_sampler(search, number))
-    scratch.add_trials(before := list(history))
+    if search.sampler in LEARN:
+        scratch.add_trials(map(_as_judged, history))
     if wished is not None:
         scratch.enqueue_trial(dict(wished))
     elif search.sampler == "grid":
-        tried = {frozenset(trial.params.items()) for trial in before}  # wishes may be points of the grid
+        tried = {frozenset(trial.params.items()) for trial in history}  # wishes may be points of the grid
         untried = (point for point in space.grid_points() if frozenset(point.items()) not in tried)
         scratch.enqueue_trial(next(untried))
     elif search.sampler == "qmc":
@@ -375,7 +380,7 @@ def propose(
         scratch.enqueue_trial({"type": names[turn]})
     trial = scratch.ask()
     name, mapping = space.sample(trial)
-    return scratch.trials[-1], name, mapping
+    return scratch.get_trials(deepcopy=False)[-1], name, mapping
 
 
 def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:

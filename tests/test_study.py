@@ -4,12 +4,15 @@ import math
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from contextlib import closing
 
 import optuna
 import pytest
 
 from runner.document import SpecError
+from runner.place import StorageError
 from runner.schedules import load
 from runner.space import Leaf, parse
 from runner.spec import load_sweep
@@ -246,6 +249,30 @@ def test_an_epoch_on_record_is_not_overwritten(sweep_file, storage):
     number = study.next().number
     first = study.commit(number, 0, METRICS).epochs
     assert study.commit(number, 0, METRICS | {"seconds": 9.0}).epochs == first
+
+
+@pytest.mark.slow
+def test_a_lock_is_waited_for_a_minute_and_no_longer_whatever_is_written(sweep_file, storage, tmp_path, monkeypatch):
+    history = Study(load_sweep(sweep_file())[0], storage)
+    trial = history.next()
+
+    with closing(sqlite3.connect(tmp_path / "optuna.db", isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        release = threading.Timer(7, other.execute, ["ROLLBACK"])  # longer than one attempt waits
+        release.start()
+        history.commit(trial.number, 0, METRICS)
+        release.join()
+        monkeypatch.setattr("runner.storage.PATIENCE", 1.0)
+        other.execute("BEGIN IMMEDIATE")
+        for write in (lambda: history.commit(trial.number, 1, METRICS), history.next):
+            start = time.monotonic()
+            with pytest.raises(StorageError, match="locked by another process"):
+                write()
+            assert time.monotonic() - start < 40
+        other.execute("ROLLBACK")
+    assert history.next().number == trial.number + 1
+    assert [e["epoch"] for e in history.records()[0].epochs] == [0]
+    history.close()
 
 
 def test_the_best_is_the_first_of_equals(sweep_file, storage):

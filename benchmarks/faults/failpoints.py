@@ -27,7 +27,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "propose": (study, "propose"),
     "suggest": (optuna.trial.Trial, "suggest_float"),
     "sample a schedule": (space.Space, "sample"),
-    "put a trial on record": (optuna.storages.RDBStorage, "create_new_trial"),
+    "put a trial on record": (study.Study, "_created"),
     "begin on a lane": (lanes.Lane, "begin"),
     "an epoch has come": (lanes.Lane, "result"),
     "put an epoch on record": (study.Study, "commit"),
@@ -71,6 +71,8 @@ def killed_at(root: Path, expected: dict[str, str], case: tuple[str, bool, int])
     point, arm = f"{'after' if after else 'before'}: {step}", functools.partial(trap, *STEPS[step], hit, after)
     code = victims.wait(victims.begin(folder, prepare=arm))
     wrong = [] if code in (0, -signal.SIGKILL) else [f"ended with {code}"]
+    if code == 0 and hit == 1:
+        wrong.append("nobody came by")
     seen = victims.committed(folder)
     wrong += victims.finish(folder) or victims.compared(folder, expected, seen)
     return point, code == -signal.SIGKILL, [f"{point}, call {hit}: {text}" for text in wrong]

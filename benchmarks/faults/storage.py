@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 code = victims.wait(pid)
                 subprocess.run(["umount", results], check=True)
                 case("the results become read-only", folder, code, victims.committed(folder), {4})
-        for seconds in (5, 120):  # SQLite gives up after a minute by its own count, more on a busy machine
+        for seconds in (5, 120):  # the sweep gives up after a minute, and the attempt that it is at
             folder, code, seen = locked(Path(root), seconds)
             case(f"locked for {seconds} s", folder, code, seen, {0} if seconds < 60 else {4})
         folder = victims.folder_of_a_sweep(Path(root))
