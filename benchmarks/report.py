@@ -200,6 +200,20 @@ def evidence(path: Path) -> str:
     )
 
 
+def overhead(path: Path) -> str:
+    """What the command itself costs, beside training."""
+    found = json.loads(path.read_text())
+    busy, *idle = found["results"]
+    where = f"{found['cpu']}, {found['cores']} cores"
+    share, seconds = busy["overhead_share_at_full_lanes"], busy["epoch_seconds"]
+    each = " and ".join(f"{1000 * r['wall_seconds'] / r['trials']:.0f} ms in a sweep of {r['trials']}" for r in idle)
+    return (
+        f"What the command itself takes, with the study in a SQLite file ({where}): of {found['lanes']} lanes whose "
+        f"epochs last {seconds} s, {share:.1%} of their time; for a trial of {idle[0]['epochs']} epochs, {each}. MLflow "
+        "follows in the background.\n"
+    )
+
+
 def faults(path: Path) -> str:
     """How many of each fault there were, and how many did harm."""
     found = json.loads(path.read_text())

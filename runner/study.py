@@ -110,10 +110,12 @@ class Study:
 
     def _created(self, proposed: FrozenTrial) -> FrozenTrial:
         """The next trial in storage: put there now, or by an attempt whose answer was lost."""
-        number = len(self._frozen)
-        if len(self._study.get_trials(deepcopy=False)) == number:
-            self._study.add_trial(proposed)
-        return self._study.get_trials(deepcopy=False)[number]
+        storage, study = self._study._storage, self._study._study_id
+        try:
+            trial = storage.get_trial_id_from_study_id_trial_number(study, len(self._frozen))
+        except KeyError:
+            trial = storage.create_new_trial(study, proposed)
+        return storage.get_trial(trial)
 
     def _read(self, trial_id: int) -> FrozenTrial:
         return self._study._storage.get_trial(trial_id)

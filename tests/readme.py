@@ -32,6 +32,7 @@ def measured() -> dict[str, str]:
         "speed: benchmarks/results/speed-*.json": report.table(results.glob("speed-*.json")) + "\n",
         "predictions: benchmarks/results/slots-nvidia-h200.json": report.predictions(slots),
         "sweeps: benchmarks/results": report.sweeps(results),
+        "overhead: benchmarks/results/overhead.json": report.overhead(results / "overhead.json"),
         "faults: benchmarks/results/faults.json": report.faults(results / "faults.json"),
         "evidence: benchmarks/results/replay-digits.json": report.evidence(results / "replay-digits.json"),
     }
