@@ -209,8 +209,8 @@ def overhead(path: Path) -> str:
     each = " and ".join(f"{1000 * r['wall_seconds'] / r['trials']:.0f} ms in a sweep of {r['trials']}" for r in idle)
     return (
         f"What the command itself takes, with the study in a SQLite file ({where}): of {found['lanes']} lanes whose "
-        f"epochs last {seconds} s, {share:.1%} of their time; for a trial of {idle[0]['epochs']} epochs, {each}. MLflow "
-        "follows in the background.\n"
+        f"epochs last {seconds} s, {share:.1%} of their time; for a trial of {idle[0]['epochs']} epochs, {each}. "
+        "MLflow follows in the background.\n"
     )
 
 

@@ -273,8 +273,7 @@ class Study:
             for entry in record.epochs:
                 if entry["epoch"] not in known.intermediate_values:
                     trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
-            self._study.tell(trial, value, state=STATES[outcome])
-            return self._read(trial._trial_id)
+            return self._study.tell(trial, value, state=STATES[outcome])
 
         self._frozen[number] = persist(self._study, write)
         del self._trials[number]
