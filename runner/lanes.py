@@ -259,11 +259,11 @@ class Lanes:
         """The lanes on which an epoch is under way that is still wanted."""
         return [lane for lane in self.all if lane.future is not None and self.stop.left]
 
-    def finished(self) -> list[Lane]:
-        """Wait until an epoch ends somewhere, or until it is stopped; the lanes on which one has."""
+    def finished(self, wait_for_one: bool = True) -> list[Lane]:
+        """The lanes on which an epoch has ended: waits until there is one, or until it is stopped."""
         futures = {lane.future: lane for lane in self.all if lane.future is not None}
-        done: set[Future[Epoch]] = set()
-        while not done and self.stop.left:
+        done = {future for future in futures if future.done()}
+        while wait_for_one and not done and self.stop.left:
             done, _ = wait(futures, timeout=min(1.0, self.stop.left), return_when=FIRST_COMPLETED)
             for lane in self.free():
                 self._make_room(lane)  # a new worker may be waiting for the place that an idle one holds

@@ -233,6 +233,7 @@ def wished(sweep: Sweep, place: Place, options: Options) -> list[Mapping[str, An
 def search(history: Study, tracker: Tracker, places: Lanes, display: Display, example: TrialConfig) -> None:
     """The sweep itself: propose, train, record, tell, until the study has its trials."""
     ready, attempts, ended_now = deque[Record](), Counter[int](), list[Record]()
+    came: deque[tuple[Record, Result, str | None]] = deque()
 
     def propose_ahead() -> None:  # so that a lane that becomes free begins at once
         while len(ready) < len(places.all) and not places.stop and (trial := history.next()):
@@ -244,12 +245,14 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
         tracker.show(trial)
 
     propose_ahead()
-    while places.busy() or (ready and places.free()):
+    while came or places.busy() or (ready and places.free()):
         for lane in places.free()[: len(ready)]:
             start(lane)
-        came: list[tuple[Record, Result, str | None]] = []
-        for lane in places.finished():  # first every lane goes on
+        behind = [trial.number for trial, _, _ in came]
+        for lane in places.finished(wait_for_one=not came):  # first every lane goes on
             trial, result = lane.result()
+            if trial.number in behind:
+                continue  # its epoch before is not on record yet
             outcome = result.outcome or history.stops(trial.number, result.epoch)
             if outcome == "died" and attempts[trial.number] < RETRIES:
                 attempts[trial.number] += 1
@@ -264,7 +267,8 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
                 places.renew(lane) if outcome == "died" else places.rest(lane)
                 if ready and lane in places.free():
                     start(lane)
-        for trial, result, outcome in came:  # then what came is put on record
+        if came:  # then what came first is put on record
+            trial, result, outcome = came.popleft()
             if result.epoch is not None:
                 trial = history.commit(trial.number, result.epoch.number, result.epoch.metrics())
                 tracker.show(trial)
