@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from collections import defaultdict
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,14 +21,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from runner import sweep
+from runner import engine, sweep
 from runner.document import SpecError
 from runner.export import best_schedules, trials_table
-from runner.lanes import open_lanes
+from runner.lanes import Lanes, open_lanes
 from runner.place import load_place
 from runner.spec import load_sweep
 from runner.storage import hold
 from runner.study import Study, load_study
+from runner.train import Epoch
 
 from .conftest import TINY, epochs_on_record, free_port
 
@@ -314,6 +316,53 @@ def test_workers_end_with_their_coordinator_and_a_second_one_takes_over(project,
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert outcomes() == ["complete", "complete"]
+
+
+def test_a_lane_does_not_wait_for_the_records_of_all_that_ended_before_it(project, monkeypatch):
+    text = TINY.replace("trials: 3", "trials: 4, sampler: random")
+    Path("sweeps/tiny.yaml").write_text(text)
+    may_end, ended, begun = (defaultdict(threading.Event) for _ in range(3))
+    numbers, commit, recorded = {}, Study.commit, []
+
+    def train(config, device, state=None):  # epochs that end when they are told to
+        trial = numbers[config.schedule.init_lr]
+        for epoch in range(2):
+            begun[trial, epoch].set()
+            assert may_end[trial, epoch].wait(30)
+            ended[trial, epoch].set()
+            yield Epoch(epoch, (0.1,), 1.0, 1.0, 0.5, 1.0)
+
+    def end(*trials):
+        for trial in trials:
+            may_end[trial, 0].set()
+            assert ended[trial, 0].wait(30)
+        time.sleep(0.2)  # until the coordinator can know
+
+    def slowly(self, number, epoch, metrics):  # as on a slow disk
+        if (number, epoch) == (0, 0):
+            end(1, 2)
+        if (number, epoch) == (1, 0):
+            end(3)
+        if (number, epoch) == (2, 0):
+            assert begun[3, 1].wait(10), "it waits for the record of another lane"
+            for trial in range(4):
+                may_end[trial, 1].set()
+        recorded.append((number, epoch))
+        return commit(self, number, epoch, metrics)
+
+    def begin(self, record):
+        numbers[record.schedule["init_lr"]] = record.number
+        if record.number == 3:
+            may_end[0, 0].set()
+        return took(self, record)
+
+    took = Study.schedule
+    monkeypatch.setattr(engine, "train", train)
+    monkeypatch.setattr(Study, "schedule", begin)
+    monkeypatch.setattr(Study, "commit", slowly)
+    monkeypatch.setattr("runner.lanes.open_lanes", lambda *_, **__: Lanes(["cpu"] * 4, lambda: ThreadPoolExecutor(1)))
+    assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
+    assert sorted(recorded) == [(trial, epoch) for trial in range(4) for epoch in range(2)]
 
 
 # --- PostgreSQL ------------------------------------------------------------------------------------------------
