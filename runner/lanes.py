@@ -262,12 +262,13 @@ class Lanes:
     def finished(self, wait_for_one: bool = True) -> list[Lane]:
         """The lanes on which an epoch has ended: waits until there is one, or until it is stopped."""
         futures = {lane.future: lane for lane in self.all if lane.future is not None}
-        done = {future for future in futures if future.done()}
-        while wait_for_one and not done and self.stop.left:
-            done, _ = wait(futures, timeout=min(1.0, self.stop.left), return_when=FIRST_COMPLETED)
+        while True:
+            patience = min(1.0, self.stop.left) if wait_for_one else 0.0
+            done, _ = wait(futures, timeout=patience, return_when=FIRST_COMPLETED)
             for lane in self.free():
                 self._make_room(lane)  # a new worker may be waiting for the place that an idle one holds
-        return [lane for future, lane in futures.items() if future in done]
+            if done or not patience:
+                return [lane for future, lane in futures.items() if future in done]
 
     def rest(self, lane: Lane) -> None:
         """A lane has ended its trial."""

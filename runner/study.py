@@ -112,10 +112,10 @@ class Study:
         """The next trial in storage: put there now, or by an attempt whose answer was lost."""
         storage, study = self._study._storage, self._study._study_id
         try:
-            trial = storage.get_trial_id_from_study_id_trial_number(study, len(self._frozen))
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study, len(self._frozen))
         except KeyError:
-            trial = storage.create_new_trial(study, proposed)
-        return storage.get_trial(trial)
+            trial_id = storage.create_new_trial(study, proposed)
+        return self._read(trial_id)
 
     def _read(self, trial_id: int) -> FrozenTrial:
         return self._study._storage.get_trial(trial_id)
@@ -367,7 +367,7 @@ def propose(
     names = list(space.schedules)
     turn = number % len(names) if search.balance == "equal" else None
     scratch = optuna.create_study(direction=sweep.objective.direction, sampler=_sampler(search, number))
-    if search.sampler in LEARN:
+    if search.sampler in LEARN:  # without what is on record of their epochs, which would be copied
         scratch.add_trials(map(_as_judged, history))
     if wished is not None:
         scratch.enqueue_trial(dict(wished))
