@@ -43,16 +43,18 @@ os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 # A slot.
 
 _CAPTURE = threading.Lock()  # one graph at a time
-_STREAMS = WeakSet[torch.cuda.Stream]()
+_SLOTS = WeakSet["Slot"]()
+"""Those that have a stream. Not the streams: in torch 2.11 a weak reference to one outlives it, and Python, when it
+ends, dies of that (pytorch/pytorch#183403)."""
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream:
     """One for a slot alone: graphs of one stream share cuBLAS's workspace, and what another slot begins on it would
     be captured with this one's. torch has 32, which it gives out in turns, and one of them is beside all slots."""
+    taken = {beside(device), *(slot.stream for slot in _SLOTS)}
     for _ in range(64):
         stream = torch.cuda.Stream(device)
-        if stream not in _STREAMS and stream != beside(device):
-            _STREAMS.add(stream)
+        if stream not in taken:
             return stream
     raise RuntimeError("no stream is left for another slot: at most 31 of them train on a GPU; lower --lanes")
 
@@ -127,6 +129,7 @@ class Slot:
         if not hasattr(self, "stream"):
             with _CAPTURE:
                 self.stream = _stream(self.device)
+                _SLOTS.add(self)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))  # which has made the buffers
         with _CAPTURE, torch.cuda.stream(self.stream):
             for _ in range(3):  # lazy initialisation, and the optimizer's state
@@ -271,15 +274,17 @@ class Slot:
     def rate(self, seconds: float) -> float:
         """Updates per second, measured for so long; the weights are no trial's afterwards."""
         self.network.train()
-        start, done = time.perf_counter(), 0
-        while time.perf_counter() - start < seconds:
+        start, done, several = time.perf_counter(), 0, 1
+        while (passed := time.perf_counter() - start) < seconds:
             with self._on_stream():
                 self.at.zero_()
-                for _ in range(min(self.updates, 32)):
+                for _ in range(several):
                     self._update()
-                    done += 1
+            done += several
             if self.device.type == "cuda":
                 self.stream.synchronize()
+            if time.perf_counter() - start < passed + 0.02:  # so little that waiting for it is a part of it
+                several = min(2 * several, self.updates)
         return done / (time.perf_counter() - start)
 
     def _on_stream(self) -> torch.cuda.StreamContext | nullcontext[None]:

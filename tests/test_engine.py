@@ -5,6 +5,8 @@ import gc
 import json
 import math
 import shutil
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -732,14 +734,22 @@ def test_bf16_is_chosen_only_where_the_machine_has_it(monkeypatch):
     assert choose(trial(precision="auto"), CPU, 10) == Engine("fast", "fp32")
 
 
-def test_the_number_of_slots_is_the_fewest_within_three_percent_of_the_best_rate(monkeypatch):
-    """Total rates of 100, 160, 163, 163: two slots do it."""
-    alone = {1: 100.0, 2: 80.0, 3: 163 / 3, 4: 163 / 4}
+@pytest.mark.parametrize(
+    ("rates", "most", "kept", "tried"),
+    [
+        pytest.param({1: 100, 2: 160, 3: 163, 4: 163}, 4, 2, 4, id="no more are wanted"),
+        pytest.param({1: 100, 2: 160, 3: 163, 4: 163, 6: 164}, 12, 2, 6, id="three steps more bring nothing"),
+        pytest.param({1: 100, 2: 160, 3: 163, 4: 163, 6: 200, 8: 201, 12: 202}, 12, 6, 12, id="the third does"),
+    ],
+)
+def test_the_number_of_slots_is_the_fewest_within_three_percent_of_the_best_rate(
+    rates, most, kept, tried, monkeypatch
+):
     seen = []
 
     def rate(config, device, seconds):
         time.sleep(0.05)  # until all have begun
-        return alone[len(seen)]
+        return rates[len(seen)] / len(seen)
 
     def warm(config, device):
         seen.append(device)
@@ -747,11 +757,9 @@ def test_the_number_of_slots_is_the_fewest_within_three_percent_of_the_best_rate
 
     monkeypatch.setattr(engine, "warm", warm)
     monkeypatch.setattr(engine, "rate", rate)
-    for most in (4, 12):  # what two steps more have not brought, six slots are not tried for
-        seen.clear()
-        slots, size = lanes.busy_slots(trial(), "cpu", most)
-        assert (len(slots), size) == (2, 89_000_000)
-        assert len(seen) == 4
+    slots, size = lanes.busy_slots(trial(), "cpu", most)
+    assert (len(slots), size) == (kept, 89_000_000)
+    assert len(seen) == tried
 
 
 def test_running_out_of_memory_while_slots_are_counted_makes_their_number_smaller(monkeypatch):
@@ -926,13 +934,21 @@ def test_one_slot_and_four_give_the_same_metrics_per_trial(stopped, exact):
 def test_no_two_slots_have_the_same_stream_though_torch_gives_out_32_in_turns():
     device = torch.device("cuda", torch.cuda.current_device())
     gc.collect()  # the other tests' slots
-    given = []
+    slots = []
     with pytest.raises(RuntimeError, match="at most 31"):
-        given.extend(iter(lambda: engine._stream(device), None))
-    assert given
-    assert len({stream.cuda_stream for stream in [*given, conv.beside(device)]}) == len(given) + 1
-    given.clear()
-    assert engine._stream(device)
+        slots.extend(iter(lambda: Slot(trial(epochs=1), device), None))
+    assert slots
+    assert len({stream.cuda_stream for stream in [*(s.stream for s in slots), conv.beside(device)]}) == len(slots) + 1
+    slots.clear()
+    gc.collect()
+    assert Slot(trial(epochs=1), device)
+
+
+@pytest.mark.cuda
+def test_a_sweep_on_a_gpu_ends_with_0_when_python_has_put_its_things_away(project):
+    command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cuda"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.cuda

@@ -69,7 +69,7 @@ def lose_workers(folder: Path, chance: random.Random) -> tuple[int, dict[tuple[A
     pid = victims.begin(folder, (*victims.COMMAND, "--lanes", "2"))
     for _ in range(2):  # a trial is given up at its third death
         workers: list[int] = []
-        until = time.monotonic() + 30
+        until = time.monotonic() + 120  # where much else is going on
         while not workers and time.monotonic() < until:
             workers = workers_of(pid)
             time.sleep(0.05)
