@@ -235,15 +235,16 @@ def ask(method: str, *args: Any) -> Any:
     return getattr(_made[0], method)(*args)
 
 
-def tune(config: TrialConfig, device: str, seconds: float) -> dict[Way, dict[str, float]]:
+def tune(config: TrialConfig, device: str, seconds: float, compiled: bool) -> dict[Way, dict[str, float]]:
     """The ways that a user would try, and the updates per second of each, the better of two windows.
 
     On a GPU the seconds of an epoch with its evaluation, too: what workers cost at the start of each is in no window.
+    There what is ``compiled`` is tried where it is wanted: it takes half a minute, and pays in long sweeps alone.
     """
     found, rough = {}, (False, True) if machine()["bf16"] else (False,)
     ways = product((False,), rough, (False, True), (0, 1, 2))
     if device.startswith("cuda"):
-        ways = product((True, False), (True,), (True,), sorted({8, cores()}))
+        ways = product((True, False) if compiled else (False,), (True,), (True,), sorted({8, cores()}))
     for combination in ways:
         make(config, way := Way(True, *combination, persistent=True), device, track=False)
         try:
@@ -559,7 +560,7 @@ def measure(case: Case, device: str, args: Any) -> Path:
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
         peers = {k: stack.enter_context(ProcessPoolExecutor(1, spawn, os.chdir, (folder,))) for k in ("P0", "P1")}
         if "rates" in parts or ("P1" not in result and set(parts) - {"alone"}):
-            tried = peers["P1"].submit(tune, config, device, args.seconds / 2).result()
+            tried = peers["P1"].submit(tune, config, device, args.seconds / 2, "rates" in parts).result()
             result["P1_tried"] = [asdict(w) | seen for w, seen in tried.items()]
             result["P1"] = asdict(max(tried, key=lambda way: tried[way]["updates_per_second"]))
             print(f"{case.name}: P1 {result['P1']}", file=sys.stderr)

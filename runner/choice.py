@@ -38,7 +38,7 @@ from .conv import (
 from .data import Dataset, Split, adopt, normalised
 from .document import first_line
 from .engine import Slot
-from .model import build
+from .model import build, has_random_layers
 from .schedules import load
 from .spec import Engine, TrialConfig
 from .tiles import TiledConv
@@ -76,19 +76,33 @@ def choose(config: TrialConfig, device: torch.device, epochs: int, wanted: str =
     if seconds * PAYS <= COMPILE_SECONDS:
         return plain
     error = compile_error(replace(config, engine=compiled), device)
-    return replace(plain, reason=f"torch cannot compile the network: {error}") if error else compiled
+    return replace(plain, reason=error) if error else compiled
+
+
+def obstacle(config: TrialConfig, device: torch.device) -> str:
+    """Why the engine with which a study was begun cannot train on this device; nothing where it can."""
+    if config.engine.name == "reference":
+        return ""
+    data, device, own = resident(config, device), numbered(device), config.model.function is not None
+    reason = _of_the_device(data, device)
+    if own and not reason:
+        reason = _of_a_capture(config, data, build(config.model, data.classes, config.train.seed))
+    return reason or (compile_error(config, device) if config.engine.compiled else "")
 
 
 def _obstacle(config: TrialConfig, data: Dataset, network: nn.Module, device: torch.device) -> str:
     """Why the fast engine cannot train this; nothing where it can."""
+    if reason := _of_the_device(data, device):
+        return reason
+    if config.model.function is None:
+        return "the network has random layers" if has_random_layers(network) else ""
+    return _of_ones_own(config, data, network) or _of_a_capture(config, data, network)
+
+
+def _of_the_device(data: Dataset, device: torch.device) -> str:
     if device.type not in ("cpu", "cuda"):
         return f"the fast engine needs CUDA or a CPU, not {device.type}"
-    if data.train.images.device.type != device.type:
-        return "the data do not fit into the GPU's memory"
-    if config.model.function is None:  # torchvision's: dropout, stochastic depth
-        drops = any(getattr(module, "p", 0.0) for module in network.modules())
-        return "the network has random layers" if drops else ""
-    return _of_ones_own(config, data, network) or _of_a_capture(data, network)
+    return "" if data.train.images.device.type == device.type else "the data do not fit into the GPU's memory"
 
 
 def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
@@ -178,8 +192,8 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def _of_a_capture(data: Dataset, network: nn.Module) -> str:
-    """Why a forward pass of one's own network cannot be in a graph: it waits for the GPU. It is tried."""
+def _of_a_capture(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
+    """Why a pass of one's own network cannot be in a graph: it waits for the GPU. It is tried, in both modes."""
     device = data.train.images.device
     if device.type != "cuda":
         return ""
@@ -187,7 +201,12 @@ def _of_a_capture(data: Dataset, network: nn.Module) -> str:
     try:
         there, images = copy.deepcopy(network).to(device), normalised(data.train.images[:8], data.mean, data.std)
         torch.cuda.set_sync_debug_mode("error")
-        there(images).sum().backward()
+        with train.precision(config, data, device):
+            there.train()(images).sum().backward()
+            with torch.inference_mode():
+                there.eval()(images)
+    except torch.OutOfMemoryError:
+        return ""  # the lanes say so
     except Exception:  # whatever it is, the plain loop does without, or says so
         return "the network waits for the GPU"
     finally:
@@ -196,17 +215,20 @@ def _of_a_capture(data: Dataset, network: nn.Module) -> str:
 
 
 def compile_error(config: TrialConfig, device: torch.device) -> str:
-    """What torch's compiler says where it does not take this network, else nothing; the slots of this process find
-    what it has made."""
+    """That torch's compiler does not take this network, and why, else nothing; the slots of this process find what it
+    has made."""
+    slot = None
     try:
-        Slot(config, device)._update()
+        slot = Slot(config, device)  # is there until its graph has been replayed
+        slot._update()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
     except torch.OutOfMemoryError:
         return ""  # the lanes say so
     except Exception as error:  # whatever it is, the update goes without
-        return _said(error)
+        return f"torch cannot compile the network: {_said(error)}"
     finally:
+        slot = None
         gc.collect()  # an error keeps its slot
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the lanes may be other processes

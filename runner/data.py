@@ -8,7 +8,9 @@ on (seed, epoch) alone, so the CPU, the GPU and every lane see the same samples.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -79,8 +81,11 @@ class Dataset:
         """Height and width of the images in pixels."""
         return self.train.images.shape[1], self.train.images.shape[2]
 
-    def to(self, device: torch.device) -> Dataset:
-        """The same data on ``device`` where they fit into half of its free memory, else where they are."""
+    def to(self, device: torch.device, margin: int = 0) -> Dataset:
+        """The same data on ``device`` where they fit into half of its free memory, else where they are.
+
+        With a ``margin`` there must be room for ``padded`` training images, too.
+        """
 
         def move(split: Split) -> Split:
             return Split(split.images.to(device), split.labels.to(device))
@@ -88,6 +93,8 @@ class Dataset:
         small = replace(self, mean=self.mean.to(device), std=self.std.to(device))
         if device.type == "cuda":
             size = sum(s.images.nbytes + s.labels.nbytes for s in (self.train, self.val, self.test))
+            if margin:
+                size += len(self.train) * math.prod(side + 2 * margin for side in self.size) * 3
             if size > torch.cuda.mem_get_info(device)[0] // 2:
                 return small
         return replace(small, train=move(self.train), val=move(self.val), test=move(self.test))
@@ -134,10 +141,20 @@ def seed_of(*what: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-@lru_cache(maxsize=1)
+_PADDED: dict[torch.device, tuple[Tensor, int, Tensor]] = {}
+_PADDING = threading.Lock()  # the lanes of a GPU are threads, and share one copy
+
+
 def padded(images: Tensor, margin: int) -> Tensor:
     """``[N, H, W, C]`` with ``margin`` black pixels on each side; kept, as every epoch needs the same."""
-    return torch.nn.functional.pad(images, (0, 0, margin, margin, margin, margin)) if margin else images
+    if not margin:
+        return images
+    with _PADDING:
+        kept = _PADDED.get(images.device)
+        if kept is None or kept[0] is not images or kept[1] != margin:
+            framed = torch.nn.functional.pad(images, (0, 0, margin, margin, margin, margin))
+            kept = _PADDED[images.device] = (images, margin, framed)
+        return kept[2]
 
 
 def augmented(padded: Tensor, index: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, margin: int) -> Tensor:

@@ -1,7 +1,8 @@
 """Lanes: where trials train. A lane is a ``concurrent.futures.Executor`` with room for one trial.
 
 A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a share of some machine; the sweep submits
-"begin this config" and "the next epoch" and does not know which. A lane whose worker died is replaced by a new one.
+"begin this config" and "the next epoch" and does not know which. A lane whose worker died is replaced by a new one,
+or given up where there is not memory enough for all of them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -37,7 +39,7 @@ from . import checkpoint
 from .document import SpecError, first_line, printable
 from .place import redacted
 from .spec import Data, Record, TrialConfig
-from .stop import Stop, depend, held
+from .stop import GpuError, Stop, depend, held
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoints
@@ -70,6 +72,10 @@ def advance() -> Epoch:
     try:
         epoch: Epoch = next(_here.epochs)
     except Exception as error:
+        known: BaseException | None = error
+        while known is not None:
+            traceback.clear_frames(known.__traceback__)  # which have the slot, and what it was computing
+            known = known.__context__
         try:
             copy.copy(error)
         except Exception:  # one that cannot be built again would end the pool that carries it to the coordinator
@@ -176,7 +182,11 @@ class Lane:
         self.trial = self.future = None
 
     def result(self) -> tuple[Record, Result]:
-        """The trial, and what the future that is done has brought."""
+        """The trial, and what the future that is done has brought.
+
+        Raises:
+            GpuError: a GPU has failed, for all threads of this process.
+        """
         from .train import DivergedError
 
         assert self.trial is not None
@@ -187,7 +197,10 @@ class Lane:
         if isinstance(error, DivergedError):
             return self.trial, Result(error.epoch, "diverged")
         if error is not None:
-            died = isinstance(error, BrokenExecutor) or _out_of_memory(error)
+            broken = _broken(error)
+            if broken and isinstance(self.executor, ThreadPoolExecutor):
+                raise GpuError(first_line(error)) from error
+            died = broken or isinstance(error, BrokenExecutor) or _out_of_memory(error)
             return self.trial, Result(None, "died" if died else "failed", error)
         epoch = self.future.result()
         self.number = epoch.number
@@ -211,6 +224,17 @@ def _out_of_memory(error: BaseException | None) -> bool:
             re.search("out of memory|ALLOC_FAILED|can't allocate memory", str(error))
         )
     return isinstance(error, MemoryError)
+
+
+def _broken(error: BaseException) -> bool:
+    """Whether it is one of CUDA's errors after which nothing can be done on a GPU by this process.
+
+    Their numbers are those of ``cudaError``: memory and links beyond repair, a bad address or instruction, a timeout,
+    an assertion, an unknown error.
+    """
+    code = getattr(error, "error_code", None)  # torch.AcceleratorError's
+    sticky = code in (214, 220, 700, 702, 709, 710, *range(714, 720), 999)
+    return sticky or (isinstance(error, RuntimeError) and "_STATUS_EXECUTION_FAILED" in str(error))
 
 
 class Lanes:
@@ -281,12 +305,16 @@ class Lanes:
             lane.executor.shutdown(wait=False, cancel_futures=True)
             self.all.remove(lane)
 
-    def renew(self, lane: Lane) -> None:
-        """Give a lane whose worker died a new one."""
+    def renew(self, lane: Lane, error: BaseException | None = None) -> None:
+        """Give a lane whose worker died a new one; where it was for want of memory and others are left, none."""
         self.rest(lane)
         if lane in self.all:
-            lane.executor.shutdown(wait=False, cancel_futures=True)
-            lane.executor = self._make()
+            threads = isinstance(lane.executor, ThreadPoolExecutor)  # whose memory is free when they have ended
+            lane.executor.shutdown(wait=threads, cancel_futures=True)
+            if _out_of_memory(error) and len(self.all) > 1:
+                self.all.remove(lane)
+            else:
+                lane.executor = self._make()
 
 
 # --------------------------------------------------------------------------------------
@@ -364,7 +392,7 @@ def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 0.5
             if len(rates) > 3 and max(rates.values()) < 1.03 * max(list(rates.values())[:-3]):
                 break
     except RuntimeError as error:
-        if not _out_of_memory(error):
+        if not (rates or _out_of_memory(error)):  # its libraries have many words for that
             raise
         # as many as fitted, then
     finally:

@@ -53,6 +53,11 @@ def build(config: Model, classes: int, seed: int) -> nn.Module:
     return network
 
 
+def has_random_layers(network: nn.Module) -> bool:
+    """Whether one of torchvision's networks has dropout or stochastic depth."""
+    return any(getattr(module, "p", 0.0) for module in network.modules())
+
+
 def check(config: Model, classes: int, height: int, width: int) -> dict[str, list[float]]:
     """Build the model, and have it look at two images of this size; what it says, by which one's own is known again.
 

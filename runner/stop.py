@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import math
@@ -32,6 +33,10 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, name: str) -> None:
         self.name, self.code = name, EXIT[name]
         super().__init__(name)
+
+
+class GpuError(Exception):
+    """A GPU has failed, for all that this process has on it."""
 
 
 class Stop:
@@ -163,7 +168,8 @@ def early() -> None:
 def leave(main: Callable[[], int]) -> NoReturn:
     """Run a command and end this process with its code, whoever is left to read what it says.
 
-    Where it did not succeed, without waiting long for the threads of epochs that nobody wants any more.
+    Where it did not succeed, without waiting long for the threads of epochs that nobody wants any more; where it used
+    a GPU, before Python takes its objects apart, of which it has died (see ``engine._SLOTS``).
     """
     # Without one of the two (``>&-``) the null device stands in, open until this process ends.
     out, err = (stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in (sys.stdout, sys.stderr))
@@ -182,6 +188,11 @@ def leave(main: Callable[[], int]) -> NoReturn:
         last = threading.Timer(PARTING, os._exit, [code])
         last.daemon = True
         last.start()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     raise SystemExit(code)
 
 

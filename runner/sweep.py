@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .stop import Stop, Stopped, early, leave
+from .stop import GpuError, Stop, Stopped, early, leave
 
 if __name__ == "__main__":
     early()  # what comes now takes half a second
@@ -91,7 +91,7 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
 
     Raises:
         SpecError: data, device, study or tracking cannot be used; nothing was trained.
-        TooManyFailedError, StorageError, Stopped: the sweep was stopped, and can be continued.
+        TooManyFailedError, StorageError, GpuError, Stopped: the sweep was stopped, and can be continued.
     """
     remark(f"{sweep.name}: {sweep.size}")
     # here: a wrong file is refused before torch is loaded, which takes seconds
@@ -114,9 +114,9 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
     known = study.begun_with(sweep, place.storage, options.engine, seen, must=options.sync)
     chosen = known or choice.choose(example, device, sweep.all_epochs, options.engine)
     example = replace(example, engine=chosen)
-    if known and known.compiled and not options.sync and (error := choice.compile_error(example, device)):
-        wrong = f"the study {sweep.name!r} was begun with the engine {known}, and torch cannot compile its network"
-        raise SpecError(f"{wrong} here ({error}); continue it where it can, or begin another under a new name")
+    if known and not options.sync and (reason := choice.obstacle(example, device)):
+        wrong = f"the study {sweep.name!r} was begun with the engine {known}, which cannot go on here: {reason}"
+        raise SpecError(f"{wrong}; continue it where it can (--sync reports what there is), or name the sweep anew")
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     where = {"device": str(device), "engine": str(chosen)}
     wishes = wished(sweep, place, options)
@@ -256,9 +256,10 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
             outcome = result.outcome or history.stops(trial.number, result.epoch)
             if outcome == "died" and attempts[trial.number] < RETRIES:
                 attempts[trial.number] += 1
-                display.warn(f"{trial.title} begins again: {result.cause}")
                 ready.appendleft(trial)
-                places.renew(lane)
+                places.renew(lane, result.error)
+                fewer = "" if lane in places.all else f" (lanes left: {len(places.all)})"
+                display.warn(f"{trial.title} begins again: {result.cause}{fewer}")
                 continue
             came.append((trial, result, outcome))
             if outcome is None:
@@ -385,9 +386,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def no_fault_of_ours(error: Exception) -> str | None:
-    """What is wrong with the storage or the disk, in a sentence; None where it is a bug."""
+    """What is wrong with the storage, the disk or the GPU, in a sentence; None where it is a bug."""
     if isinstance(error, StorageError):
         return str(error)
+    if isinstance(error, GpuError):
+        return f"the GPU failed, and everything on it with it: {error} (CUDA_LAUNCH_BLOCKING=1 shows where)"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.strerror}{f': {error.filename}' * (error.filename is not None)}; make room"
     if isinstance(error, OSError) and error.filename is not None:

@@ -7,6 +7,7 @@ import math
 import textwrap
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ from . import data as datasets
 from .checkpoint import State
 from .data import Dataset, Split, batches, normalised, seed_of
 from .document import SpecError, first_line
-from .model import build, drawing
+from .model import build, drawing, has_random_layers
 from .schedules import set_lr
 from .spec import Train, TrialConfig
 
@@ -94,12 +95,16 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
     def now() -> State:
         return {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": [*map(asdict, done)]}
 
+    def drawn(*purpose: object) -> contextlib.AbstractContextManager[None]:
+        draws = config.model.function is not None or has_random_layers(network)
+        return seeded(seed_of(*purpose), device) if draws else contextlib.nullcontext()
+
     for number in range(len(done), recipe.epochs):
         start, history = time.perf_counter(), [epoch.val_accuracy for epoch in done]
         network.train()
         batch = batches(dataset.train, config.data.augment, recipe.seed, number, size)
         loss_sum, lrs = torch.zeros((), device=device), list[float]()
-        with seeded(seed_of("dropout", recipe.seed, number), device):  # where a model has it
+        with drawn("dropout", recipe.seed, number):
             for i in range(updates):
                 factor = schedule.factor(number * updates + i, total, epochs=recipe.epochs, history=history)
                 set_lr(optimizer, factor)
@@ -114,11 +119,11 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
                 lrs.append(optimizer.param_groups[0]["lr"])
         train_loss, val_loss, val_accuracy = float(loss_sum) / updates, math.nan, math.nan
         if math.isfinite(train_loss):
-            with seeded(seed_of("validation", recipe.seed, number), device), precision(config, dataset, device):
+            with drawn("validation", recipe.seed, number), precision(config, dataset, device):
                 val_loss, val_accuracy = evaluate(network, dataset.val, dataset)
         epoch = Epoch(number, tuple(lrs), train_loss, val_loss, val_accuracy, time.perf_counter() - start)
         if config.test and number + 1 == recipe.epochs:
-            with seeded(seed_of("test", recipe.seed), device), precision(config, dataset, device):
+            with drawn("test", recipe.seed), precision(config, dataset, device):
                 epoch = replace(epoch, test_accuracy=evaluate(network, dataset.test, dataset)[1])
         done.append(finished(epoch))
         yield replace(epoch, state=now)
@@ -140,23 +145,29 @@ def epochs_in(state: State | None) -> list[Epoch]:
     return [Epoch(**epoch) for epoch in state["epochs"]] if state else []
 
 
+_DRAWING = defaultdict[int, threading.Lock](threading.Lock)  # by GPU
+
+
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """What is random has ``seed`` inside, and the caller's own random numbers are as they were after.
 
     On a CUDA device its own alone: the lanes are threads, and another one may be drawing initial weights on the CPU.
+    Lanes of one GPU take turns.
     """
     if device.type != "cuda":
         with drawing(seed):
             yield
         return
-    own = torch.cuda.default_generators[numbered(device).index]
-    before = own.get_state()
-    own.manual_seed(seed)
-    try:
-        yield
-    finally:
-        own.set_state(before)
+    index = numbered(device).index
+    own = torch.cuda.default_generators[index]
+    with _DRAWING[index]:
+        before = own.get_state()
+        own.manual_seed(seed)
+        try:
+            yield
+        finally:
+            own.set_state(before)
 
 
 def evaluate(network: nn.Module, split: Split, dataset: Dataset) -> tuple[float, float]:
@@ -166,12 +177,17 @@ def evaluate(network: nn.Module, split: Split, dataset: Dataset) -> tuple[float,
     return float(loss) / len(split), float(right) / len(split)
 
 
+AT_ONCE = 2**22
+"""Pixels that are evaluated at once: 512 images up to 90x90, no fewer than 64. They are in a GPU's memory."""
+
+
 def measure(network: nn.Module, split: Split, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy and right answers on ``split``, still on the device."""
     device = dataset.mean.device
     loss, right = torch.zeros((), device=device), torch.zeros((), device=device)
+    several = max(64, min(512, AT_ONCE // math.prod(dataset.size)))
     with torch.inference_mode():
-        for images, labels in zip(split.images.split(512), split.labels.split(512), strict=True):
+        for images, labels in zip(split.images.split(several), split.labels.split(several), strict=True):
             logits = network(normalised(images, dataset.mean, dataset.std)).float()
             answers = labels.to(device)
             loss += F.cross_entropy(logits, answers, reduction="sum")
@@ -218,7 +234,7 @@ def resident(config: TrialConfig, device: torch.device) -> Dataset:
     with _LOADING:
         kept = _RESIDENT.get(str(device))
         if kept is None or kept[0] is not loaded:
-            kept = _RESIDENT[str(device)] = (loaded, loaded.to(device))
+            kept = _RESIDENT[str(device)] = (loaded, loaded.to(device, config.data.augment.pad))
         return kept[1]
 
 

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -185,6 +187,35 @@ def test_data_stay_where_they_are_on_the_cpu():
     moved = data.to(torch.device("cpu"))
     assert moved.train.images is data.train.images
     assert moved.digest == data.digest
+
+
+def test_padded_images_are_made_once_for_every_device_and_margin(monkeypatch):
+    images, real, made = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.nn.functional.pad, []
+
+    def slowly(*args):
+        made.append(args)
+        time.sleep(0.1)
+        return real(*args)
+
+    monkeypatch.setattr(torch.nn.functional, "pad", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: padded(images, 2), range(4)))
+    elsewhere = images.to("meta")
+    there = padded(elsewhere, 2)
+    assert {id(each) for each in found} == {id(padded(images, 2))}
+    assert padded(elsewhere, 2) is there
+    assert len(made) == 2
+    assert padded(images, 1).shape == (2, 6, 6, 3)
+    assert padded(images, 0) is images
+
+
+@pytest.mark.cuda
+def test_data_stay_where_they_are_if_they_do_not_fit_with_their_margins(monkeypatch):
+    data, device = load(DIGITS), torch.device("cuda")
+    size = sum(s.images.nbytes + s.labels.nbytes for s in (data.train, data.val, data.test))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * size, 2 * size))
+    assert data.to(device).train.images.is_cuda
+    assert not data.to(device, 1).train.images.is_cuda
 
 
 @pytest.mark.cuda

@@ -406,6 +406,11 @@ class Asking(Plain):  # a value of the GPU's
         return super().forward(x if x.max() > -100 else -x)
 
 
+class AskingLater(Plain):
+    def forward(self, x):
+        return super().forward(x if self.training or x.max() > -100 else -x)
+
+
 @torch.library.custom_op("own_networks::copied", mutates_args=())
 def copied(x: torch.Tensor) -> torch.Tensor:
     return x.clone(memory_format=torch.contiguous_format)
@@ -782,6 +787,62 @@ def test_running_out_of_memory_while_slots_are_counted_makes_their_number_smalle
         assert len(opened.all) == 1
 
 
+@pytest.mark.parametrize("fitted", [0, 2])
+def test_whatever_a_librarys_word_for_it_is_no_more_slots_are_made_than_fit(fitted, monkeypatch):
+    """A first slot that cannot be made is no matter of how many there are."""
+    real, seen = engine.warm, []
+
+    def warm(config, device):
+        seen.append(device)
+        if len(seen) > fitted:
+            raise RuntimeError("GET was unable to find an engine to execute this computation")
+        return real(config, device)
+
+    monkeypatch.setattr(engine, "warm", warm)
+    if fitted:
+        assert len(lanes.busy_slots(trial(), "cpu", 12, seconds=0.05)[0]) in (1, 2)
+    else:
+        with pytest.raises(RuntimeError, match="unable to find an engine"):
+            lanes.busy_slots(trial(), "cpu", 12, seconds=0.05)
+
+
+def test_a_lane_without_memory_lets_go_of_what_it_had_and_is_given_up_where_there_are_others(monkeypatch):
+    made = []
+
+    class Hungry(Slot):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+        def epoch(self, number, lrs):
+            raise torch.OutOfMemoryError("98 GiB")
+
+    monkeypatch.setattr(engine, "Slot", Hungry)
+    monkeypatch.setattr(lanes, "_gpus", lambda: ["cpu"])  # the lanes of a GPU, on a CPU
+    with lanes.open_lanes("2", "cuda", 8) as opened:
+        first, second = opened.all
+        for lane in (first, second, second):
+            error = lane.executor.submit(lanes.begin, trial(), lane.device).exception()
+            opened.renew(lane, error)
+            gc.collect()
+            assert made.pop()() is None, "though its error is still there"
+            assert opened.all == [second]
+
+
+def test_the_slot_that_is_compiled_is_there_until_its_update_has_ended(monkeypatch):
+    seen = []
+
+    class Watched:
+        def __init__(self, *_):
+            there = weakref.ref(self)
+            self._update = lambda: seen.append(there() is not None)  # on a GPU a graph, which does not keep its slot
+            monkeypatch.setattr(gc, "collect", lambda: seen.append(there() is not None))
+
+    monkeypatch.setattr(choice, "Slot", Watched)
+    assert choice.compile_error(trial(), CPU) == ""
+    assert seen == [True, False]
+
+
 def test_lanes_take_the_slots_that_were_counted_and_let_go_of_the_others(monkeypatch):
     made = []
 
@@ -843,7 +904,9 @@ def test_a_gpu_has_the_fast_engine_with_and_without_its_number(name):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize(("name", "chosen"), [("Plain", "fast"), ("Asking", "reference")])
+@pytest.mark.parametrize(
+    ("name", "chosen"), [("Plain", "fast"), ("Asking", "reference"), ("AskingLater", "reference")]
+)
 def test_a_network_that_waits_for_the_gpu_is_left_to_the_plain_loop(name, chosen, tmp_path, monkeypatch):
     (tmp_path / "own_networks.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -946,8 +1009,9 @@ def test_no_two_slots_have_the_same_stream_though_torch_gives_out_32_in_turns():
 
 @pytest.mark.cuda
 def test_a_sweep_on_a_gpu_ends_with_0_when_python_has_put_its_things_away(project):
-    command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cuda"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    """By itself, not as the command ends."""
+    script = "from runner import sweep; raise SystemExit(sweep.main(['sweeps/tiny.yaml', '--device', 'cuda']))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

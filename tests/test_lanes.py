@@ -277,6 +277,48 @@ def test_the_cause_of_a_failure_is_on_record(own, capsys, name, words, again):
     assert client.get_run(record.run_id).data.tags["cause"] == words
 
 
+def of_cuda(code: int, words: str) -> Exception:
+    """As torch raises it."""
+    error = torch.AcceleratorError(f"CUDA error: {words}")
+    error.error_code = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "after"),
+    [
+        pytest.param(of_cuda(700, "an illegal memory access"), 4, [None], id="an illegal address"),
+        pytest.param(RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"), 4, [None], id="a library's words"),
+        pytest.param(of_cuda(9, "invalid configuration argument"), 5, ["failed"] * 3, id="what breaks nothing"),
+    ],
+)
+def test_a_gpu_that_fails_ends_the_sweep_and_none_of_its_trials(error, code, after, project, capsys, monkeypatch):
+    """Whatever is asked of it then fails too, in all threads of the process."""
+
+    def epoch(*_):
+        raise error
+
+    command = ["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.Slot, "epoch", epoch)
+        assert sweep.main(command) == code
+    said = f"error: the GPU failed, and everything on it with it: {error} (CUDA_LAUNCH_BLOCKING=1 shows where)\n"
+    assert (said in capsys.readouterr().err) == (code == 4)
+    assert outcomes() == after
+    if code == 4:
+        assert sweep.main(command) == 0
+        assert outcomes() == ["complete"] * 3
+
+
+def test_a_lane_that_is_given_up_for_want_of_memory_is_named(own, capsys):
+    command = own(fine="", needs_too_much="")
+    assert sweep.main([*command, "--lanes", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("trial 1 begins again: out of memory") == 2
+    assert out.count("(lanes left: 1)") == 1
+    assert outcomes() == ["complete", "failed"]
+
+
 def test_an_error_that_cannot_be_sent_to_another_process_fails_its_trial_alone(own):
     command = own(raises_what_nobody_can_send="", turns_negative="", fine="")
     assert sweep.main([*command, "--lanes", "1"]) == 5

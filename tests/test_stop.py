@@ -178,6 +178,26 @@ def test_a_command_without_an_output_works_all_the_same(swept):
         assert (done.returncode, done.stderr) == (code, ""), rest
 
 
+@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("on_a_gpu", [True, False])
+def test_what_dies_while_python_puts_away_what_was_on_a_gpu_does_not_change_the_exit_code(on_a_gpu, code):
+    script = f"""
+import atexit, os, sys, types
+sys.modules["torch"] = types.SimpleNamespace(cuda=types.SimpleNamespace(is_initialized=lambda: {on_a_gpu}))
+
+class Broken:
+    def __del__(self, abort=os.abort):
+        abort()
+
+kept = Broken()
+atexit.register(print, "put away")
+from runner.stop import leave
+leave(lambda: {code})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code if on_a_gpu else -signal.SIGABRT, "put away\n")
+
+
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75)])
 def test_a_signal_before_anything_has_begun_has_its_code(name, code):
     lines = ["import os, signal", "from runner.stop import early"]

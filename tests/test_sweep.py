@@ -287,6 +287,21 @@ def test_a_study_that_another_process_runs_is_refused_before_anything_is_made(pr
         assert sorted(project.rglob("*")) == there
 
 
+def test_a_study_whose_engine_cannot_train_here_is_not_gone_on_with(swept, capsys, monkeypatch):
+    """As where another program has the GPU's memory: its trials would all fail."""
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 4"))
+    before = table(swept)
+    with monkeypatch.context() as patch:
+        patch.setattr(choice, "_of_the_device", lambda *_: "the data do not fit into the GPU's memory")
+        assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+        said = capsys.readouterr().err
+        assert "begun with the engine fast, fp32, which cannot go on here: the data do not fit into the GPU's" in said
+        assert table(swept).equals(before)
+        assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    assert best_schedules("tiny").shape[0] == 4
+
+
 # --- the commands ----------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from torchvision.models import ResNet
 from torchvision.transforms import functional as TF
 
 from runner import schedules
-from runner.data import Tables, load, seed_of
+from runner.data import Split, Tables, load, seed_of
 from runner.document import SpecError
 from runner.model import build
 from runner.spec import Augment, Data, Model, Train, TrialConfig
@@ -299,6 +299,23 @@ def test_evaluation_is_the_mean_loss_and_the_share_of_right_answers():
     losses = [row.logsumexp(0) - row[label] for row, label in zip(logits, data.val.labels, strict=True)]
     assert accuracy == pytest.approx(sum(map(int, right)) / len(right), abs=1e-9)
     assert loss == pytest.approx(float(sum(losses)) / len(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize(("side", "most"), [(8, 512), (90, 512), (128, 256), (300, 64)])
+def test_few_images_are_evaluated_at_once_where_they_are_large(side, most):
+    data, seen = load(Data(source="digits", limit=20)), []
+    several = torch.zeros((), dtype=torch.uint8).expand(520, side, side, 3)
+    split = Split(several, torch.zeros(520, dtype=torch.int64))
+
+    class Counted(torch.nn.Module):
+        def forward(self, x):
+            seen.append(len(x))
+            return torch.zeros(len(x), 10)
+
+    loss, accuracy = evaluate(Counted(), split, replace(data, train=split))
+    assert max(seen) == most
+    assert sum(seen) == 520
+    assert (loss, accuracy) == (pytest.approx(math.log(10)), 1.0)
 
 
 def test_evaluation_leaves_the_network_as_it_was():
