@@ -65,21 +65,18 @@ def lose_coordinators(folder: Path, chance: random.Random) -> tuple[int, dict[tu
 
 def lose_workers(folder: Path, chance: random.Random) -> tuple[int, dict[tuple[Any, ...], str]]:
     """Two process lanes; one of them is killed now and then, never so often that a trial is given up."""
-    times, seen = 0, dict[tuple[Any, ...], str]()
-    pid = victims.begin(folder, (*victims.COMMAND, "--lanes", "2"))
-    for _ in range(2):  # a trial is given up at its third death
-        workers: list[int] = []
-        until = time.monotonic() + 120  # where much else is going on
-        while not workers and time.monotonic() < until:
-            workers = workers_of(pid)
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0.0, 2.0))
-        seen |= victims.committed(folder)
-        workers = workers_of(pid)
-        if not workers:
+    times, seen, ended = 0, dict[tuple[Any, ...], str](), os.WEXITED | os.WNOHANG | os.WNOWAIT
+    pid, until = victims.begin(folder, (*victims.COMMAND, "--lanes", "2")), time.monotonic() + 300
+    while times < 2 and time.monotonic() < until:  # a trial is given up at its third death
+        if os.waitid(os.P_PID, pid, ended):
             break
-        os.kill(chance.choice(workers), signal.SIGKILL)
-        times += 1
+        time.sleep(0.05)
+        if workers_of(pid):
+            time.sleep(chance.uniform(0.0, 2.0))
+            seen |= victims.committed(folder)
+            if workers := workers_of(pid):  # what was seen before may have been a helper
+                os.kill(chance.choice(workers), signal.SIGKILL)
+                times += 1
     victims.wait(pid)
     return times, seen
 
