@@ -100,6 +100,7 @@ def _obstacle(config: TrialConfig, data: Dataset, network: nn.Module, device: to
 
 
 def _of_the_device(data: Dataset, device: torch.device) -> str:
+    """Why the fast engine trains nothing on this device, or not these data."""
     if device.type not in ("cpu", "cuda"):
         return f"the fast engine needs CUDA or a CPU, not {device.type}"
     return "" if data.train.images.device.type == device.type else "the data do not fit into the GPU's memory"

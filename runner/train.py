@@ -95,8 +95,9 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
     def now() -> State:
         return {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epochs": [*map(asdict, done)]}
 
+    draws = config.model.function is not None or has_random_layers(network)
+
     def drawn(*purpose: object) -> contextlib.AbstractContextManager[None]:
-        draws = config.model.function is not None or has_random_layers(network)
         return seeded(seed_of(*purpose), device) if draws else contextlib.nullcontext()
 
     for number in range(len(done), recipe.epochs):

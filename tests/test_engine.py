@@ -806,19 +806,26 @@ def test_whatever_a_librarys_word_for_it_is_no_more_slots_are_made_than_fit(fitt
             lanes.busy_slots(trial(), "cpu", 12, seconds=0.05)
 
 
-def test_a_lane_without_memory_lets_go_of_what_it_had_and_is_given_up_where_there_are_others(monkeypatch):
-    made = []
+@pytest.fixture
+def made(monkeypatch):
+    """The lanes of a GPU are had on a CPU: weak references to the slots that are made."""
+    seen = []
 
-    class Hungry(Slot):
+    class Seen(Slot):
         def __init__(self, *args):
             super().__init__(*args)
-            made.append(weakref.ref(self))
+            seen.append(weakref.ref(self))
 
-        def epoch(self, number, lrs):
-            raise torch.OutOfMemoryError("98 GiB")
+    monkeypatch.setattr(engine, "Slot", Seen)
+    monkeypatch.setattr(lanes, "_gpus", lambda: ["cpu"])
+    return seen
 
-    monkeypatch.setattr(engine, "Slot", Hungry)
-    monkeypatch.setattr(lanes, "_gpus", lambda: ["cpu"])  # the lanes of a GPU, on a CPU
+
+def test_a_lane_without_memory_lets_go_of_what_it_had_and_is_given_up_where_there_are_others(made, monkeypatch):
+    def epoch(self, number, lrs):
+        raise torch.OutOfMemoryError("98 GiB")
+
+    monkeypatch.setattr(Slot, "epoch", epoch)
     with lanes.open_lanes("2", "cuda", 8) as opened:
         first, second = opened.all
         for lane in (first, second, second):
@@ -843,17 +850,8 @@ def test_the_slot_that_is_compiled_is_there_until_its_update_has_ended(monkeypat
     assert seen == [True, False]
 
 
-def test_lanes_take_the_slots_that_were_counted_and_let_go_of_the_others(monkeypatch):
-    made = []
-
-    class Seen(Slot):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(weakref.ref(self))
-
-    monkeypatch.setattr(engine, "Slot", Seen)
+def test_lanes_take_the_slots_that_were_counted_and_let_go_of_the_others(made, monkeypatch):
     monkeypatch.setattr(engine, "rate", lambda *_: 100.0 / len(made))  # one is enough
-    monkeypatch.setattr(lanes, "_gpus", lambda: ["cpu"])  # the lanes of a GPU, on a CPU
     config = trial(epochs=1)
     with lanes.open_lanes("auto", "cuda", 2, config=config) as opened:
         assert [slot() is not None for slot in made] == [True, False]

@@ -67,9 +67,8 @@ def lose_workers(folder: Path, chance: random.Random) -> tuple[int, dict[tuple[A
     """Two process lanes; one of them is killed now and then, never so often that a trial is given up."""
     times, seen, ended = 0, dict[tuple[Any, ...], str](), os.WEXITED | os.WNOHANG | os.WNOWAIT
     pid, until = victims.begin(folder, (*victims.COMMAND, "--lanes", "2")), time.monotonic() + 300
-    while times < 2 and time.monotonic() < until:  # a trial is given up at its third death
-        if os.waitid(os.P_PID, pid, ended):
-            break
+    # twice at most: a trial is given up at its third death
+    while times < 2 and time.monotonic() < until and os.waitid(os.P_PID, pid, ended) is None:
         time.sleep(0.05)
         if workers_of(pid):
             time.sleep(chance.uniform(0.0, 2.0))
