@@ -358,6 +358,8 @@ def gflop(network: nn.Module, height: int, width: int, images: int) -> float:
 # The parts of the benchmark.
 
 Peers = dict[str, ProcessPoolExecutor]
+Scripts = Sequence[ProcessPoolExecutor]
+"""Of one kind, where nobody asks for their speed."""
 
 
 def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes], args: Any) -> dict[str, Any]:
@@ -398,13 +400,12 @@ def rates(config: TrialConfig, device: str, peers: Peers, ours: dict[str, Lanes]
     }
 
 
-def theirs(p0: ProcessPoolExecutor, configs: Sequence[TrialConfig], seconds: float = math.inf) -> list[float]:
+def theirs(p0: Scripts, configs: Sequence[TrialConfig], seconds: float = math.inf) -> list[float]:
     """P0's last validation accuracies, of as many as it trains in so many seconds: two at least."""
     until, found = time.perf_counter() + seconds, list[float]()
-    for config in configs:
-        found.append(p0.submit(ask, "trial", config).result())
-        if len(found) > 1 and time.perf_counter() > until:
-            break
+    while len(found) < len(configs) and (len(found) < 2 or time.perf_counter() < until):
+        some = zip(p0, configs[len(found) :], strict=False)
+        found += [future.result() for future in [each.submit(ask, "trial", config) for each, config in some]]
     return found
 
 
@@ -412,7 +413,7 @@ def seeded(config: TrialConfig, seed: int, schedule: Schedule) -> TrialConfig:
     return replace(config, train=config.train.model_copy(update={"seed": seed}), schedule=schedule)
 
 
-def seeds(config: TrialConfig, p0: ProcessPoolExecutor, lanes: Lanes, args: Any) -> dict[str, Any]:
+def seeds(config: TrialConfig, p0: Scripts, lanes: Lanes, args: Any) -> dict[str, Any]:
     """Last validation accuracies of ours and of P0, over seeds at the good schedule."""
     from scipy.stats import ttest_ind  # here: a script's sweep does without
 
@@ -433,7 +434,7 @@ def seeds(config: TrialConfig, p0: ProcessPoolExecutor, lanes: Lanes, args: Any)
     }
 
 
-def ranks(config: TrialConfig, sweep: Sweep, p0: ProcessPoolExecutor, lanes: Lanes, args: Any) -> dict[str, Any]:
+def ranks(config: TrialConfig, sweep: Sweep, p0: Scripts, lanes: Lanes, args: Any) -> dict[str, Any]:
     """The same over random schedules: whether both, and P0 with two seeds, put them into the same order."""
     from scipy.stats import spearmanr
 
@@ -558,8 +559,12 @@ def measure(case: Case, device: str, args: Any) -> Path:
             result["alone"] = rates(config, device, {}, ours, args)
             save(path, result)
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        peers = {k: stack.enter_context(ProcessPoolExecutor(1, spawn, os.chdir, (folder,))) for k in ("P0", "P1")}
-        if "rates" in parts or ("P1" not in result and set(parts) - {"alone"}):
+
+        def script() -> ProcessPoolExecutor:
+            return stack.enter_context(ProcessPoolExecutor(1, spawn, os.chdir, (folder,)))
+
+        peers = {name: script() for name in ("P0", "P1")}
+        if "rates" in parts or ("P1" not in result and "sweep" in parts):
             tried = peers["P1"].submit(tune, config, device, args.seconds / 2, "rates" in parts).result()
             result["P1_tried"] = [asdict(w) | seen for w, seen in tried.items()]
             result["P1"] = asdict(max(tried, key=lambda way: tried[way]["updates_per_second"]))
@@ -569,11 +574,12 @@ def measure(case: Case, device: str, args: Any) -> Path:
             peers["P1"].submit(make, config, Way(**result["P1"]), device, track=False).result()
             result["rates"] = rates(config, device, peers, ours, args)
             save(path, result)
-        if "accuracy" in parts:  # P0's arithmetic, nothing logged; on a GPU enough workers
-            workers = whole_epochs(result["P1_tried"]).workers if device.startswith("cuda") else 2
-            plain = Way(workers=workers, persistent=True)
-            peers["P0"].submit(make, config, plain, device, track=False).result()
-            both = peers["P0"], ours["all lanes"], args
+        if "accuracy" in parts:  # P0's arithmetic, nothing logged; where there are many cores, in several processes
+            plain, several = Way(persistent=True), max(1, cores() // (1 + Way.workers))
+            scripts = [peers["P0"], *(script() for _ in range(1, several))]
+            for made in [each.submit(make, config, plain, device, track=False) for each in scripts]:
+                made.result()
+            both = scripts, ours["all lanes"], args
             result["accuracy"] = seeds(config, *both)
             save(path, result)
             if args.schedules:

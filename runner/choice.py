@@ -324,9 +324,9 @@ def worth_unfolding(
         for compute, of_pass in zip(passes, saved, strict=True):
             if compute.func is not weight_gradient and dtype is torch.float32:
                 continue  # the others gain so little there that every sweep would find something else
-            if compute.func is input_gradient and (conv.stride != (1, 1) or conv.in_channels == 3):
-                continue  # no product, or images, which have no gradient
-            plain, product = _seconds([partial(compute, product=way) for way in (False, True)], rounds)
+            if compute.func is input_gradient and conv.in_channels == 3:
+                continue  # images, which have no gradient
+            plain, product = _seconds([partial(compute, unfold=way) for way in (False, True)], rounds)
             of_pass[-max(dy.shape[2:])] += times * (plain / margin - product)
     of_output, of_input, of_weight = (-_fewest(of_pass) for of_pass in saved)
     return of_output, of_input, of_weight

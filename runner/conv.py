@@ -113,50 +113,79 @@ class _Products(torch.autograd.Function):
         return dx, weight_gradient(dy, x, weight, ctx.geometry, of_weight), None, None
 
 
-def output(x: Tensor, weight: Tensor, geometry: Geometry, product: bool) -> Tensor:
+def output(x: Tensor, weight: Tensor, geometry: Geometry, unfold: bool) -> Tensor:
     """A convolution, by torch or as a product."""
-    if not product:
+    if not unfold:
         return torch.conv2d(x, weight, None, *geometry)
-    return _convolved(x, weight.permute(0, 2, 3, 1), geometry)
-
-
-def input_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, product: bool) -> Tensor:
-    """The gradient of a convolution's input: the output's, convolved with the kernel turned round."""
-    stride, (down, right) = geometry
-    if not product or stride != (1, 1):
-        return gradient(0, dy, x, weight, *geometry)
-    height, width = weight.shape[2:]
-    return _convolved(dy, weight.flip(2, 3).permute(1, 2, 3, 0), (stride, (height - 1 - down, width - 1 - right)))
-
-
-def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, product: bool) -> Tensor:
-    """The gradient of a convolution's weight; the products of all parts are summed in fp32 at least."""
-    if not product:
-        return gradient(1, dy, x, weight, *geometry)
-    dy, total = dy.permute(0, 2, 3, 1).contiguous(), torch.zeros(1)  # a number without dimensions would take on bf16
-    for part, taps in _unfolded(dy, x, weight.shape[2:], geometry):
-        total = total + part.t() @ taps
-    return cast("Tensor", total.to(x.dtype).unflatten(1, (*weight.shape[2:], -1)).permute(0, 3, 1, 2))
-
-
-def _convolved(x: Tensor, kernels: Tensor, geometry: Geometry) -> Tensor:
-    """Images with kernels ``[C_out, height, width, C_in]``."""
-    (stride, padding), size, columns = geometry, kernels.shape[1:3], kernels.flatten(1).t()
-    out = _sides(x.shape[2:], size, stride, padding)
+    size, (stride, padding) = weight.shape[2:], geometry
     # no view of something else, which nobody might change in place
-    y = torch.empty((len(x), len(kernels), *out), dtype=x.dtype, memory_format=torch.channels_last)
-    for part, taps in _unfolded(y.permute(0, 2, 3, 1), x, size, geometry):
-        torch.mm(taps, columns, out=part)
+    shape = len(x), len(weight), *_sides(x.shape[2:], size, stride, padding)
+    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    columns = weight.permute(0, 2, 3, 1).flatten(1).t()
+    _convolved(x, columns, size, stride, padding * 2, y.permute(0, 2, 3, 1))
     return y
 
 
-def _unfolded(y: Tensor, x: Tensor, kernel: Sequence[int], geometry: Geometry) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some images of an output ``[n, height, width, C]`` after others, ``[pixels, C]``, and what goes into them:
-    ``[pixels, taps * C_in]``."""
-    (stride, (down, right)), several = geometry, max(1, _ROWS // math.prod(y.shape[1:3]))
+def input_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, unfold: bool) -> Tensor:
+    """The gradient of a convolution's input: the output's, convolved with the kernel turned round.
+
+    With a stride that is so for every stride-th pixel: each of such sets meets taps of its own, or none.
+    """
+    if not unfold:
+        return gradient(0, dy, x, weight, *geometry)
+    dx = torch.zeros_like(x, memory_format=torch.channels_last)
+    axes = zip(x.shape[2:], dy.shape[2:], weight.shape[2:], *geometry, strict=True)
+    for (rows, ys, above, below), (columns, xs, left, right) in product(*(_sets(*axis) for axis in axes)):
+        turned = [weight[:, :, y, x] for y in ys for x in xs]
+        if turned:
+            margins, some = (above, left, below, right), dx.permute(0, 2, 3, 1)[:, rows, columns]
+            _convolved(dy, torch.cat(turned), (len(ys), len(xs)), (1, 1), margins, some)
+    return dx
+
+
+def _sets(size: int, out: int, kernel: int, stride: int, padding: int) -> list[tuple[slice, range, int, int]]:
+    """Along one axis, which pixels of the input meet which taps, from the last to the first, and by how much the
+    output is widened before and after it (less than nothing is cut off)."""
+    found = []
+    for first in range(min(stride, size)):
+        taps, several = range(kernel)[(first + padding) % stride :: stride][::-1], len(range(first, size, stride))
+        before = len(taps) - 1 - (first + padding) // stride
+        found.append((slice(first, None, stride), taps, before, several - out + len(taps) - 1 - before))
+    return found
+
+
+def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, unfold: bool) -> Tensor:
+    """The gradient of a convolution's weight; the products of all parts are summed in fp32 at least."""
+    if not unfold:
+        return gradient(1, dy, x, weight, *geometry)
+    size, (stride, padding), total = weight.shape[2:], geometry, cast("Tensor | None", None)
+    rows = _ROWS if x.element_size() > 2 else 4 * _ROWS  # a sum takes bf16 apart
+    for part, taps in _unfolded(dy.permute(0, 2, 3, 1).contiguous(), x, size, stride, padding * 2, rows):
+        found = part.flatten(0, 2).t().contiguous() @ taps  # AMX takes a third longer with what lies across
+        total = found if total is None else total.to(torch.promote_types(total.dtype, torch.float32)).add_(found)
+    return cast("Tensor", cast("Tensor", total).to(x.dtype).unflatten(1, (*size, -1)).permute(0, 3, 1, 2))
+
+
+def _convolved(
+    x: Tensor, columns: Tensor, kernel: Sequence[int], stride: Size, margins: Sequence[int], y: Tensor
+) -> None:
+    """Images with kernels ``[taps * C_in, C_out]`` into images ``[n, height, width, C_out]``."""
+    for part, taps in _unfolded(y, x, kernel, stride, margins):
+        if part.is_contiguous():
+            torch.mm(taps, columns, out=part.view(len(taps), -1))
+        else:
+            part.copy_((taps @ columns).view_as(part))
+
+
+def _unfolded(
+    y: Tensor, x: Tensor, kernel: Sequence[int], stride: Size, margins: Sequence[int], rows: int = _ROWS
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Some images of an output ``[n, height, width, C]`` after others, and what goes into them,
+    ``[pixels, taps * C_in]``; ``margins`` are above, to the left, below and to the right."""
+    several, (above, left, below, right) = max(1, rows // math.prod(y.shape[1:3])), margins
     for part, images in zip(y.split(several), x.permute(0, 2, 3, 1).split(several), strict=True):
-        images = F.pad(images, (0, 0, right, right, down, down)).contiguous()
-        yield part.flatten(0, 2), _side_by_side(images, kernel, stride, y.shape[1:3]).flatten(0, 2)
+        images = F.pad(images, (0, 0, left, right, above, below)).contiguous()
+        yield part, _side_by_side(images, kernel, stride, y.shape[1:3]).flatten(0, 2)
 
 
 def _side_by_side(x: Tensor, kernel: Sequence[int], stride: Size, out: Sequence[int]) -> Tensor:
@@ -318,9 +347,9 @@ def compact(
             conv.__class__ = UnfoldedConv if unfold else ForkedConv
         elif can_be_tiled(conv) and 0 < tiled <= channels(conv):
             network.set_submodule(name, TiledConv(conv))
-        elif can_be_unfolded(conv) and any(passes := [max(_output(conv, size)) <= most for most in unfolded]):
+        elif any(passes := _passes(conv, max(_output(conv, size)), unfolded)):
             conv.__class__ = ProductConv
-            cast("ProductConv", conv).passes = tuple(passes)
+            cast("ProductConv", conv).passes = passes
     return network
 
 
@@ -350,7 +379,13 @@ def can_be_tiled(conv: nn.Conv2d) -> bool:
 
 
 def can_be_unfolded(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size != (1, 1)  # which are products
+    return conv.kernel_size != (1, 1)  # a strided one always is, and the others are products as they are
+
+
+def _passes(conv: nn.Conv2d, side: int, unfolded: Sequence[int]) -> tuple[bool, ...]:
+    if can_be_unfolded(conv):
+        return tuple(side <= most for most in unfolded)
+    return (conv.stride != (1, 1),) * 3
 
 
 def channels(conv: nn.Conv2d) -> int:

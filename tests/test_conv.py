@@ -149,6 +149,11 @@ def test_only_3x3_convolutions_with_enough_channels_are_done_in_tiles():
         pytest.param((9, 8), (7, 5), (2, 1), (3, 1), id="7x5, strides 2 and 1"),
         pytest.param((6, 6), 3, 1, 0, id="no padding"),
         pytest.param((6, 5), 3, 1, 3, id="more padding than the kernel meets"),
+        pytest.param(
+            (7, 8), (3, 2), (3, 2), (0, 1), id="pixels that meet no tap, and stride and padding of each side"
+        ),
+        pytest.param((9, 6), 1, 2, 0, id="1x1 stride 2"),
+        pytest.param((1, 2), 3, 3, 1, id="a stride beyond the image"),
     ],
 )
 def test_products_convolve_as_torch_does_forwards_and_backwards(size, kernel, stride, padding, passes):
@@ -172,16 +177,17 @@ def test_what_a_product_gives_may_be_changed_in_place():
 
 
 def test_in_bf16_the_weights_gradient_is_summed_in_fp32():
-    """Parts of 1024 each: in bf16 nothing would be added to 256 of them."""
+    """Parts of 4096 each: in bf16 nothing would be added to 256 of them."""
     conv = nn.Conv2d(1, 1, 1, bias=False).to(torch.bfloat16)
     conv.__class__, conv.passes = ProductConv, (True,) * 3
-    conv(torch.ones(258, 1, 32, 32, dtype=torch.bfloat16)).sum().backward()
-    assert conv.weight.grad.item() == 258 * 1024
+    conv(torch.ones(258, 1, 64, 64, dtype=torch.bfloat16)).sum().backward()
+    assert conv.weight.grad.item() == 258 * 4096
 
 
-def test_products_are_for_the_small_outputs_of_kernels_that_are_larger_than_a_pixel():
+def test_products_are_for_the_small_outputs_of_larger_kernels_and_for_every_strided_pixel():
     network = compact(build(Model(), 10, 0), 32, 32, unfolded=(0, 4, 8))
     passes = {name: m.passes for name, m in network.named_modules() if isinstance(m, ProductConv)}
+    assert {passes.pop(f"layer{n}.0.downsample.0") for n in (2, 3, 4)} == {(True,) * 3}  # 1x1, every second pixel
     assert passes.pop("layer3.0.conv1") == (False, False, True)  # 16 pixels to 8
     assert {name: p for name, p in passes.items() if name.startswith("layer3")} == {
         f"layer3.{name}": (False, False, True) for name in ("0.conv2", "1.conv1", "1.conv2")

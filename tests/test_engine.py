@@ -98,8 +98,8 @@ def test_twenty_updates_equal_torchs_own_optimizer_to_1e_12_in_float64(recipe, k
     if "optimizer" in recipe:  # AdamW's rates are smaller: at SGD's every rounding grows to something
         config = replace(config, schedule=schedules.load({"type": "cosine", "init_lr": 1e-3, "warmup": 0.2}))
     slot = Slot(config, CPU, torch.float64)
-    kinds = {type(module) for module in slot.network.modules()}
-    assert (TiledConv in kinds, ProductConv in kinds) == ("tiled" in kind, "unfolded" in kind)
+    kinds = {(type(module), getattr(module, "kernel_size", None)) for module in slot.network.modules()}
+    assert ((TiledConv, None) in kinds, (ProductConv, (3, 3)) in kinds) == ("tiled" in kind, "unfolded" in kind)
     slot.begin(0)
     assert slot.updates * config.train.epochs == 20
     losses = [slot.epoch(number, lrs_of(config, slot, number))[0] for number in range(5)]
@@ -698,7 +698,7 @@ def test_products_are_done_up_to_the_side_up_to_which_they_pay_and_pass_by_pass(
 
     def seconds(ways, rounds):
         plain, product = ways
-        assert (plain.keywords, product.keywords) == ({"product": False}, {"product": True})
+        assert (plain.keywords, product.keywords) == ({"unfold": False}, {"unfold": True})
         of_weight, dy = product.func is conv.weight_gradient, product.args[0]
         return [1.0, 0.5 if of_weight and dy.shape[3] <= pays else 2.0]
 
