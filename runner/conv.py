@@ -120,7 +120,7 @@ def output(x: Tensor, weight: Tensor, geometry: Geometry, unfold: bool) -> Tenso
     size, (stride, padding) = weight.shape[2:], geometry
     # no view of something else, which nobody might change in place
     shape = len(x), len(weight), *_sides(x.shape[2:], size, stride, padding)
-    y = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     columns = weight.permute(0, 2, 3, 1).flatten(1).t()
     _convolved(x, columns, size, stride, padding * 2, y.permute(0, 2, 3, 1))
     return y
