@@ -398,6 +398,10 @@ def _network(
         {"tiled": engine.tiled, "unfolded": engine.unfolded} if cpu else {"few": 1, "fork": model.function is None}
     )
     network = compact(network, *size, **faster)
+    if cpu and engine.precision == "bf16" and model.function is None:
+        for module in network.modules():
+            if isinstance(module, nn.ReLU):  # with AMX, an update of CIFAR-10 takes 4 % longer in place
+                module.inplace = False
     return network.to(device)
 
 

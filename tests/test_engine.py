@@ -692,6 +692,14 @@ def test_tiles_are_done_from_the_channels_from_which_they_pay(pays, chosen, monk
     assert choice.worth_tiling(build(Model(width=32), 10, 0), (16, 16), 8) == chosen
 
 
+def test_in_bf16_on_a_cpu_a_relu_leaves_what_it_is_given():
+    def in_place(precision):
+        slot = Slot(replace(trial(precision=precision), engine=Engine("fast", precision)), CPU)
+        return {module.inplace for module in slot.network.modules() if isinstance(module, nn.ReLU)}
+
+    assert (in_place("bf16"), in_place("fp32")) == ({False}, {True})
+
+
 @pytest.mark.parametrize(("pays", "chosen"), [(4, 4), (16, 16), (1, 0)])
 def test_products_are_done_up_to_the_side_up_to_which_they_pay_and_pass_by_pass(pays, chosen, monkeypatch):
     """Every pass takes a second; as a product the weight's gradient takes half of that, or twice as much."""
