@@ -122,7 +122,7 @@ def images(args: argparse.Namespace) -> dict[str, str]:
 BESIDE = {
     "alone": "--parts alone",
     "speed": "--parts rates",
-    "seeds": "--cases cifar10 --parts accuracy --limit 10000 --epochs 4 --patience 90 --schedules 0",
+    "seeds": "--cases cifar10 --parts accuracy --epochs 4 --patience 120 --schedules 0",
     "compared": "--cases cifar10 --parts sweep --sweep-repeats 1 --sweep-epochs 2",
 }
 """What ``speed.py`` measures, into its own files: ours alone, which no script can keep from being measured; ours and

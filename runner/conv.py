@@ -331,7 +331,7 @@ def compact(
         height: of the images in pixels; so is ``width``.
         tiled: the number of channels, in and out, from which 3x3 convolutions are done in tiles; 0 for none.
         unfolded: the largest side, in pixels, of an output up to which it is a product, the input's gradient is one,
-            and the weight's gradient; 0 for none.
+            and the weight's gradient; 0 for none. A 1x1 kernel with a stride always is.
         few: the largest side, in pixels, of an output that one matrix product gives; on a GPU it pays for 1 alone.
         fork: have what is for a GPU alone.
     """
