@@ -560,10 +560,10 @@ def measure(case: Case, device: str, args: Any) -> Path:
             save(path, result)
         folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
 
-        def script() -> ProcessPoolExecutor:
+        def process() -> ProcessPoolExecutor:
             return stack.enter_context(ProcessPoolExecutor(1, spawn, os.chdir, (folder,)))
 
-        peers = {name: script() for name in ("P0", "P1")}
+        peers = {name: process() for name in ("P0", "P1")}
         if "rates" in parts or ("P1" not in result and "sweep" in parts):
             tried = peers["P1"].submit(tune, config, device, args.seconds / 2, "rates" in parts).result()
             result["P1_tried"] = [asdict(w) | seen for w, seen in tried.items()]
@@ -574,9 +574,11 @@ def measure(case: Case, device: str, args: Any) -> Path:
             peers["P1"].submit(make, config, Way(**result["P1"]), device, track=False).result()
             result["rates"] = rates(config, device, peers, ours, args)
             save(path, result)
-        if "accuracy" in parts:  # P0's arithmetic, nothing logged; where there are many cores, in several processes
-            plain, several = Way(persistent=True), max(1, cores() // (1 + Way.workers))
-            scripts = [peers["P0"], *(script() for _ in range(1, several))]
+        if "accuracy" in parts:  # P0's arithmetic, nothing logged; nobody asks how fast it is
+            plain, several = Way(persistent=True), 1
+            if device.startswith("cuda"):  # on a CPU each takes all cores
+                several = max(1, min(args.seeds, cores() // (1 + plain.workers)))
+            scripts = [peers["P0"], *(process() for _ in range(1, several))]
             for made in [each.submit(make, config, plain, device, track=False) for each in scripts]:
                 made.result()
             both = scripts, ours["all lanes"], args

@@ -135,35 +135,35 @@ def input_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, un
         return gradient(0, dy, x, weight, *geometry)
     dx = torch.zeros_like(x, memory_format=torch.channels_last)
     axes = zip(x.shape[2:], dy.shape[2:], weight.shape[2:], *geometry, strict=True)
-    for (rows, ys, above, below), (columns, xs, left, right) in product(*(_sets(*axis) for axis in axes)):
-        turned = [weight[:, :, y, x] for y in ys for x in xs]
-        if turned:
-            margins, some = (above, left, below, right), dx.permute(0, 2, 3, 1)[:, rows, columns]
-            _convolved(dy, torch.cat(turned), (len(ys), len(xs)), (1, 1), margins, some)
+    for (down, ys, above, below), (across, xs, left, right) in product(*(_sets(*axis) for axis in axes)):
+        taps = [weight[:, :, i, j] for i in ys for j in xs]
+        if taps:
+            margins, some = (above, left, below, right), dx.permute(0, 2, 3, 1)[:, down, across]
+            _convolved(dy, torch.cat(taps), (len(ys), len(xs)), (1, 1), margins, some)
     return dx
 
 
-def _sets(size: int, out: int, kernel: int, stride: int, padding: int) -> list[tuple[slice, range, int, int]]:
+def _sets(size: int, out: int, kernel: int, stride: int, padding: int) -> Iterator[tuple[slice, range, int, int]]:
     """Along one axis, which pixels of the input meet which taps, from the last to the first, and by how much the
     output is widened before and after it (less than nothing is cut off)."""
-    found = []
     for first in range(min(stride, size)):
-        taps, several = range(kernel)[(first + padding) % stride :: stride][::-1], len(range(first, size, stride))
-        before = len(taps) - 1 - (first + padding) // stride
-        found.append((slice(first, None, stride), taps, before, several - out + len(taps) - 1 - before))
-    return found
+        ahead, least = divmod(first + padding, stride)
+        taps, pixels = range(least, kernel, stride)[::-1], range(first, size, stride)
+        yield slice(first, None, stride), taps, len(taps) - 1 - ahead, len(pixels) + ahead - out
 
 
 def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, unfold: bool) -> Tensor:
     """The gradient of a convolution's weight; the products of all parts are summed in fp32 at least."""
     if not unfold:
         return gradient(1, dy, x, weight, *geometry)
-    size, (stride, padding), total = weight.shape[2:], geometry, cast("Tensor | None", None)
-    rows = _ROWS if x.element_size() > 2 else 4 * _ROWS  # a sum takes bf16 apart
+    size, (stride, padding) = weight.shape[2:], geometry
+    total: Tensor | None = None
+    rows = _ROWS if x.element_size() > 2 else 4 * _ROWS  # what is bf16 is converted to be added: larger parts, fewer
     for part, taps in _unfolded(dy.permute(0, 2, 3, 1).contiguous(), x, size, stride, padding * 2, rows):
-        found = part.flatten(0, 2).t().contiguous() @ taps  # AMX takes a third longer with what lies across
+        found = part.flatten(0, 2).t().contiguous() @ taps  # with AMX up to a third faster than as it lies
         total = found if total is None else total.to(torch.promote_types(total.dtype, torch.float32)).add_(found)
-    return cast("Tensor", cast("Tensor", total).to(x.dtype).unflatten(1, (*size, -1)).permute(0, 3, 1, 2))
+    assert total is not None  # without images there is one part, of none
+    return total.to(x.dtype).unflatten(1, (*size, -1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 def _convolved(
@@ -172,7 +172,7 @@ def _convolved(
     """Images with kernels ``[taps * C_in, C_out]`` into images ``[n, height, width, C_out]``."""
     for part, taps in _unfolded(y, x, kernel, stride, margins):
         if part.is_contiguous():
-            torch.mm(taps, columns, out=part.view(len(taps), -1))
+            torch.mm(taps, columns, out=part.view(-1, columns.shape[1]))
         else:
             part.copy_((taps @ columns).view_as(part))
 
@@ -184,8 +184,9 @@ def _unfolded(
     ``[pixels, taps * C_in]``; ``margins`` are above, to the left, below and to the right."""
     several, (above, left, below, right) = max(1, rows // math.prod(y.shape[1:3])), margins
     for part, images in zip(y.split(several), x.permute(0, 2, 3, 1).split(several), strict=True):
-        images = F.pad(images, (0, 0, left, right, above, below)).contiguous()
-        yield part, _side_by_side(images, kernel, stride, y.shape[1:3]).flatten(0, 2)
+        if any(margins):
+            images = F.pad(images, (0, 0, left, right, above, below))
+        yield part, _side_by_side(images.contiguous(), kernel, stride, y.shape[1:3]).flatten(0, 2)
 
 
 def _side_by_side(x: Tensor, kernel: Sequence[int], stride: Size, out: Sequence[int]) -> Tensor:
@@ -331,7 +332,7 @@ def compact(
         height: of the images in pixels; so is ``width``.
         tiled: the number of channels, in and out, from which 3x3 convolutions are done in tiles; 0 for none.
         unfolded: the largest side, in pixels, of an output up to which it is a product, the input's gradient is one,
-            and the weight's gradient; 0 for none. A 1x1 kernel with a stride always is.
+            and the weight's gradient; 0 for none.
         few: the largest side, in pixels, of an output that one matrix product gives; on a GPU it pays for 1 alone.
         fork: have what is for a GPU alone.
     """
@@ -347,9 +348,9 @@ def compact(
             conv.__class__ = UnfoldedConv if unfold else ForkedConv
         elif can_be_tiled(conv) and 0 < tiled <= channels(conv):
             network.set_submodule(name, TiledConv(conv))
-        elif any(passes := _passes(conv, max(_output(conv, size)), unfolded)):
+        elif can_be_unfolded(conv) and any(passes := [max(_output(conv, size)) <= most for most in unfolded]):
             conv.__class__ = ProductConv
-            cast("ProductConv", conv).passes = passes
+            cast("ProductConv", conv).passes = tuple(passes)
     return network
 
 
@@ -379,13 +380,7 @@ def can_be_tiled(conv: nn.Conv2d) -> bool:
 
 
 def can_be_unfolded(conv: nn.Conv2d) -> bool:
-    return conv.kernel_size != (1, 1)  # a strided one always is, and the others are products as they are
-
-
-def _passes(conv: nn.Conv2d, side: int, unfolded: Sequence[int]) -> tuple[bool, ...]:
-    if can_be_unfolded(conv):
-        return tuple(side <= most for most in unfolded)
-    return (conv.stride != (1, 1),) * 3
+    return (conv.kernel_size, conv.stride) != ((1, 1), (1, 1))  # which are products as they are
 
 
 def channels(conv: nn.Conv2d) -> int:

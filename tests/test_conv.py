@@ -145,6 +145,8 @@ def test_only_3x3_convolutions_with_enough_channels_are_done_in_tiles():
     [
         pytest.param((9, 8), 3, 1, 1, id="3x3"),
         pytest.param((40, 40), 3, 1, 1, id="more pixels than are done at a time"),
+        pytest.param((20, 21), 3, 1, 1, id="two images at a time, then one"),
+        pytest.param((40, 41), 3, 2, 1, id="two at a time, then one, stride 2"),
         pytest.param((8, 8), 3, 2, 1, id="3x3 stride 2"),
         pytest.param((9, 8), (7, 5), (2, 1), (3, 1), id="7x5, strides 2 and 1"),
         pytest.param((6, 6), 3, 1, 0, id="no padding"),
@@ -161,7 +163,7 @@ def test_products_convolve_as_torch_does_forwards_and_backwards(size, kernel, st
     conv = nn.Conv2d(5, 6, kernel, stride, padding, bias=False).double().to(memory_format=torch.channels_last)
     other = copy.deepcopy(conv)
     other.__class__, other.passes = ProductConv, passes
-    x = torch.randn(4, 5, *size, dtype=torch.double).to(memory_format=torch.channels_last)
+    x = torch.randn(5, 5, *size, dtype=torch.double).to(memory_format=torch.channels_last)
     got = same_both_ways(conv, other, x, 1e-13)
     assert got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(other.weight.grad, conv.weight.grad, rtol=0, atol=1e-11)
@@ -176,6 +178,17 @@ def test_what_a_product_gives_may_be_changed_in_place():
     assert conv.weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_of_no_images_a_product_gives_none(stride):
+    conv = nn.Conv2d(2, 3, 3, stride, padding=1, bias=False)
+    conv.__class__, conv.passes = ProductConv, (True,) * 3
+    x = torch.randn(0, 2, 4, 4, requires_grad=True)
+    y = conv(x)
+    y.sum().backward()
+    assert (y.shape, x.grad.shape) == ((0, 3, 4 // stride, 4 // stride), x.shape)
+    assert not conv.weight.grad.any()
+
+
 def test_in_bf16_the_weights_gradient_is_summed_in_fp32():
     """Parts of 4096 each: in bf16 nothing would be added to 256 of them."""
     conv = nn.Conv2d(1, 1, 1, bias=False).to(torch.bfloat16)
@@ -184,10 +197,11 @@ def test_in_bf16_the_weights_gradient_is_summed_in_fp32():
     assert conv.weight.grad.item() == 258 * 4096
 
 
-def test_products_are_for_the_small_outputs_of_larger_kernels_and_for_every_strided_pixel():
+def test_products_are_for_small_outputs_and_not_for_what_is_a_product():
     network = compact(build(Model(), 10, 0), 32, 32, unfolded=(0, 4, 8))
     passes = {name: m.passes for name, m in network.named_modules() if isinstance(m, ProductConv)}
-    assert {passes.pop(f"layer{n}.0.downsample.0") for n in (2, 3, 4)} == {(True,) * 3}  # 1x1, every second pixel
+    assert passes.pop("layer3.0.downsample.0") == (False, False, True)  # 1x1, every second pixel
+    assert passes.pop("layer4.0.downsample.0") == (False, True, True)
     assert passes.pop("layer3.0.conv1") == (False, False, True)  # 16 pixels to 8
     assert {name: p for name, p in passes.items() if name.startswith("layer3")} == {
         f"layer3.{name}": (False, False, True) for name in ("0.conv2", "1.conv1", "1.conv2")
