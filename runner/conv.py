@@ -163,7 +163,7 @@ def weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, u
         found = part.flatten(0, 2).t().contiguous() @ taps  # with AMX up to a third faster than as it lies
         total = found if total is None else total.to(torch.promote_types(total.dtype, torch.float32)).add_(found)
     assert total is not None  # without images there is one part, of none
-    return total.to(x.dtype).unflatten(1, (*size, -1)).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
+    return cast("Tensor", total.to(x.dtype).unflatten(1, (*size, -1)).permute(0, 3, 1, 2))
 
 
 def _convolved(
