@@ -47,24 +47,36 @@ FEW = 64
 
 
 def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
-    """Measured: a few updates and an evaluation of the real training, extrapolated to an epoch."""
+    """Measured on one lane: a few updates and their share of an evaluation, extrapolated to an epoch."""
+    import torch
+
     from . import choice, data, engine, train
 
-    place = train.pick_device(device)
+    place, full = train.pick_device(device), data.load(sweep.data, data_dir)
     # on a CPU a large batch takes a minute for an update, and an image as long as in a smaller one
     size = min(sweep.train.batch_size, FEW) if place.type == "cpu" else sweep.train.batch_size
     small = sweep.train.model_copy(update={"epochs": 2, "batch_size": size})
-    limited = sweep.data.model_copy(update={"limit": min(sweep.data.limit or 10**9, max(100, 6 * size))})
-    config = TrialConfig(limited, sweep.model, small, schedule, data_dir)
+    share = min(1.0, max(100, 6 * size) / len(full.train))
+
+    def part(split: data.Split) -> data.Split:
+        several = slice(max(1, round(share * len(split))))
+        return data.Split(split.images[several], split.labels[several])
+
+    few = replace(full, train=part(full.train), val=part(full.val), test=part(full.test))
+    config = TrialConfig(sweep.data, sweep.model, small, schedule, f"a part of {data_dir}")
+    data.adopt(config.data, config.data_dir, few.by_value())  # read once: all CIFAR-10 takes seconds
     config = replace(config, engine=choice.choose(config, place, sweep.all_epochs))
-    epochs = engine.loop(config)(config, place)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if place.type == "cpu" else threads)
     try:
+        epochs = engine.loop(config)(config, place)
         next(epochs)  # the first epoch pays for what happens once
         spent = next(epochs).seconds
     except train.DivergedError as error:
         spent = error.epoch.seconds
-    full, part = (data.load(c, data_dir) for c in (sweep.data, limited))
-    return spent * len(full.train) / len(part.train)
+    finally:
+        torch.set_num_threads(threads)
+    return spent * len(full.train) / len(few.train)
 
 
 def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence[str], timing: bool = True) -> None:
@@ -93,12 +105,12 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
     if timing:
         print("measuring a few updates (--no-timing does without)", file=sys.stderr, flush=True)
         one = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], data_dir, device)
-        search, again = (duration(one * n) for n in (sweep.search_epochs, epochs * sweep.replicates))
+        lanes = min(cores(), most_lanes(sweep)) if pick_device(device).type == "cpu" else 1
+        search, again = (duration(one * n / lanes) for n in (sweep.search_epochs, epochs * sweep.replicates))
         more = f", and at most {again} for fresh seeds" * bool(sweep.replicates)
         long = f"{one:.2g} s" if one < 60 else duration(one)
-        lanes = min(cores(), most_lanes(sweep)) if pick_device(device).type == "cpu" else 1
-        here = f"; a sweep has {lanes} lanes here" * (lanes > 1)
-        print(f"about {long} per epoch on this machine: on one lane {search} for the search{more}{here}")
+        where = f"its {lanes} lanes" if lanes > 1 else "one lane"
+        print(f"about {long} per epoch on a lane of this machine: on {where} {search} for the search{more}")
     for problem in doubts:
         print(f"warning: {problem}", file=sys.stderr)
     draw(drawn, updates * epochs, epochs, out, sweep.name)

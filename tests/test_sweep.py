@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,7 +29,7 @@ from runner.place import load_place
 from runner.schedules import load
 from runner.spec import load_sweep
 from runner.storage import hold
-from runner.terminal import sparkline
+from runner.terminal import duration, sparkline
 from runner.tracking import escape, flat
 from runner.ui import saved_view
 
@@ -747,10 +748,47 @@ def test_a_preview_draws_the_curves_and_estimates_the_time(project, capsys):
     out = capsys.readouterr().out
     assert "3 trainings; 2 epochs of 3 updates each" in out
     lanes = min(cores(), 3)
-    assert torch.cuda.is_available() or lanes == 1 or f"; a sweep has {lanes} lanes here" in out
-    assert re.search(r"about [0-9.]+ s per epoch on this machine", out)
+    one = float(re.search(r"about ([0-9.]+) s per epoch on a lane of this machine", out)[1])
+    where = "one lane" if torch.cuda.is_available() or lanes == 1 else f"its {lanes} lanes"
+    assert f": on {where} {duration(one * 6 / (1 if where == 'one lane' else lanes))} for the search" in out
     assert Path("results/tiny/preview.png").read_bytes().startswith(b"\x89PNG")
     assert not Path("optuna.db").exists()
+
+
+def test_a_preview_reads_the_data_once_and_times_a_part_of_each_split_on_one_thread(project, monkeypatch):
+    Path("counted.py").write_text(
+        textwrap.dedent("""
+        import numpy as np, torch
+
+        def note(*what):
+            with open("log", "a") as file:
+                print(*what, file=file)
+
+        def images():
+            note("read")
+            return np.zeros((2000, 8, 8, 3), "uint8"), np.arange(2000) % 2
+
+        class Network(torch.nn.Sequential):
+            def forward(self, x):
+                note(len(x), torch.get_num_threads())
+                return super().forward(x)
+
+        def network(classes):
+            return Network(torch.nn.Flatten(), torch.nn.Linear(192, classes))
+        """)
+    )
+    monkeypatch.syspath_prepend(".")
+    own = TINY.replace("source: digits, limit: 160,", "source: custom, function: counted.images,")
+    own = own.replace("model: {width: 8}", "model: {name: custom, function: counted.network}")
+    Path("sweeps/tiny.yaml").write_text(re.sub("batch_size: [0-9]+", "batch_size: 16", own))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert preview.main(["sweeps/tiny.yaml", "--device", "cpu", "--allow-plugin", "counted."]) == 0
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+    seen = Path("log").read_text().splitlines()
+    assert seen.count("read") == 1
+    assert seen[-7:] == ["16 1"] * 6 + ["33 1"]  # of 1200 training images 100, of 400 for validation 33
 
 
 @pytest.mark.parametrize(
