@@ -71,13 +71,13 @@ def curves_by_accuracy(records: Sequence[Record], plans: Mapping[int, Schedule],
     """Every trial's learning-rate curve, coloured by its validation accuracy; ``plans``: schedules by trial."""
     figure = Drawn(7.5, 4.2)
     axes = figure.add_subplot()
+    axes.set_yscale("log")
+    axes.set_ylim(*_log_limits(records))
     colours, ranked = _by_accuracy(records)
     for record, accuracy, colour in ranked:
         x, y = curve(plans[record.number], T, epochs, record.history)
         line = "-" if math.isfinite(accuracy) else ":"
         axes.plot(x, y, color=colour, linestyle=line, linewidth=1.2, drawstyle="steps-post")
-    axes.set_yscale("log")
-    axes.set_ylim(*_log_limits(records))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("epoch")

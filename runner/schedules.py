@@ -166,11 +166,11 @@ class Schedule:
             given = self.function(tau, D, **arguments)
             try:
                 value = float(given)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 value = math.nan
-            if not (math.isfinite(value) and value >= 0):
-                name = self.params["function"]
-                raise ScheduleError(["function"], f"{name} returned {given!r} at t={tau}, T={D}; a factor is >= 0")
+            if not 0 <= value <= 1e9:  # NaN is neither
+                said = f"{self.params['function']} returned {given!r:.40} at t={tau}, T={D}"
+                raise ScheduleError(["function"], f"{said}; a factor is from 0 to 1e9")
             return max(self.floor, value)
         kind = TYPES[self.type]
         if self.type == "plateau":
@@ -358,6 +358,8 @@ def _check_points(params: Params) -> None:
     at, factors = params["at"], params["factors"]
     if len(at) != len(factors):
         raise ScheduleError(["factors"], f"needs one factor for each point: {len(at)} points, {len(factors)} factors")
+    if not any(factors):
+        raise ScheduleError(["factors"], "needs one above 0: these train nothing")
     if any(a.value > b.value for a, b in pairwise(at)):
         raise ScheduleError(["at"], "the points must stand in order")
 

@@ -187,14 +187,19 @@ def says_a_word(t, T):
 
 def breaks(t, T):
     raise ValueError("no such thing")
+
+
+def explodes(t, T):
+    return 10 ** (100 * t)
 """
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("becomes_nothing", "own_broken.becomes_nothing returned nan at t=5, T=8; a factor is >= 0"),
-        ("says_a_word", "own_broken.says_a_word returned 'x' at t=0, T=8; a factor is >= 0"),
+        ("becomes_nothing", "own_broken.becomes_nothing returned nan at t=5, T=8; a factor is from 0 to 1e9"),
+        ("says_a_word", "own_broken.says_a_word returned 'x' at t=0, T=8; a factor is from 0 to 1e9"),
+        ("explodes", "own_broken.explodes returned 1" + 39 * "0" + " at t=1, T=8; a factor is from 0 to 1e9"),
         ("breaks", "own_broken.breaks raised ValueError: no such thing (own_broken.py, line 10)"),
     ],
 )

@@ -687,6 +687,22 @@ def test_an_own_schedule_function_runs_in_a_sweep_when_it_is_allowed(project, mo
     assert best_schedules("tiny")["params.teeth"].dtype == "Int64"
 
 
+@pytest.mark.parametrize(("factor", "outcome"), [("0.0", "complete"), ("1e9", "diverged")])
+def test_an_own_schedule_that_trains_nothing_or_everything_away_has_its_report_too(
+    factor, outcome, project, monkeypatch, capsys
+):
+    Path(f"own_{outcome}.py").write_text(f"def lrs(t, T):\n    return {factor}\n")
+    monkeypatch.syspath_prepend(project)
+    schedules = f"  schedules:\n    own: {{type: custom, function: own_{outcome}.lrs}}\nsearch: {{trials: 1}}\n"
+    Path("sweeps/tiny.yaml").write_text(TINY[: TINY.index("  schedules:")] + schedules)
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--allow-plugin", f"own_{outcome}."]) == (
+        5 if outcome == "diverged" else 0
+    )
+    assert f"1 trial: 1 {outcome}" in capsys.readouterr().out
+    assert [t.data.tags["outcome"] for t in children()] == [outcome]
+    assert Path("results/tiny/lr_curves_by_accuracy.png").exists()
+
+
 def test_the_page_of_a_sweep_that_there_is_not_makes_no_database(project, capsys):
     Path("mlflow.db").unlink()
     assert ui.main(["nothing"]) == 2
