@@ -119,14 +119,15 @@ def possible(schedule: Schedule, epochs: int, updates: int) -> list[str]:
     """Those of ``STRIP`` that change one thing of a schedule, and leave one that can be."""
 
     def told(one: Schedule, n: int) -> tuple[float, int, int]:
-        return one.init_lr, one.moment(0, updates * n, n).w, n
+        moment = one.moment(0, updates * n, n)
+        return one.init_lr, moment.w, moment.total
 
     found, before = list[str](), told(schedule, epochs)
     for change in STRIP:
         other, n = changed(schedule, epochs, change, updates)
-        lr, w, _ = after = told(other, n)
+        lr, w, total = after = told(other, n)
         bounds, follows = Schedule.SHARED["init_lr"], change.startswith("warmup") and schedule.type == "inverse_sqrt"
-        if after != before and not follows and bounds.low <= lr <= bounds.high and w < updates * n:
+        if after != before and not follows and bounds.low <= lr <= bounds.high and w < total:
             found.append(change)
     return found
 

@@ -33,7 +33,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .zoo import TINY, TYPES, WARMUPS, Function, Length, Param, ScheduleError, choice, did_you_mean, length
+from .zoo import LONG, TINY, TYPES, WARMUPS, Function, Length, Param, ScheduleError, choice, did_you_mean, length
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -190,13 +190,14 @@ class Schedule:
         moment = self.moment(0, T, epochs)
         warmup = replace(self.warmup, length=Length(min(0.5, moment.w / moment.total / scale)))
 
-        def scaled(name: str, value: Any) -> Any:
+        def scaled(name: str, value: Any) -> Any:  # and still what it may be
             if isinstance(value, Length):
-                return value if value.unit == "fraction" else Length(value.value * scale, value.unit)
+                longer = min(max(value.value * scale, TYPES[self.type].params[name].low), LONG)
+                return value if value.unit == "fraction" else Length(longer, value.unit)
             if isinstance(value, tuple):
                 return tuple(scaled(name, v) for v in value)
             if self.type == "plateau" and name in ("patience", "cooldown"):
-                return round(value * scale)
+                return min(round(value * scale), int(TYPES[self.type].params[name].high))
             per_epoch = name == "gamma" and value is not None and "final" in TYPES[self.type].params
             return max(TINY, value ** (1 / scale)) if per_epoch else value
 

@@ -46,6 +46,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
+        self.raised: Stopped | None = None
         self._name: str | None = None
         self._since = math.inf
         self._listening = False
@@ -87,7 +88,8 @@ class Stop:
             return
         self._name, self._since = name, time.monotonic()
         if not self._listening:
-            raise Stopped(name)
+            self.raised = Stopped(name)
+            raise self.raised
         again = "Ctrl-C" if name == "SIGINT" else name
         said = f"stopping within {GRACE:.0f} s; {again} again ends it at once"  # fits a narrow terminal
         with contextlib.suppress(OSError):  # the terminal is gone

@@ -366,7 +366,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     again = f"python -m runner.sweep {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
     try:
         with Stop() as stop:
-            return command(args, stop)
+            try:
+                return command(args, stop)
+            except Exception:
+                if stop.raised is not None:  # in a library that made an error of its own of it
+                    raise stop.raised from None
+                raise
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -111,7 +111,7 @@ class Param:
             if not _is_length(value):
                 raise ScheduleError(key, f"must be a fraction of training or {{epochs: N}}, not {dict(value)!r}")
             unit, amount = next(iter(value.items()))
-        high = self.high if unit == "fraction" else 1e9
+        high = self.high if unit == "fraction" else LONG
         return Length(Param(0, low=self.low, high=high)._number(amount, key), str(unit))
 
 
@@ -126,6 +126,7 @@ def _items(value: Any, key: Sequence[str | int]) -> list[Any]:
 
 
 TINY = 1e-6  # keeps divisions away from zero
+LONG = 1e9  # epochs or updates
 GAMMA = Param(0.1, low=TINY, high=1.0)  # the factor of one drop: means the same in step, multistep and plateau
 PER_EPOCH = Param(None, low=TINY, high=1.0, optional=True)
 FINAL = Param(0.01, low=1e-9, high=1.0, optional=True)  # null where gamma says it per epoch

@@ -267,6 +267,7 @@ def test_the_strip_changes_one_thing_at_a_time(tiny, tmp_path):
         (warm, 1, {"epochs x0.5"}),  # which would be the winner again
         (brief, 10, {"warmup x0"}),  # of no update
         (long, 10, {"warmup x2"}),  # all of training
+        (long | {"interval": "epoch", "warmup": 0.6}, 10, {"warmup x2"}),
         (warm | {"init_lr": 60.0}, 10, {"init_lr x2"}),
         (warm | {"type": "inverse_sqrt"}, 10, {"warmup x0", "warmup x2"}),  # whose decay is as long as its warmup
     ):
@@ -461,7 +462,11 @@ def test_a_rescaled_schedule_keeps_its_shape_and_the_updates_of_its_warmup():
     assert third.params == schedule.params
     assert load({"type": "cosine", "warmup": 0.3}).rescaled(1 / 3, 300).warmup.length.value == 0.5
     steep = load({"type": "exponential", "gamma": 0.1}).rescaled(0.1, 300, epochs=30)
-    assert load(steep.to_json()) == steep  # as steep as can be
+    least, most = {"type": "inverse_sqrt", "timescale": {"epochs": 1e-6}}, {"epochs": [1, 1e9]}
+    patient, late = {"type": "plateau", "patience": 10**6}, {"type": "multistep", "milestones": most}
+    ends = [load(said).rescaled(by, 300, epochs=30) for said in (least, patient, late) for by in (1 / 3, 2)]
+    for one in (steep, *ends):
+        assert load(one.to_json()) == one  # as steep, or as long, as can be
     flat = load({"type": "plateau", "patience": 6, "cooldown": 3}).rescaled(1 / 3, 300, epochs=30)
     assert (flat.params["patience"], flat.params["cooldown"]) == (2, 1)
     step = load({"type": "step", "step_size": {"epochs": 30}, "gamma": 0.1}).rescaled(1 / 3, 90)

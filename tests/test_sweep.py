@@ -673,6 +673,30 @@ def test_ctrl_c_says_how_to_continue(project, capsys, monkeypatch):
     assert "continue with: python -m runner.sweep sweeps/tiny.yaml" in capsys.readouterr().err
 
 
+def test_what_a_library_makes_of_a_signal_is_a_stop_and_no_bug(project, monkeypatch, capsys):
+    """As matplotlib does, in the figures: an error of its own where what it asked was interrupted."""
+    Path("own_library.py").write_text(
+        textwrap.dedent("""
+        import os, pathlib, signal
+
+        def lrs(t, T):
+            if pathlib.Path("results/tiny/trials.csv").exists():
+                try:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                except BaseException:
+                    raise ValueError("Invalid bounding box") from None
+            return 1.0
+        """)
+    )
+    monkeypatch.syspath_prepend(project)
+    schedules = "  schedules:\n    own: {type: custom, function: own_library.lrs}\nsearch: {trials: 1}\n"
+    Path("sweeps/tiny.yaml").write_text(
+        TINY[: TINY.index("  schedules:")] + schedules + "confirm: {top: 0, types: false}\n"
+    )
+    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--allow-plugin", "own_library."]) == 143
+    assert "stopped; continue with:" in capsys.readouterr().err
+
+
 def test_an_own_schedule_function_runs_in_a_sweep_when_it_is_allowed(project, monkeypatch, capsys):
     Path("own_lrs.py").write_text("def sawtooth(t, T, *, teeth):\n    return 1 - (t * teeth / T) % 1\n")
     monkeypatch.syspath_prepend(project)
