@@ -15,7 +15,7 @@ from .confirm import Confirmation, Verdict, amount, ledger, verdict
 from .document import SpecError
 from .place import Place, StorageError
 from .space import problems
-from .spec import ENOUGH, Record, Sweep, best_first
+from .spec import ENOUGH, Record, Sweep, best_first, first_of_each
 from .study import Study, earlier_noise
 from .terminal import event, say, show
 from .tracking import Tracker, escape
@@ -269,14 +269,15 @@ def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
         if points < math.inf:  # schedule after schedule
             more, goes_on = int(points) - len(searched), " is the whole grid; the same command goes on with it."
         elif sweep.search.balance == "equal" or len(names) < 2:
-            most = max(
-                tried[name] + FEW - ended[name] for name in [*missing, *few]
-            )  # of each, those without an end too
-            more = len(names) * most - len(searched)
-            goes_on = f" gives {FEW} of each; the same command goes on with them."
+            turns = Counter({name: tried[name] for name in names})
+            while any(turns[name] < tried[name] + FEW - ended[name] for name in [*missing, *few]):
+                turns[min(names, key=turns.__getitem__)] += 1  # as the study goes on
+            more = turns.total() - len(searched)
+            goes_on = f" gives {FEW}{' of each' * (len(names) > 1)}; the same command goes on with them."
         else:
             more = sum(lacking)
-            goes_on = ", and the same command goes on with them; balance: equal, in a new sweep, gives each as many."
+            goes_on = " or more, and the same command goes on with them; "
+            goes_on += "balance: equal, in a new sweep, gives each as many."
         said[-1] += f" In the file, search.trials: {len(searched) + more}{goes_on}"
     return said
 
@@ -346,7 +347,8 @@ def calibrated(rung: Sequence[Record], full: Sequence[Record], sweep: Sweep) -> 
         return frozenset(record.params.items())
 
     ends = {key(r): r.value for r in full if r.value is not None}
-    both = [(r.value, ends[key(r)]) for r in rung if r.value is not None and key(r) in ends]
+    ended = [r for r in rung if r.value is not None and key(r) in ends]
+    both = [(r.value or 0.0, ends[key(r)]) for r in first_of_each(ended, key)]
     epochs = next((r.train["epochs"] for r in rung), 0)
     tau, low, high = calibration([a for a, _ in both], [b for _, b in both])
     said = f"Screening at {epochs} of {sweep.train.epochs} epochs: on the {len(both)} trials that went on, "

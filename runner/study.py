@@ -354,6 +354,8 @@ def _record(trial: FrozenTrial, stage: str) -> Record:
 
 LEARN = ("tpe", "gp", "cmaes")
 """The samplers that look at the trials before."""
+ATTEMPTS = 10
+"""How often a sampler is asked for something new: of a few choices all may have been tried."""
 
 
 def propose(
@@ -361,31 +363,45 @@ def propose(
 ) -> tuple[FrozenTrial, str, dict[str, Any]]:
     """Trial ``number``, given the trials before it: its parameters, the schedule's name, and its closed mapping.
 
-    What is ``wished`` for is taken as it is, and the sampler chooses the rest.
+    What is ``wished`` for is taken as it is, and the sampler chooses the rest. A sampler may come upon what has been
+    tried, and begins anew then: the same numbers again say nothing.
     """
+    before = list(history)
+    tried = {frozenset(trial.params.items()) for trial in before}
+    for attempt in range(ATTEMPTS):
+        trial, name, mapping = _asked(number, attempt, before, sweep, wished)
+        if wished is not None or frozenset(trial.params.items()) not in tried:
+            break
+    return trial, name, mapping
+
+
+def _asked(
+    number: int, attempt: int, before: Sequence[FrozenTrial], sweep: Sweep, wished: Mapping[str, Any] | None
+) -> tuple[FrozenTrial, str, dict[str, Any]]:
+    """What ``propose`` gives in its n-th attempt."""
     search, space = sweep.search, sweep.schedules
-    names = list(space.schedules)
-    turn = number % len(names) if search.balance == "equal" else None
-    scratch = optuna.create_study(direction=sweep.objective.direction, sampler=_sampler(search, number))
+    counts = dict.fromkeys(space.schedules, 0) | Counter(trial.params["type"] for trial in before)
+    turn = min(counts, key=counts.__getitem__) if search.balance == "equal" else None
+    sampler = _sampler(search, zlib.crc32(f"{search.seed}/{number}{f'/{attempt}' * (attempt > 0)}".encode()))
+    scratch = optuna.create_study(direction=sweep.objective.direction, sampler=sampler)
     if search.sampler in LEARN:  # without what is on record of their epochs, which would be copied
-        scratch.add_trials(map(_as_judged, history))
+        scratch.add_trials(map(_as_judged, before))
     if wished is not None:
         scratch.enqueue_trial(dict(wished))
     elif search.sampler == "grid":
-        tried = {frozenset(trial.params.items()) for trial in history}  # wishes may be points of the grid
-        untried = (point for point in space.grid_points() if frozenset(point.items()) not in tried)
-        scratch.enqueue_trial(next(untried))
+        tried = {frozenset(trial.params.items()) for trial in before}  # wishes may be points of the grid
+        scratch.enqueue_trial(next(point for point in space.grid_points() if frozenset(point.items()) not in tried))
     elif search.sampler == "qmc":
-        scratch.enqueue_trial(_quasirandom(space, search.seed, number, turn))
+        point = number if turn is None else counts[turn]  # by turns, Sobol's would be half of each for one type
+        scratch.enqueue_trial(_quasirandom(space, search.seed, point, turn))
     elif turn is not None:
-        scratch.enqueue_trial({"type": names[turn]})
+        scratch.enqueue_trial({"type": turn})
     trial = scratch.ask()
     name, mapping = space.sample(trial)
     return scratch.get_trials(deepcopy=False)[-1], name, mapping
 
 
-def _sampler(search: Search, number: int) -> optuna.samplers.BaseSampler:
-    seed = zlib.crc32(f"{search.seed}/{number}".encode())
+def _sampler(search: Search, seed: int) -> optuna.samplers.BaseSampler:
     if search.sampler == "gp":
         return optuna.samplers.GPSampler(seed=seed, deterministic_objective=False)
     if search.sampler == "cmaes":
@@ -405,18 +421,16 @@ def _pruner(search: Search, epochs: int) -> optuna.pruners.BasePruner:
     return optuna.pruners.SuccessiveHalvingPruner()
 
 
-def _quasirandom(space: Space, seed: int, number: int, turn: int | None) -> dict[str, Any]:
-    """Point ``number`` of a scrambled Sobol sequence, of type ``turn`` where it is told. Optuna's own needs a space
+def _quasirandom(space: Space, seed: int, number: int, name: str | None) -> dict[str, Any]:
+    """Point ``number`` of a scrambled Sobol sequence, of type ``name`` where it is told. Optuna's own needs a space
     without conditions."""
     from scipy.stats import qmc
 
-    types, sequence = len(space.schedules), qmc.Sobol(1 + len(space.axes()), scramble=True, rng=seed)
-    if turn is not None:
-        number //= types  # every type has the same points: Sobol's would go with the turns, half of each for one type
+    names, sequence = list(space.schedules), qmc.Sobol(1 + len(space.axes()), scramble=True, rng=seed)
     if number:
         sequence.fast_forward(number)
     u = sequence.random(1)[0].tolist()
-    return space.point(u if turn is None else [(turn + 0.5) / types, *u[1:]])
+    return space.point(u if name is None else [(names.index(name) + 0.5) / len(names), *u[1:]])
 
 
 # --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from io import StringIO
@@ -552,6 +553,8 @@ def test_calibration_compares_the_trials_that_have_both_scores(tiny):
     assert "on the 5 trials that went on, Kendall's tau with full training is 1.00" in calibrated(rung, full, tiny())
     assert "search at full length" in calibrated(rung, searched(0.9, 0.8, 0.7, 0.6, 0.5), tiny())
     assert "too few" in calibrated(rung, full[:2], tiny())
+    again = [*rung, replace(rung[4], number=5)]
+    assert calibrated(again, full, tiny()) == calibrated(rung, full, tiny())
 
 
 # --- fairness and warm starts ----------------------------------------------------------------------------------
@@ -569,13 +572,46 @@ def test_balance_gives_every_type_its_turn(sweep_file, tmp_path, sampler):
     assert len({(r.name, r.params["init_lr"]) for r in study.records()}) == 12
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_what_is_wished_for_counts_as_its_types_and_is_not_tried_again(sweep_file, tmp_path, sampler):
+    """A sampler with the same seed would propose in its turn what an earlier sweep has tried."""
+
+    def swept(name: str, trials: int, wishes: list) -> Study:
+        text = f"search: {{trials: {trials}, sampler: {sampler}, balance: equal}}"
+        study = Study(load_sweep(sweep_file(search=text, name=name))[0], f"sqlite:///{tmp_path / 'a.db'}")
+        study.wish(wishes)
+        while (record := study.next()) is not None:
+            study.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
+            study.tell(record.number, "complete")
+        return study
+
+    before = swept("before.yaml", 9, []).records()
+    cosines = [r.params for r in before if r.name == "cosine"]
+    later = swept("later.yaml", 12, [*cosines, before[1].params]).records()
+    assert [r.name for r in later[:4]] == ["cosine", "cosine", "cosine", "step"]
+    assert Counter(r.name for r in later) == {"cosine": 4, "step": 4, "wsd": 4}
+    assert len({frozenset(r.params.items()) for r in later}) == 12
+
+
+def test_a_space_of_which_everything_was_tried_is_tried_again(sweep_file, tmp_path):
+    lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
+    text = "\n".join([*lines, "space: {schedules: {cosine: {}, step: {}}}", "search: {trials: 5}"]) + "\n"
+    study = Study(load_sweep(sweep_file(text))[0], f"sqlite:///{tmp_path / 'a.db'}")
+    while (record := study.next()) is not None:
+        study.tell(record.number, "failed")
+    assert Counter(r.name for r in study.records()[:2]) == {"cosine": 1, "step": 1}
+    assert len(study.records()) == 5
+
+
 def test_quasi_random_points_of_a_type_cover_its_whole_range_whatever_the_number_of_types(sweep_file):
     for types in ("cosine: {}, step: {}", "cosine: {}, step: {}, wsd: {}, rex: {}"):
         text = f"space: {{init_lr: {{uniform: [0.0, 1.0]}}, schedules: {{{types}}}}}".replace("[0.0", "[0.001")
         lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
         text = "\n".join([*lines, text, "search: {trials: 32, sampler: qmc, balance: equal}"]) + "\n"
         plan, _ = load_sweep(sweep_file(text))
-        drawn = [propose(n, [], plan) for n in range(32)]
+        drawn = list[tuple]()
+        for n in range(32):
+            drawn.append(propose(n, [trial for trial, *_ in drawn], plan))
         for name in plan.schedules.schedules:
             values = [trial.params["init_lr"] for trial, given, _ in drawn if given == name]
             assert (min(values) < 0.3, max(values) > 0.7) == (True, True), name
@@ -705,6 +741,9 @@ def test_the_number_of_trials_that_the_report_asks_for_gives_what_it_says(tiny, 
     ]
     (_, few) = next_steps(turns, [], tiny(search="{trials: 9, balance: equal}"), None)
     assert "search.trials: 15 gives 5 of each" in few  # step and wsd lack two; cosine's turns come with them
+    wished = [trial_of(name, n, 0.9) for n, name in enumerate(["cosine"] * 9 + ["step"] * 4 + ["wsd"] * 2)]
+    (few,) = next_steps(wished, [], tiny(search="{trials: 15, balance: equal}"), None)
+    assert "search.trials: 19 gives 5 of each" in few
     lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
     leaves = "space: {init_lr: {choice: [0.01, 0.1]}, schedules: {cosine: {}, step: {}, wsd: {}}}"
     for points, advice in ((turns[:3], "search.trials: 6 is the whole grid"), (turns[:6], None)):
