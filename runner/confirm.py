@@ -46,9 +46,16 @@ class Confirmation(Study):
     ) -> None:
         super().__init__(sweep, storage, allow, STAGE)
         self.arms, self.updates = arms, updates
-        planned = {(_key(arm, change), seed) for arm, change, seed in self._plan()}
-        beside = [r for r in self.records() if (r.arm, r.train["seed"]) not in planned]  # of an earlier plan
-        self.target = sweep.confirm.trainings(len(arms)) + len(beside)
+
+    @property
+    def target(self) -> int:
+        """Those on record, those that are planned by now, and all that may follow."""
+        confirm, plan = self.sweep.confirm, [(_key(arm, change), seed) for arm, change, seed in self._plan()]
+        result = contest(scores(self.records(), self.arms, self.sweep), confirm.seeds)
+        alive = [] if result.decided else result.alive
+        rest = {(str(number), fresh(self.sweep, n)) for number in alive for n in range(confirm.seeds)}
+        strip = confirm.trainings(1) - confirm.seeds if alive else 0  # once the winner is known, it is in the plan
+        return len({(r.arm, r.train["seed"]) for r in self.records()} | {*plan} | rest) + strip
 
     def _proposed(self) -> Any:
         begun = {(r.arm, r.train["seed"]): r for r in self.records()}

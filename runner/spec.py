@@ -268,9 +268,15 @@ class Sweep(Frozen):
         return total
 
     @property
+    def fresh_epochs(self) -> int:
+        """How many epochs are trained with fresh seeds at most."""
+        strips, T = (self.replicates - self.arms * self.confirm.seeds) // len(STRIP), self.train.epochs
+        return self.replicates * T + strips * math.ceil(T / 2)  # of its two other lengths one is T more, one T/2 less
+
+    @property
     def all_epochs(self) -> int:
         """How many epochs are trained at most, those with fresh seeds too."""
-        return self.search_epochs + self.replicates * self.train.epochs
+        return self.search_epochs + self.fresh_epochs
 
     def science(self) -> dict[str, Any]:
         """What makes two sweeps the same study: all but the question, the number of trials, and what follows them."""

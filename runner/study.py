@@ -51,7 +51,7 @@ class Study:
 
     def __init__(self, sweep: Sweep, storage: str, allow: Sequence[str] = (), stage: str = "") -> None:
         self.sweep, self.allow, self.stage, self._study = sweep, allow, stage, opened(sweep, storage, stage)
-        self.target = sweep.search.trials
+        self._target = sweep.search.trials
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
         self._frozen = list(self._study.get_trials(deepcopy=False))
@@ -70,6 +70,11 @@ class Study:
     def facts(self) -> dict[str, Any]:
         """What is true of the study as a whole, such as its parent run."""
         return dict(self._study.user_attrs)
+
+    @property
+    def target(self) -> int:
+        """How many trials it has in the end, at most."""
+        return self._target
 
     @property
     def epochs(self) -> int:
@@ -152,7 +157,7 @@ class Study:
     def go_on_with(self, chosen: Sequence[Mapping[str, Any]]) -> None:
         """Train these parameters and no others: what the rung before has left."""
         self.wish(chosen)
-        self.target = len(self._queue)
+        self._target = len(self._queue)
 
     def survivors(self) -> list[Mapping[str, Any]]:
         """The parameters of the best share of a rung, best first, none of them twice."""

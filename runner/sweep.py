@@ -278,7 +278,7 @@ def search(history: Study, tracker: Tracker, places: Lanes, display: Display, ex
                 trial = history.tell(trial.number, outcome.replace("died", "failed"), result.cause)
                 tracker.show(trial)
                 places.forget(trial)
-                display.ended(trial, history.best() is trial, result.error)
+                display.ended(trial, history.best() is trial, result.error, history.target)
                 ended_now.append(trial)
                 stop_if_hopeless(ended_now)
         propose_ahead()

@@ -105,7 +105,10 @@ class Display:
     ) -> None:
         """``done``, ``best``: of the trials that an earlier process ended."""
         self.trials, self.epochs, self.stage, self.done, self.best = trials, epochs, stage, done, best
-        self._epochs_seen, self._resumed, self._started = 0, done, time.monotonic()
+        self._resumed, self._started = done, time.monotonic()
+        self._measured = self._spared = 0
+        """Epochs: those trained here; those that need not be, of trials that were stopped or taken up again."""
+        self._known: dict[int, int] = {}
         self._seen = set[str]()
         self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=CONSOLE)
         self._task: TaskID = self._bar.add_task("trials", total=trials, completed=done)
@@ -127,19 +130,25 @@ class Display:
     def epoch(self, record: Record) -> None:
         """The newest committed epoch of a running trial."""
         event("epoch", stage=record.stage, trial=record.number, name=record.name, **record.epochs[-1])
-        self._epochs_seen += 1
-        entry = record.epochs[-1]
+        entry, n = record.epochs[-1], len(record.epochs)
+        new = n > self._known.get(record.number, 0 if n == 1 else n)  # else it was on record before
+        self._known[record.number] = n
+        self._measured, self._spared = self._measured + new, self._spared + (not new)
         rates = [e["lr"] for e in record.epochs]
         curve, words = ("", "acc") if self._narrow else (f" {sparkline(rates)}", "val accuracy")
         self._lines[record.number] = (
-            f"{record.title} {record.name}  epoch {len(record.epochs)}/{self.epochs}  "
+            f"{record.title} {record.name}  epoch {n}/{record.train.get('epochs', self.epochs)}  "
             f"lr {entry['lr']:.3g}{curve}  {words} {entry['val/accuracy']:.2%}"
         )
         self._live.update(self._view())
 
-    def ended(self, record: Record, better: bool, error: BaseException | None = None) -> None:
-        """A trial has ended; ``better`` if it is the best so far, ``error`` if it failed."""
-        self.done += 1
+    def ended(
+        self, record: Record, better: bool, error: BaseException | None = None, trials: int | None = None
+    ) -> None:
+        """A trial has ended; ``better`` if it is the best so far, ``error`` if it failed; ``trials``, where their
+        number has changed."""
+        self.done, self.trials = self.done + 1, self.trials if trials is None else trials
+        self._spared += self.epochs - len(record.epochs)
         self._lines.pop(record.number, None)
         if error is not None:
             where = "".join(traceback.format_exception(error))
@@ -147,7 +156,7 @@ class Display:
             self._seen.add(where)
         if better:
             self.best = record
-        self._bar.update(self._task, completed=self.done)
+        self._bar.update(self._task, completed=self.done, total=self.trials)
         event(
             "ended",
             stage=record.stage,
@@ -177,7 +186,7 @@ class Display:
             line = f"{head} {record.name:<{name}} init_lr {lr:<{rate}} {rates} {said}"
             line += " best so far" * better + f" ({duration(record.seconds)})" * room
             if self.done < self.trials and not live:  # which says so below
-                line += f"  {duration(self.eta())} left"
+                line += f"  {self._left}"
         CONSOLE.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
         self._live.update(self._view())
 
@@ -193,14 +202,18 @@ class Display:
 
     def eta(self) -> float:
         """Seconds to the end, from the epochs measured in this process."""
-        if not self._epochs_seen:
+        if not self._measured:
             return 0.0
-        each = (time.monotonic() - self._started) / self._epochs_seen
-        return each * max(self.epochs * (self.trials - self._resumed) - self._epochs_seen, 0)
+        each = (time.monotonic() - self._started) / self._measured
+        return each * max(self.epochs * (self.trials - self._resumed) - self._measured - self._spared, 0)
+
+    @property
+    def _left(self) -> str:
+        return f"{'at most ' * (self.stage == 'fresh seeds')}{duration(self.eta())} left"
 
     def _view(self) -> Group:
         best = ""
         if self.best is not None and self.best.value is not None:
             best = f"best so far {self.best.value:.4g}: trial {self.best.number} {self.best.name}, "
-        left = f"{duration(self.eta())} left of the {self.stage}" if self._epochs_seen else ""
+        left = f"{self._left} of the {self.stage}" if self._measured else ""
         return Group(self._bar, *map(Text, self._lines.values()), Text(best + left))

@@ -959,6 +959,52 @@ def test_the_epochs_of_a_search_count_every_rung(sweep_file):
     assert sweep.size == "9 trainings on the first rung"
 
 
+def test_the_epochs_with_fresh_seeds_count_the_lengths_of_the_strip(tiny):
+    assert tiny(confirm="{top: 2, types: false, seeds: 4}").fresh_epochs == 8 * 2
+    strip = tiny(confirm="{top: 1, types: false, seeds: 3, strip: true}", train="{epochs: 12}")
+    assert strip.fresh_epochs == 3 * (12 + 4 * 12 + 6 + 24)
+
+
+def test_what_may_still_be_trained_is_fewer_where_a_schedule_is_out(tiny, tmp_path):
+    plan, targets = tiny(confirm="{top: 3, types: false, seeds: 10}"), []
+    study = Confirmation(plan, f"sqlite:///{tmp_path}/a.db", searched(0.9, 0.8, 0.7), 3)
+    while (record := study.next()) is not None:
+        targets.append(study.target)
+        value = 0.9 - 0.2 * (record.arm == "2") + 0.001 * (record.train["seed"] * 7 % 3)
+        study.commit(record.number, 0, {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0})
+        study.tell(record.number, "complete")
+    assert targets[0] == 30
+    assert targets == sorted(targets, reverse=True)
+    assert study.target == len(study.records()) < 30
+    study.close()
+
+
+def test_the_time_left_counts_no_epoch_that_will_not_come(monkeypatch):
+    """Of three trials of 10 epochs, a second each: one diverges in its second, one was taken up after its fourth."""
+    now = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    display, one = terminal.Display(3, 10), trial_of("cosine", 0, 0.5)
+
+    def at(number: int, n: int, outcome: str | None = None) -> Record:
+        return replace(one, number=number, epochs=one.epochs * n, outcome=outcome, value=None)
+
+    for n in (1, 2):
+        now += 1
+        display.epoch(at(0, n))
+    display.ended(at(0, 2, "diverged"), better=False)
+    assert display.eta() == pytest.approx(20)
+    for _ in range(4):
+        display.epoch(at(1, 4))  # as it yields what was before
+    assert display.eta() == pytest.approx(16)
+    for n in range(5, 11):
+        now += 1
+        display.epoch(at(1, n))
+    display.ended(at(1, 10, "complete"), better=False)
+    assert display.eta() == pytest.approx(10)
+    display.ended(at(2, 10, "failed"), better=False, trials=2)
+    assert display.eta() == 0
+
+
 def test_lines_of_a_winner_with_and_without_a_change_stand_below_one_another(monkeypatch):
     said = StringIO()
     monkeypatch.setattr(terminal, "CONSOLE", Console(file=said, width=120))
