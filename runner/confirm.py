@@ -213,6 +213,7 @@ def _row(
         "behind": gap.behind if gap else None,
         "behind_low": gap.low if gap else None,
         "behind_high": gap.high if gap else None,
+        "behind_seeds": gap.seeds if gap else None,
         "in_set": arm.number in result.alive,
         "test_accuracy": float(np.mean(tests)) if tests else None,
         "test_low": interval(tests)[0],

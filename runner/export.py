@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SHARED = ("init_lr", "warmup", "clock", "interval", "floor")
 CONFIRMED = {
     **dict.fromkeys(["mean", "deviation", "low", "high", "behind", "behind_low", "behind_high"], "Float64"),
-    "seeds": "Int64",
+    **dict.fromkeys(["behind_seeds", "seeds"], "Int64"),
     "in_set": "boolean",
     "best_of_type": "boolean",
     **dict.fromkeys(["test_accuracy", "test_low", "test_high"], "Float64"),
@@ -66,8 +66,11 @@ def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml
         ``runner.schedules.load(json.loads(...))``) and ``lr`` (the learning rate that each epoch began with). Where
         the best were confirmed with fresh seeds they come first, and have: ``mean``, ``deviation``, 95 % interval
         (``low``, ``high``) and number of ``seeds`` of the objective; how far they are ``behind`` the best of them,
-        with a simultaneous interval; ``in_set``, whether they may be the best; and ``test_accuracy``. Without the
-        study's storage MLflow's record of the search is all there is, and a UserWarning says so.
+        with a simultaneous interval (``behind_low``, ``behind_high``), by so many seeds (``behind_seeds``: where
+        others got more after that, the means of all differ by something else); ``in_set``, whether they may be the
+        best; ``best_of_type``, whether the search had none better of that schedule; and the mean ``test_accuracy`` of
+        the last epoch's weights with its 95 % interval (``test_low``, ``test_high``). Without the study's storage
+        MLflow's record of the search is all there is, and a UserWarning says so.
 
     Raises:
         SpecError: there is no such sweep, neither in the study's storage nor in MLflow.
@@ -238,7 +241,7 @@ def _sure(record: Record, confirmed: Sequence[Mapping[str, Any]]) -> str:
     if row["mean"] is None:
         return "# not every fresh seed of it came to its end: no answer to rely on\n"
     if not row["in_set"]:
-        behind = f"{row['behind']:.2g} behind the best with fresh seeds"
+        behind = f"{row['behind']:.2g} behind the best with {row.get('behind_seeds', row['seeds'])} fresh seeds"
         return f"# {behind}: it is not among those that may be the best ({alike} of {len(confirmed)})\n"
     return f"# any of {alike} schedules, this one too, may be the best: they could not be told apart\n" * (alike > 1)
 
@@ -330,12 +333,18 @@ def _shown(row: Mapping[Any, Any], searched: Collection[str]) -> dict[str, Any]:
         again = not _missing(row["mean"])
         wide = "" if _missing(row["low"]) else f" ± {round(row['mean'] - row['low'], 12):.2g}"
         shown["mean ± 95 %"] = f"{row['mean']:.4g}{wide}" if again else ""
-        shown["may be best"] = ("yes" if row["in_set"] else f"{row['behind']:.2g} behind") if again else ""
+        shown["may be best"] = ("yes" if row["in_set"] else _behind(row)) if again else ""
         shown |= {"seeds": int(row["seeds"]) if again else "", "test": row["test_accuracy"]}
     shown |= {"one seed": row["objective"], "init_lr": row["init_lr"], "warmup": row["warmup"]}
     if schedule["type"] in OWN_WARMUP and row["warmup"] in (0, "0"):
         shown["warmup"] = "own"
     return shown | {"with": summary(schedule, searched)}
+
+
+def _behind(row: Mapping[Any, Any]) -> str:
+    """How far a schedule is behind; by how many seeds, where that is not all it got."""
+    by = row["seeds"] if _missing(row.get("behind_seeds")) else row["behind_seeds"]
+    return f"{row['behind']:.2g} behind{f' after {by} seeds' * (by != row['seeds'])}"
 
 
 def _cell_text(value: Any) -> str:

@@ -269,7 +269,7 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
 
 
 def importance(weights: Mapping[str, float], trials: int) -> Figure:
-    """How much of the objective each parameter explains, by so many trials; where these are few, it says so."""
+    """How much of what they explain each parameter explains, by so many trials; where these are few, it says so."""
     rows = list(weights.items())[:10][::-1]
     figure = Drawn(6, 0.32 * len(rows) + 1.0)
     axes = figure.add_subplot()
@@ -279,7 +279,7 @@ def importance(weights: Mapping[str, float], trials: int) -> Figure:
     axes.set_xlim(0, 1)
     if trials < ENOUGH * len(weights):
         axes.set_title(f"{trials} trials are few for {len(weights)} parameters: a hint, no more", fontsize=8)
-    axes.set_xlabel("share of the objective's variance that it explains (PED-ANOVA)", fontsize=8)
+    axes.set_xlabel("share of what the parameters explain (PED-ANOVA); shown: more than chance", fontsize=8)
     return figure
 
 
@@ -331,7 +331,10 @@ def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot([-row["behind"]], [y], "o", color=colour, markerfacecolor=colour if row["in_set"] else "white")
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set_xlim(left=max(far, -1.1 * max(r["behind_high"] for r in rows)) * 1.03 or -0.01)
-    axes.set_yticks(range(len(rows)), [f"{r['name']} (trial {r['trial']}, {r['seeds']} seeds)" for r in rows])
+    seeds = [r.get("behind_seeds", r["seeds"]) for r in rows]  # of an arm that is out, those it was judged by
+    axes.set_yticks(
+        range(len(rows)), [f"{r['name']} (trial {r['trial']}, {n} seeds)" for r, n in zip(rows, seeds, strict=True)]
+    )
     axes.set_xlabel(
         "how far behind the best mean, with 95 % intervals for all together (filled: may be the best)", fontsize=8
     )

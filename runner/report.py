@@ -318,7 +318,10 @@ def _sentences(
             sweep.search.sampler in ("tpe", "gp", "cmaes")
         )
         few = f" {len(records)} trials are few for {len(weights)} parameters: take it as a hint." * hint
-        said.append(f"What mattered: {shares}.{few}{biased}")
+        names = (["type"] if len(sweep.schedules.schedules) > 1 else []) + sweep.schedules.axes()
+        others = ", ".join(name for name in names if name not in weights)
+        unknown = f" Of {others} too little is known to tell it from chance." * bool(others)
+        said.append(f"What mattered: {shares}.{unknown}{few}{biased}")
     if answer and answer.strip:
         winner = f"{answer.rows[0]['name']} (trial {answer.rows[0]['trial']})"
         said.append(around(winner, answer.strip, sweep.objective.points))

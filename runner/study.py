@@ -10,6 +10,7 @@ what an uninterrupted one would have (with one sampler seed for all, a restart r
 from __future__ import annotations
 
 import math
+import random
 import time
 import warnings
 import zlib
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+SHUFFLES = 99
+"""Of the results among the trials, to see what chance makes of a parameter."""
 STATES = {
     "complete": TrialState.COMPLETE,
     "diverged": TrialState.PRUNED,  # told as FAIL, samplers would ignore it and come back to the cliff
@@ -169,21 +172,30 @@ class Study:
         """How much of what they explain each parameter explains (PED-ANOVA), the most first; empty where unknown.
 
         A parameter that only some types have counts within its type; one with fewer than ten trials is left out, and
-        all are where there are fewer than five trials for each: their shares would be chance.
+        all are where there are fewer than five trials for each. A share is given where chance makes less of that
+        parameter (a permutation test at 5 %): something has most of what is explained by chance, too.
         """
         counts = Counter(name for r in best_first(self.records(), 1) for name in r.params)
         wide = [name for name, n in counts.items() if n >= 10]
         if not wide or max(counts.values()) < 5 * len(wide):
             return {}
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Some regimes")  # few trials: the report says so itself
-                found = optuna.importance.get_param_importances(self._study)
-        except (RuntimeError, ValueError):  # all values alike
-            return {}
-        known = {name: share for name, share in found.items() if math.isfinite(share) and name in wide}
-        total = math.fsum(known.values())
-        return {name: share / total for name, share in known.items()} if total else {}
+        found, done = _explained(self._study), self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        values, by_chance, chance = [t.value for t in done], {n: list[float]() for n in wide}, random.Random(0)
+        for _ in range(SHUFFLES):
+            chance.shuffle(values)
+            scratch = optuna.create_study(direction=self.sweep.objective.direction)
+            scratch.add_trials(
+                [
+                    create_trial(value=v, params=t.params, distributions=t.distributions)
+                    for t, v in zip(done, values, strict=True)
+                ]
+            )
+            shuffled = _explained(scratch)
+            for name in wide:
+                by_chance[name].append(shuffled.get(name, 0.0))
+        total, rank = math.fsum(found.get(name, 0.0) for name in wide), (SHUFFLES + 1) // 20
+        told = (name for name in found if name in wide and found[name] > sorted(by_chance[name])[-rank])
+        return {name: found[name] / total for name in told}
 
     def _first_unknown(self, number: int) -> int:
         """The first trial whose result trial ``number`` must not know, so that the number of lanes cannot matter."""
@@ -284,6 +296,18 @@ class Study:
         del self._trials[number]
         self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
         return self._records[number]
+
+
+def _explained(study: optuna.Study) -> dict[str, float]:
+    """What each parameter explains, the most first; nothing where all values are alike."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Some regimes")  # few trials: the report says so itself
+            warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+            found = optuna.importance.get_param_importances(study, normalize=False)
+    except (RuntimeError, ValueError):
+        return {}
+    return {name: share for name, share in found.items() if math.isfinite(share)}
 
 
 def created(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import re
 from collections import Counter
 from contextlib import closing
@@ -33,7 +34,7 @@ from runner.confirm import (
 from runner.document import SpecError
 from runner.export import best_schedules, best_table, for_people, markdown
 from runner.place import load_place
-from runner.report import around, audited, calibrated, edge, next_steps
+from runner.report import _sentences, around, audited, calibrated, edge, next_steps
 from runner.schedules import load
 from runner.spec import Data, Record, best_first, load_sweep
 from runner.study import Study, earlier_noise, load_study, propose
@@ -681,15 +682,22 @@ def test_fresh_seeds_never_are_the_searchs(tiny):
     assert all(fresh(plan, n) != plan.train.seed for n in range(100))
 
 
-def test_importance_names_what_mattered(sweep_file, tmp_path):
+@pytest.mark.parametrize("matters", [True, False])
+def test_importance_names_what_mattered_and_nothing_that_chance_explains(sweep_file, tmp_path, matters):
     plan, _ = load_sweep(sweep_file(search="search: {trials: 40, sampler: random}"))
     with closing(Study(plan, f"sqlite:///{tmp_path / 'a.db'}")) as study:
         assert study.importance() == {}
         while (record := study.next()) is not None:
-            value = 1 - abs(math.log10(record.schedule["init_lr"]) + 1.5)
+            lr = record.schedule["init_lr"] if matters else random.Random(record.number).uniform(0.003, 0.3)
+            value = 1 - abs(math.log10(lr) + 1.5)
             study.commit(record.number, 0, {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0})
             study.tell(record.number, "complete")
-        assert next(iter(study.importance())) == "init_lr"
+        weights = study.importance()
+        said = _sentences(study, [], None, weights)
+    assert list(weights) == ["init_lr"] * matters
+    assert all(0.5 < share <= 1 for share in weights.values())
+    others = "Of type, warmup, step.step_size, wsd.cooldown, wsd.shape too little is known to tell it from chance."
+    assert any(others in sentence for sentence in said) == matters
 
 
 # --- what next -------------------------------------------------------------------------------------------------
@@ -832,7 +840,7 @@ def test_exported_code_names_the_data_that_its_schedule_was_found_with(tiny, dat
     ("number", "words"),
     [
         (0, "# any of 2 schedules, this one too, may be the best: they could not be told apart"),
-        (2, "# 0.1 behind the best with fresh seeds: it is not among those that may be the best (2 of 4)"),
+        (2, "# 0.1 behind the best with 3 fresh seeds: it is not among those that may be the best (2 of 4)"),
         (3, "# not every fresh seed of it came to its end: no answer to rely on"),
         (4, "# found with one seed, and not trained again with fresh ones"),
     ],
