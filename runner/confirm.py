@@ -233,7 +233,8 @@ def _answer(result: Contest[int], names: Mapping[int, str], done: Mapping[int, S
     if len(result.alive) == 1:
         rest = len(done) - 1
         others = f"the {rest} others are" if rest > 1 else "the other is"
-        return f"{names[result.alive[0]]} is the best: {others} behind by more than seeds explain."
+        said = f"{names[result.alive[0]]} is the best of the {len(done)} that were compared"
+        return f"{said}: {others} behind by more than seeds explain."
     said, means = ", ".join(names[n] for n in result.alive), [float(np.mean(done[n])) for n in result.alive]
     tied = [names[n] for n, mean in zip(result.alive, means, strict=True) if mean == means[0]]
     first = f"{tied[0]} has the {good} mean" if len(tied) == 1 else f"{' and '.join(tied)} have the same {good} mean"

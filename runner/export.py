@@ -149,13 +149,15 @@ def trials_table(records: Sequence[Record]) -> pd.DataFrame:
 def trainings_table(records: Sequence[Record]) -> pd.DataFrame:
     """Every training of a sweep: of its search, its rungs and its fresh seeds.
 
-    ``trials_table`` with the ``stage`` (empty for the search), what a training repeats (``arm``), and its ``seed``
-    where that is a fresh one.
+    ``trials_table`` with the ``stage`` (empty for the search), what a training repeats (``arm``), its ``seed`` where
+    that is a fresh one, and its ``test_accuracy`` then.
     """
     table = trials_table(records)
     table.insert(0, "stage", pd.Series([r.stage for r in records], dtype="string"))
     table.insert(2, "arm", pd.Series([r.arm for r in records], dtype="string"))
     table.insert(3, "seed", pd.Series([r.train.get("seed") for r in records], dtype="Int64"))
+    tests = [r.epochs[-1].get("test/accuracy") if r.epochs else None for r in records]
+    table.insert(list(table).index("val_accuracy") + 1, "test_accuracy", pd.Series(tests, dtype="Float64"))
     return table
 
 

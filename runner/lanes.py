@@ -489,7 +489,10 @@ def _ray_lanes(
         if not ray.is_initialized():
             local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
             ray.init(
-                None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR, **local
+                address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **local,  # local: not one that is there
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise SpecError(f"--ray {address}: {first_line(error)}") from None

@@ -30,8 +30,8 @@ FEW = 5
 MANY = 100
 """Seeds for each schedule that nobody will spend."""
 ONE_SEED = (
-    "One seed each: differences of tenths of a point are within what another seed changes. With confirm: {top: 3} in "
-    "the sweep file, the same command trains the best again with fresh seeds."
+    "One seed each: what tells the first ones apart may be no more than what another seed changes. With confirm: "
+    "{top: 3} in the sweep file, the same command trains the best again with fresh seeds."
 )
 
 
@@ -330,7 +330,7 @@ def _sentences(
 
 def around(winner: str, strip: Sequence[Mapping[str, Any]], points: bool) -> str:
     """What the strip's changes did to the first of the table, in a sentence."""
-    unit, scale, parts = (" in points" if points else ""), (100 if points else 1), []
+    unit, scale, parts = (" in points" if points else ", less is better"), (100 if points else 1), []
     for row in strip:
         lost = [f"{row[how]} of {row['seeds']} {how}" for how in ("diverged", "failed") if row[how]]
         if row["difference"] is None:

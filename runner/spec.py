@@ -183,6 +183,7 @@ class Objective(Frozen):
 
     metric: Literal["val/accuracy", "val/loss"] = "val/accuracy"
     epoch: Literal["last", "best"] = "last"
+    """best: of all epochs; the test accuracy of a confirmed winner is the last one's all the same."""
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:

@@ -132,7 +132,7 @@ def test_a_clear_winner_ends_the_confirmation_at_the_first_look(tiny, tmp_path):
     )
     assert len(study.records()) == 6
     answer = verdict(study.records(), study.arms, plan)
-    assert answer.sentences[0].startswith("b (trial 1) is the best: the other is behind")
+    assert answer.sentences[0].startswith("b (trial 1) is the best of the 2 that were compared: the other is behind")
     assert [(row["trial"], row["in_set"]) for row in answer.rows] == [(1, True), (0, False)]
 
 
@@ -334,7 +334,7 @@ def test_the_strip_in_words_has_the_unit_of_what_is_judged():
     single = rows[1] | {"diverged": 2, "low": math.nan, "high": math.nan}
     assert around("x", [single], True).endswith(": init_lr x2 +1, 2 of 3 diverged.")
     assert around("x", rows[:1], False).endswith(
-        "(mean difference, 95 % interval): warmup x0 -0.013 (-0.02 to -0.005)."
+        "(mean difference, less is better, 95 % interval): warmup x0 -0.013 (-0.02 to -0.005)."
     )
 
 
@@ -365,7 +365,9 @@ def test_a_sweep_confirms_its_best_and_says_how_sure_it_is(project, capsys):
     assert "mean ± 95 %" in printed
     assert "Another seed moves a result by" in printed
     assert "Few trials:" in printed
-    fresh = pd.read_csv("results/tiny/trainings.csv").query("stage == 'confirm'")
+    trainings = pd.read_csv("results/tiny/trainings.csv")
+    fresh = trainings.query("stage == 'confirm'")
+    assert trainings["test_accuracy"].notna().tolist() == (trainings["stage"] == "confirm").tolist()
     assert sorted(fresh["seed"]) == [1, 1, 2, 2, 3, 3]
     assert fresh["run_id"].str.fullmatch("[0-9a-f]{32}").all()
     best = pd.read_csv("results/tiny/best_schedules.csv").iloc[0]
@@ -979,11 +981,16 @@ def test_what_may_still_be_trained_is_fewer_where_a_schedule_is_out(tiny, tmp_pa
     while (record := study.next()) is not None:
         targets.append(study.target)
         value = 0.9 - 0.2 * (record.arm == "2") + 0.001 * (record.train["seed"] * 7 % 3)
-        study.commit(record.number, 0, {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0})
+        measured = {"val/accuracy": value, "test/accuracy": value, "val/loss": 1.0, "seconds": 1.0}
+        study.commit(record.number, 0, measured)
         study.tell(record.number, "complete")
     assert targets[0] == 30
     assert targets == sorted(targets, reverse=True)
     assert study.target == len(study.records()) < 30
+    (out,) = (r for r in verdict(study.records(), study.arms, plan).rows if not r["in_set"])
+    assert out["behind_seeds"] == out["seeds"] < 10
+    said = export.for_people(best_table(searched(0.9, 0.8, 0.7), confirmed=[out | {"behind_seeds": 2}]))
+    assert said[0]["may be best"].endswith(" behind after 2 seeds")
     study.close()
 
 
