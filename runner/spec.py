@@ -129,7 +129,8 @@ class Search(Frozen):
     window: Annotated[int, Field(ge=1, le=4096)] = 8
     """Trial n is proposed when the trials up to n - window have ended, so at most this many lanes have work."""
     balance: Literal["free", "equal"] = "free"
-    """equal: every type gets the same number of trials, and the sampler chooses the rest."""
+    """equal: every type gets the same number of trials, those of --from and --enqueue among them, and the sampler
+    chooses the rest."""
     rungs: Annotated[list[str | int], Field(min_length=2, max_length=6)] | None = None
     """Screening: complete trainings with the schedules rescaled to these lengths, such as [T/3, T]."""
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 1 / 3
