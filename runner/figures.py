@@ -279,7 +279,7 @@ def importance(weights: Mapping[str, float], trials: int) -> Figure:
     axes.set_xlim(0, 1)
     if trials < ENOUGH * len(weights):
         axes.set_title(f"{trials} trials are few for {len(weights)} parameters: a hint, no more", fontsize=8)
-    axes.set_xlabel("share of what the parameters explain (PED-ANOVA); shown: more than chance", fontsize=8)
+    axes.set_xlabel("share of what these explain (PED-ANOVA), which is more than chance explains", fontsize=8)
     return figure
 
 

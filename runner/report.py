@@ -312,7 +312,7 @@ def _sentences(
     if sweep.search.pruner != "none":
         said.append(audited(records, sweep))
     if weights:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in list(weights.items())[:6])
+        shares = ", ".join(f"{name} {share:.0%}" if len(weights) > 1 else name for name, share in weights.items())
         hint = len(records) < ENOUGH * len(weights)
         biased = " The sampler looked where it was good, which flatters what it exploited." * (
             sweep.search.sampler in ("tpe", "gp", "cmaes")

@@ -169,11 +169,11 @@ class Study:
         return [r.params for r in distinct[: self.sweep.search.kept(self.target)]]
 
     def importance(self) -> dict[str, float]:
-        """How much of what they explain each parameter explains (PED-ANOVA), the most first; empty where unknown.
+        """How much of what these explain each parameter explains (PED-ANOVA), the most first; empty where unknown.
 
         A parameter that only some types have counts within its type; one with fewer than ten trials is left out, and
-        all are where there are fewer than five trials for each. A share is given where chance makes less of that
-        parameter (a permutation test at 5 %): something has most of what is explained by chance, too.
+        all are where there are fewer than five trials for each. So is one of which chance makes as much, by a test of
+        permutations at 5 %: something has most of what is explained by chance, too.
         """
         counts = Counter(name for r in best_first(self.records(), 1) for name in r.params)
         wide = [name for name, n in counts.items() if n >= 10]
@@ -193,9 +193,9 @@ class Study:
             shuffled = _explained(scratch)
             for name in wide:
                 by_chance[name].append(shuffled.get(name, 0.0))
-        total, rank = math.fsum(found.get(name, 0.0) for name in wide), (SHUFFLES + 1) // 20
-        told = (name for name in found if name in wide and found[name] > sorted(by_chance[name])[-rank])
-        return {name: found[name] / total for name in told}
+        rank = (SHUFFLES + 1) // 20
+        told = {n: share for n, share in found.items() if n in wide and share > sorted(by_chance[n])[-rank]}
+        return {name: share / math.fsum(told.values()) for name, share in told.items()}
 
     def _first_unknown(self, number: int) -> int:
         """The first trial whose result trial ``number`` must not know, so that the number of lanes cannot matter."""
