@@ -354,7 +354,7 @@ def robustness(strip: Sequence[Mapping[str, Any]]) -> Figure:
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set_ylim(-0.6, len(known) - 0.4)
     axes.set_yticks(range(len(known)), [row["change"] for row in known])
-    axes.set_xlabel("difference to the winner, same seeds (95 %)")
+    axes.set_xlabel("difference to the first of the table, same seeds (95 %)")
     return figure
 
 
@@ -384,7 +384,7 @@ def sweep_figures(
         made["confidence_set.png"] = confidence_set(confirmed)
     if strip:
         made["robustness.png"] = robustness(strip)
-    if weights:
+    if weights and len(weights) > 1:  # one alone has all of it
         made["importance.png"] = importance(weights, len(done))
     return made
 
