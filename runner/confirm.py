@@ -54,7 +54,8 @@ class Confirmation(Study):
         result = contest(scores(self.records(), self.arms, self.sweep), confirm.seeds)
         alive = [] if result.decided else result.alive
         rest = {(str(number), fresh(self.sweep, n)) for number in alive for n in range(confirm.seeds)}
-        strip = confirm.trainings(1) - confirm.seeds if alive else 0  # once the winner is known, it is in the plan
+        planned = not result.alive or any(change for _, change, _ in self._plan())
+        strip = 0 if planned else confirm.trainings(1) - confirm.seeds
         return len({(r.arm, r.train["seed"]) for r in self.records()} | {*plan} | rest) + strip
 
     def _proposed(self) -> Any:

@@ -66,11 +66,11 @@ def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml
         ``runner.schedules.load(json.loads(...))``) and ``lr`` (the learning rate that each epoch began with). Where
         the best were confirmed with fresh seeds they come first, and have: ``mean``, ``deviation``, 95 % interval
         (``low``, ``high``) and number of ``seeds`` of the objective; how far they are ``behind`` the best of them,
-        with a simultaneous interval (``behind_low``, ``behind_high``), by so many seeds (``behind_seeds``: where
-        others got more after that, the means of all differ by something else); ``in_set``, whether they may be the
-        best; ``best_of_type``, whether the search had none better of that schedule; and the mean ``test_accuracy`` of
-        the last epoch's weights with its 95 % interval (``test_low``, ``test_high``). Without the study's storage
-        MLflow's record of the search is all there is, and a UserWarning says so.
+        with a simultaneous interval (``behind_low``, ``behind_high``), as found with ``behind_seeds`` seeds, while
+        the means are of all; ``in_set``, whether they may be the best; ``best_of_type``, whether the search had none
+        better of that schedule; and the mean ``test_accuracy`` of the last epoch's weights with its 95 % interval
+        (``test_low``, ``test_high``). Without the study's storage MLflow's record of the search is all there is, and
+        a UserWarning says so.
 
     Raises:
         SpecError: there is no such sweep, neither in the study's storage nor in MLflow.

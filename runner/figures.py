@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from .schedules import Schedule, load, summary
-from .spec import ENOUGH, Record, best_first
+from .spec import Record, best_first
 from .zoo import TYPES
 
 PAGE = 300
@@ -268,8 +268,8 @@ def history(records: Sequence[Record], sign: int = 1) -> Figure:
     return figure
 
 
-def importance(weights: Mapping[str, float], trials: int) -> Figure:
-    """How much of what they explain each parameter explains, by so many trials; where these are few, it says so."""
+def importance(weights: Mapping[str, float]) -> Figure:
+    """How much of what they explain each parameter explains."""
     rows = list(weights.items())[:10][::-1]
     figure = Drawn(6, 0.32 * len(rows) + 1.0)
     axes = figure.add_subplot()
@@ -277,9 +277,7 @@ def importance(weights: Mapping[str, float], trials: int) -> Figure:
         [name for name, _ in rows], [share for _, share in rows], color="0.55", edgecolor="black", linewidth=0.6
     )
     axes.set_xlim(0, 1)
-    if trials < ENOUGH * len(weights):
-        axes.set_title(f"{trials} trials are few for {len(weights)} parameters: a hint, no more", fontsize=8)
-    axes.set_xlabel("share of what these explain (PED-ANOVA), which is more than chance explains", fontsize=8)
+    axes.set_xlabel("share of what these explain (PED-ANOVA)", fontsize=8)
     return figure
 
 
@@ -385,7 +383,7 @@ def sweep_figures(
     if strip:
         made["robustness.png"] = robustness(strip)
     if weights and len(weights) > 1:  # one alone has all of it
-        made["importance.png"] = importance(weights, len(done))
+        made["importance.png"] = importance(weights)
     return made
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -106,7 +107,8 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         print("measuring a few updates (--no-timing does without)", file=sys.stderr, flush=True)
         one = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], data_dir, device)
         lanes = min(cores(), most_lanes(sweep)) if pick_device(device).type == "cpu" else 1
-        search, again = (duration(one * n / lanes) for n in (sweep.search_epochs, sweep.fresh_epochs))
+        turns = sum(epochs * math.ceil(trials / lanes) for trials, epochs in sweep.stages)  # one lane's, then
+        search, again = (duration(one * n) for n in (turns, max(sweep.fresh_epochs / lanes, epochs)))
         more = f", and at most {again} for fresh seeds" * bool(sweep.replicates)
         long = f"{one:.2g} s" if one < 60 else duration(one)
         where = f"its {lanes} lanes" if lanes > 1 else "one lane"

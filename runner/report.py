@@ -313,14 +313,15 @@ def _sentences(
         said.append(audited(records, sweep))
     if weights:
         shares = ", ".join(f"{name} {share:.0%}" if len(weights) > 1 else name for name, share in weights.items())
-        hint = len(records) < ENOUGH * len(weights)
         biased = " The sampler looked where it was good, which flatters what it exploited." * (
             sweep.search.sampler in ("tpe", "gp", "cmaes")
         )
-        few = f" {len(records)} trials are few for {len(weights)} parameters: take it as a hint." * hint
         names = (["type"] if len(sweep.schedules.schedules) > 1 else []) + sweep.schedules.axes()
-        others = ", ".join(name for name in names if name not in weights)
-        unknown = f" Of {others} too little is known to tell it from chance." * bool(others)
+        hint = len(records) < ENOUGH * len(names)
+        few = f" {len(records)} trials are few for {len(names)} parameters: take it as a hint." * hint
+        rest = [name for name in names if name not in weights]
+        others = ", ".join(rest) if len(rest) < 6 else f"the other {len(rest)} parameters"
+        unknown = f" As for {others}: no more than chance explains, or tried too rarely to say." * bool(rest)
         said.append(f"What mattered: {shares}.{unknown}{few}{biased}")
     if answer and answer.strip:
         winner = f"{answer.rows[0]['name']} (trial {answer.rows[0]['trial']})"

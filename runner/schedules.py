@@ -359,8 +359,6 @@ def _check_points(params: Params) -> None:
     at, factors = params["at"], params["factors"]
     if len(at) != len(factors):
         raise ScheduleError(["factors"], f"needs one factor for each point: {len(at)} points, {len(factors)} factors")
-    if not any(factors):
-        raise ScheduleError(["factors"], "needs one above 0: these train nothing")
     if any(a.value > b.value for a, b in pairwise(at)):
         raise ScheduleError(["at"], "the points must stand in order")
 

@@ -262,12 +262,18 @@ class Sweep(Frozen):
         return f"{trials} training{'s' * (trials > 1)}{rungs}{again * bool(self.replicates)}"
 
     @property
+    def stages(self) -> list[tuple[int, int]]:
+        """Its search's rungs, one where nothing is said of them: how many trials at most, of how many epochs."""
+        trials, found = self.search.trials, list[tuple[int, int]]()
+        for epochs in self.rungs:
+            found.append((trials, epochs))
+            trials = self.search.kept(trials)
+        return found
+
+    @property
     def search_epochs(self) -> int:
         """How many epochs its search trains at most, rungs and all."""
-        trials, total = self.search.trials, 0
-        for epochs in self.rungs:
-            total, trials = total + trials * epochs, self.search.kept(trials)
-        return total
+        return sum(trials * epochs for trials, epochs in self.stages)
 
     @property
     def fresh_epochs(self) -> int:

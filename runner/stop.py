@@ -78,7 +78,8 @@ class Stop:
         finally:
             self._listening = False
         if self._name is not None:
-            raise Stopped(self._name)
+            self.raised = Stopped(self._name)
+            raise self.raised
 
     def _came(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name

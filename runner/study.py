@@ -15,7 +15,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-SHUFFLES = 99
-"""Of the results among the trials, to see what chance makes of a parameter."""
+SHUFFLES = 39
+"""Of the results among the trials, to see what chance makes of a parameter; of many trials 19, which take seconds."""
 STATES = {
     "complete": TrialState.COMPLETE,
     "diverged": TrialState.PRUNED,  # told as FAIL, samplers would ignore it and come back to the cliff
@@ -180,22 +180,30 @@ class Study:
         if not wide or max(counts.values()) < 5 * len(wide):
             return {}
         found, done = _explained(self._study), self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        values, by_chance, chance = [t.value for t in done], {n: list[float]() for n in wide}, random.Random(0)
-        for _ in range(SHUFFLES):
-            chance.shuffle(values)
-            scratch = optuna.create_study(direction=self.sweep.objective.direction)
-            scratch.add_trials(
-                [
-                    create_trial(value=v, params=t.params, distributions=t.distributions)
-                    for t, v in zip(done, values, strict=True)
-                ]
-            )
-            shuffled = _explained(scratch)
-            for name in wide:
-                by_chance[name].append(shuffled.get(name, 0.0))
-        rank = (SHUFFLES + 1) // 20
+        shuffles, by_chance = SHUFFLES if len(done) <= 200 else 19, {name: list[float]() for name in wide}
+        all_alike, types = [0] * len(done), [t.params["type"] for t in done]
+        for n in range(shuffles):
+            anywhere, within = (_explained(self._shuffled(done, groups, n)) for groups in (all_alike, types))
+            for name in wide:  # what a type's own parameter explains is beside what the type does
+                by_chance[name].append((anywhere if name == "type" else within).get(name, 0.0))
+        rank = (shuffles + 1) // 20
         told = {n: share for n, share in found.items() if n in wide and share > sorted(by_chance[n])[-rank]}
         return {name: share / math.fsum(told.values()) for name, share in told.items()}
+
+    def _shuffled(self, done: Sequence[FrozenTrial], groups: Sequence[Hashable], seed: int) -> optuna.Study:
+        """These trials in a study of their own, with their results shuffled in each group."""
+        scratch, values = optuna.create_study(direction=self.sweep.objective.direction), [t.value for t in done]
+        chance = random.Random(seed)
+        for group in dict.fromkeys(groups):
+            at = [i for i, other in enumerate(groups) if other == group]
+            for i, j in zip(at, chance.sample(at, len(at)), strict=True):
+                values[i] = done[j].value
+        trials = (
+            create_trial(value=v, params=t.params, distributions=t.distributions)
+            for t, v in zip(done, values, strict=True)
+        )
+        scratch.add_trials(list(trials))
+        return scratch
 
     def _first_unknown(self, number: int) -> int:
         """The first trial whose result trial ``number`` must not know, so that the number of lanes cannot matter."""
@@ -397,7 +405,7 @@ def propose(
     """
     before = list(history)
     tried = {frozenset(trial.params.items()) for trial in before}
-    for attempt in range(ATTEMPTS):
+    for attempt in range(1 if sweep.search.sampler in ("grid", "qmc") else ATTEMPTS):
         trial, name, mapping = _asked(number, attempt, before, sweep, wished)
         if wished is not None or frozenset(trial.params.items()) not in tried:
             break

@@ -29,7 +29,7 @@ from .stop import GpuError, Stop, Stopped, early, leave
 if __name__ == "__main__":
     early()  # what comes now takes half a second
 
-from .document import SpecError, no_control, printable
+from .document import SpecError, first_line, no_control, printable
 from .place import Place, StorageError, load_place, redacted
 from .schedules import load
 from .spec import Engine, Record, Sweep, TrialConfig, best_first, load_sweep
@@ -143,7 +143,8 @@ def run(sweep: Sweep, place: Place, options: Options, stop: Stop | None = None) 
                 has = f"lacks some: {why}" if why else "has them"
                 say(f"{title}: {len(stage.ended())} ended, and MLflow {has}")
                 return stage.complete()
-            display = Display(stage.target, stage.epochs, title, len(stage.ended()), stage.best())
+            begun = {r.number: len(r.epochs) for r in stage.records() if r.outcome is None}
+            display = Display(stage.target, stage.epochs, title, len(stage.ended()), stage.best(), begun)
             with display, stop.listening():
                 search(stage, tracker, places, display, example)
             return True
@@ -368,10 +369,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Stop() as stop:
             try:
                 return command(args, stop)
-            except Exception:
-                if stop.raised is not None:  # in a library that made an error of its own of it
-                    raise stop.raised from None
-                raise
+            except Exception as error:
+                own = isinstance(error, (SpecError, TooManyFailedError)) or no_fault_of_ours(error)
+                if stop.raised is None or own:
+                    raise
+                raise stop.raised from error  # a library has made an error of its own of the signal
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -379,7 +381,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 5
     except KeyboardInterrupt as stopped:
-        print(f"\nstopped; continue with: {again}", file=sys.stderr)
+        cause = stopped.__cause__
+        why = f" ({type(cause).__name__}: {printable(redacted(first_line(cause)))})" * (cause is not None)
+        print(f"\nstopped{why}; continue with: {again}", file=sys.stderr)
         return stopped.code if isinstance(stopped, Stopped) else 130
     except Exception as error:
         if said := no_fault_of_ours(error):

@@ -101,14 +101,21 @@ class Display:
     """The progress of a stage of a sweep. ``with`` it; tell it of epochs and of ended trials."""
 
     def __init__(
-        self, trials: int, epochs: int, stage: str = "search", done: int = 0, best: Record | None = None
+        self,
+        trials: int,
+        epochs: int,
+        stage: str = "search",
+        done: int = 0,
+        best: Record | None = None,
+        begun: Mapping[int, int] | None = None,
     ) -> None:
-        """``done``, ``best``: of the trials that an earlier process ended."""
+        """``done``, ``best``: of the trials that an earlier process ended; ``begun``: the epochs on record of those
+        that it did not."""
         self.trials, self.epochs, self.stage, self.done, self.best = trials, epochs, stage, done, best
         self._resumed, self._started = done, time.monotonic()
         self._measured = self._spared = 0
         """Epochs: those trained here; those that need not be, of trials that were stopped or taken up again."""
-        self._known: dict[int, int] = {}
+        self._known, self._again = dict(begun or {}), dict(begun or {})
         self._seen = set[str]()
         self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=CONSOLE)
         self._task: TaskID = self._bar.add_task("trials", total=trials, completed=done)
@@ -131,9 +138,10 @@ class Display:
         """The newest committed epoch of a running trial."""
         event("epoch", stage=record.stage, trial=record.number, name=record.name, **record.epochs[-1])
         entry, n = record.epochs[-1], len(record.epochs)
-        new = n > self._known.get(record.number, 0 if n == 1 else n)  # else it was on record before
-        self._known[record.number] = n
-        self._measured, self._spared = self._measured + new, self._spared + (not new)
+        if n > self._known.get(record.number, 0):
+            self._known[record.number], self._measured = n, self._measured + 1
+        elif self._again.get(record.number):  # it was on record before
+            self._again[record.number], self._spared = self._again[record.number] - 1, self._spared + 1
         rates = [e["lr"] for e in record.epochs]
         curve, words = ("", "acc") if self._narrow else (f" {sparkline(rates)}", "val accuracy")
         self._lines[record.number] = (

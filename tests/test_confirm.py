@@ -697,9 +697,26 @@ def test_importance_names_what_mattered_and_nothing_that_chance_explains(sweep_f
         weights = study.importance()
         said = _sentences(study, [], None, weights)
     assert list(weights) == ["init_lr"] * matters
-    assert not matters or any(sentence.startswith("What mattered: init_lr. Of ") for sentence in said)
-    others = "Of type, warmup, step.step_size, wsd.cooldown, wsd.shape too little is known to tell it from chance."
+    assert not matters or any(sentence.startswith("What mattered: init_lr. ") for sentence in said)
+    others = (
+        "type, warmup, step.step_size, wsd.cooldown, wsd.shape: no more than chance explains, or tried too rarely"
+    )
     assert any(others in sentence for sentence in said) == matters
+
+
+def test_what_a_type_does_is_not_said_of_the_parameters_that_it_alone_has(sweep_file, tmp_path):
+    named = Counter[str]()
+    for seed in range(8):
+        plan, _ = load_sweep(sweep_file(search=f"search: {{trials: 45, sampler: random, seed: {seed}}}"))
+        with closing(Study(plan, f"sqlite:///{tmp_path / f'{seed}.db'}")) as study:
+            while (record := study.next()) is not None:
+                of_type = {"cosine": 0.6, "step": 0.7, "wsd": 0.8}[record.name]
+                value = of_type + random.Random(f"{seed}/{record.number}").gauss(0, 0.01)
+                study.commit(record.number, 0, {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0})
+                study.tell(record.number, "complete")
+            named.update(study.importance())
+    assert named["type"] >= 5
+    assert named["wsd.shape"] + named["wsd.cooldown"] + named["step.step_size"] <= 3, named
 
 
 # --- what next -------------------------------------------------------------------------------------------------
@@ -984,6 +1001,10 @@ def test_what_may_still_be_trained_is_fewer_where_a_schedule_is_out(tiny, tmp_pa
         measured = {"val/accuracy": value, "test/accuracy": value, "val/loss": 1.0, "seconds": 1.0}
         study.commit(record.number, 0, measured)
         study.tell(record.number, "complete")
+    strip = tiny(confirm="{top: 1, types: false, seeds: 5, strip: true}")
+    alone = Confirmation(strip, f"sqlite:///{tmp_path}/b.db", searched(0.9), 3)
+    assert alone.target == 3 + 3 * len(STRIP)  # one alone needs no more seeds to be told apart
+    alone.close()
     assert targets[0] == 30
     assert targets == sorted(targets, reverse=True)
     assert study.target == len(study.records()) < 30
@@ -995,10 +1016,11 @@ def test_what_may_still_be_trained_is_fewer_where_a_schedule_is_out(tiny, tmp_pa
 
 
 def test_the_time_left_counts_no_epoch_that_will_not_come(monkeypatch):
-    """Of three trials of 10 epochs, a second each: one diverges in its second, one was taken up after its fourth."""
+    """Of three trials of 10 epochs, a second each: one diverges in its second, one was taken up after its fourth, and
+    begins again after its eighth."""
     now = 0.0
     monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
-    display, one = terminal.Display(3, 10), trial_of("cosine", 0, 0.5)
+    display, one = terminal.Display(3, 10, begun={1: 4}), trial_of("cosine", 0, 0.5)
 
     def at(number: int, n: int, outcome: str | None = None) -> Record:
         return replace(one, number=number, epochs=one.epochs * n, outcome=outcome, value=None)
@@ -1011,9 +1033,11 @@ def test_the_time_left_counts_no_epoch_that_will_not_come(monkeypatch):
     for _ in range(4):
         display.epoch(at(1, 4))  # as it yields what was before
     assert display.eta() == pytest.approx(16)
-    for n in range(5, 11):
+    for n in (5, 6, 7, 8, *[8] * 8, 9, 10):
         now += 1
         display.epoch(at(1, n))
+    assert display.eta() == pytest.approx(10 * 16 / 8)
+    now = 8.0  # as if it had not
     display.ended(at(1, 10, "complete"), better=False)
     assert display.eta() == pytest.approx(10)
     display.ended(at(2, 10, "failed"), better=False, trials=2)
