@@ -714,7 +714,7 @@ def test_what_a_type_does_is_not_said_of_the_parameters_that_it_alone_has(sweep_
                 value = of_type + random.Random(f"{seed}/{record.number}").gauss(0, 0.01)
                 study.commit(record.number, 0, {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0})
                 study.tell(record.number, "complete")
-            named.update(study.importance())
+            named.update(list(study.importance()))
     assert named["type"] >= 5
     assert named["wsd.shape"] + named["wsd.cooldown"] + named["step.step_size"] <= 3, named
 
