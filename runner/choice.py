@@ -106,6 +106,7 @@ def _of_the_device(data: Dataset, device: torch.device) -> str:
     return "" if data.train.images.device.type == device.type else "the data do not fit into the GPU's memory"
 
 
+@train.one_thread()  # sums in one order: what is the same is so to the last digit
 def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
     """Why a slot does not train this network as the plain loop does, and does it again; both are tried.
 
@@ -124,8 +125,6 @@ def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
     in_bf16 = measured or uses_bf16(config, data, device)
     config = TrialConfig(config.data, config.model, recipe, schedule, where, fast)
     initial = network.state_dict()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order: what is the same is so to the last digit
     try:
         expected = cast("Callable[[], State]", next(train.train(config, cpu)).state)()["network"]
         slot = engine.slot_of(config, cpu)
@@ -149,7 +148,6 @@ def _of_ones_own(config: TrialConfig, data: Dataset, network: nn.Module) -> str:
     except Exception as error:  # whatever it is, the plain loop does without, or says so
         return f"the fast engine cannot train the network: {_said(error)}"
     finally:
-        torch.set_num_threads(threads)
         engine.forget()
     return ""
 
@@ -254,6 +252,7 @@ def has_bf16() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+@train.one_thread()
 def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module) -> Engine:
     """What one thread is fastest with, measured with a batch, or less of one; a few seconds."""
     exact, rough, wanted, able = Engine("fast", "fp32"), Engine("fast", "bf16"), config.precision, has_bf16()
@@ -262,21 +261,16 @@ def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module) -> Engine:
         return rough if wanted == "bf16" else exact
     size = min(size, max(2, int(ENOUGH / flops)))
     config = replace(config, train=config.train.model_copy(update={"batch_size": size}))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as on a lane
     engine.keep_memory()
-    try:
-        given = network, data.size, size
-        if wanted != "fp32" and able:
-            rough = replace(rough, unfolded=worth_unfolding(*given, torch.bfloat16))
-        if wanted == "bf16":
-            return rough
-        exact = replace(exact, tiled=worth_tiling(*given))
-        compact(network, *data.size, exact.tiled)
-        exact = replace(exact, unfolded=worth_unfolding(*given, torch.float32))
-        return rough if wanted == "auto" and able and _faster(config, rough, exact) else exact
-    finally:
-        torch.set_num_threads(threads)
+    given = network, data.size, size
+    if wanted != "fp32" and able:
+        rough = replace(rough, unfolded=worth_unfolding(*given, torch.bfloat16))
+    if wanted == "bf16":
+        return rough
+    exact = replace(exact, tiled=worth_tiling(*given))
+    compact(network, *data.size, exact.tiled)
+    exact = replace(exact, unfolded=worth_unfolding(*given, torch.float32))
+    return rough if wanted == "auto" and able and _faster(config, rough, exact) else exact
 
 
 def _faster(config: TrialConfig, rough: Engine, exact: Engine, rounds: int = 4, margin: float = 1.15) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .confidence import Contest, Noise, contest, interval, looks, noise, seeds_needed, smallest_difference
 from .schedules import Schedule
-from .spec import FIRST_LOOK, STRIP, Record, Sweep, TrialConfig, best_first, first_of_each
+from .spec import STRIP, Record, Sweep, TrialConfig, best_first, first_of_each
 from .study import Study, created
 
 STAGE = "confirm"
@@ -50,13 +50,14 @@ class Confirmation(Study):
     @property
     def target(self) -> int:
         """Those on record, those that are planned by now, and all that may follow."""
-        confirm, plan = self.sweep.confirm, [(_key(arm, change), seed) for arm, change, seed in self._plan()]
+        confirm, plan = self.sweep.confirm, list(self._plan())
         result = contest(scores(self.records(), self.arms, self.sweep), confirm.seeds)
         alive = [] if result.decided else result.alive
-        rest = {(str(number), fresh(self.sweep, n)) for number in alive for n in range(confirm.seeds)}
-        planned = not result.alive or any(change for _, change, _ in self._plan())
-        strip = 0 if planned else confirm.trainings(1) - confirm.seeds
-        return len({(r.arm, r.train["seed"]) for r in self.records()} | {*plan} | rest) + strip
+        all_of_it = {(str(number), fresh(self.sweep, n)) for number in alive for n in range(confirm.seeds)}
+        all_of_it |= {(_key(arm, change), seed) for arm, change, seed in plan}
+        all_of_it |= {(str(record.arm), record.train["seed"]) for record in self.records()}
+        planned = not result.alive or any(change for _, change, _ in plan)
+        return len(all_of_it) + (0 if planned else len(STRIP) * confirm.strip_seeds)
 
     def _proposed(self) -> Any:
         begun = {(r.arm, r.train["seed"]): r for r in self.records()}
@@ -88,7 +89,7 @@ class Confirmation(Study):
         if confirm.strip and over and result.decided and result.alive:
             winner = next(arm for arm in self.arms if arm.number == result.alive[0])
             schedule, epochs = self.schedule(winner), self.sweep.train.epochs
-            first, changes = range(min(FIRST_LOOK, confirm.seeds)), possible(schedule, epochs, self.updates)
+            first, changes = range(confirm.strip_seeds), possible(schedule, epochs, self.updates)
             yield from ((winner, change, fresh(self.sweep, n)) for n in first for change in changes)
 
     def config(self, record: Record, example: TrialConfig) -> TrialConfig:

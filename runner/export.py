@@ -100,7 +100,9 @@ def read(sweep: str, place: Place) -> tuple[dict[str, Any], list[Record]]:
             raise SpecError(f"{missing}; {error}") from None
         lack = "this is MLflow's record of the search, one seed each: what fresh seeds gave is not in it"
         return facts | {"missing": f"{missing}; {lack}"}, records
-    return facts | {"sign": 1 if objective == "val/accuracy" else -1}, records
+    # of a study that was reported before rows said by how many seeds
+    rows = [{"behind_seeds": row.get("seeds"), **row} for row in facts.get("confirmed", ())]
+    return facts | {"sign": 1 if objective == "val/accuracy" else -1, "confirmed": rows}, records
 
 
 def best_table(
@@ -243,7 +245,7 @@ def _sure(record: Record, confirmed: Sequence[Mapping[str, Any]]) -> str:
     if row["mean"] is None:
         return "# not every fresh seed of it came to its end: no answer to rely on\n"
     if not row["in_set"]:
-        behind = f"{row['behind']:.2g} behind the best with {row.get('behind_seeds', row['seeds'])} fresh seeds"
+        behind = f"{row['behind']:.2g} behind the best with {row['behind_seeds']} fresh seeds"
         return f"# {behind}: it is not among those that may be the best ({alike} of {len(confirmed)})\n"
     return f"# any of {alike} schedules, this one too, may be the best: they could not be told apart\n" * (alike > 1)
 
@@ -345,8 +347,8 @@ def _shown(row: Mapping[Any, Any], searched: Collection[str]) -> dict[str, Any]:
 
 def _behind(row: Mapping[Any, Any]) -> str:
     """How far a schedule is behind; by how many seeds, where that is not all it got."""
-    by = row["seeds"] if _missing(row.get("behind_seeds")) else row["behind_seeds"]
-    return f"{row['behind']:.2g} behind{f' after {by} seeds' * (by != row['seeds'])}"
+    fewer = f" after {row['behind_seeds']} seeds" * (row["behind_seeds"] != row["seeds"])
+    return f"{row['behind']:.2g} behind{fewer}"
 
 
 def _cell_text(value: Any) -> str:

@@ -329,10 +329,7 @@ def confidence_set(confirmed: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot([-row["behind"]], [y], "o", color=colour, markerfacecolor=colour if row["in_set"] else "white")
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set_xlim(left=max(far, -1.1 * max(r["behind_high"] for r in rows)) * 1.03 or -0.01)
-    seeds = [r.get("behind_seeds", r["seeds"]) for r in rows]  # of an arm that is out, those it was judged by
-    axes.set_yticks(
-        range(len(rows)), [f"{r['name']} (trial {r['trial']}, {n} seeds)" for r, n in zip(rows, seeds, strict=True)]
-    )
+    axes.set_yticks(range(len(rows)), [f"{r['name']} (trial {r['trial']}, {r['behind_seeds']} seeds)" for r in rows])
     axes.set_xlabel(
         "how far behind the best mean, with 95 % intervals for all together (filled: may be the best)", fontsize=8
     )

@@ -488,12 +488,8 @@ def _ray_lanes(
             socket.create_connection((found[1], int(found[2])), timeout=5).close()
         if not ray.is_initialized():
             local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == "local" else {}
-            ray.init(
-                address,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **local,  # local: not one that is there
-            )
+            # "local" itself is a cluster of its own; with None, Ray joins one that it finds
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
     except (OSError, ValueError, RuntimeError) as error:
         raise SpecError(f"--ray {address}: {first_line(error)}") from None
     gpu = device.startswith("cuda")

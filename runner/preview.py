@@ -14,6 +14,7 @@ import math
 import random
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,8 +50,6 @@ FEW = 64
 
 def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
     """Measured on one lane: a few updates and their share of an evaluation, extrapolated to an epoch."""
-    import torch
-
     from . import choice, data, engine, train
 
     place, full = train.pick_device(device), data.load(sweep.data, data_dir)
@@ -67,16 +66,13 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
     config = TrialConfig(sweep.data, sweep.model, small, schedule, f"a part of {data_dir}")
     data.adopt(config.data, config.data_dir, few.by_value())  # read once: all CIFAR-10 takes seconds
     config = replace(config, engine=choice.choose(config, place, sweep.all_epochs))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if place.type == "cpu" else threads)
-    try:
-        epochs = engine.loop(config)(config, place)
-        next(epochs)  # the first epoch pays for what happens once
-        spent = next(epochs).seconds
-    except train.DivergedError as error:
-        spent = error.epoch.seconds
-    finally:
-        torch.set_num_threads(threads)
+    with train.one_thread() if place.type == "cpu" else nullcontext():
+        try:
+            epochs = engine.loop(config)(config, place)
+            next(epochs)  # the first epoch pays for what happens once
+            spent = next(epochs).seconds
+        except train.DivergedError as error:
+            spent = error.epoch.seconds
     return spent * len(full.train) / len(few.train)
 
 

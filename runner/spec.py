@@ -173,10 +173,14 @@ class Confirm(Frozen):
     strip: bool = False
     """The winner at half and twice its init_lr and its budget, without its warmup and with twice of it."""
 
+    @property
+    def strip_seeds(self) -> int:
+        """With how many seeds the strip is trained."""
+        return min(FIRST_LOOK, self.seeds) if self.strip else 0
+
     def trainings(self, arms: int) -> int:
         """How many so many trials need at most."""
-        strip = len(STRIP) * min(FIRST_LOOK, self.seeds) * (self.strip and arms > 0)
-        return arms * self.seeds + strip
+        return arms * self.seeds + len(STRIP) * self.strip_seeds * (arms > 0)
 
 
 class Objective(Frozen):
@@ -278,7 +282,7 @@ class Sweep(Frozen):
     @property
     def fresh_epochs(self) -> int:
         """How many epochs are trained with fresh seeds at most."""
-        strips, T = (self.replicates - self.arms * self.confirm.seeds) // len(STRIP), self.train.epochs
+        strips, T = self.confirm.strip_seeds * (self.arms > 0), self.train.epochs
         return self.replicates * T + strips * math.ceil(T / 2)  # of its two other lengths one is T more, one T/2 less
 
     @property

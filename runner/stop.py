@@ -78,8 +78,11 @@ class Stop:
         finally:
             self._listening = False
         if self._name is not None:
-            self.raised = Stopped(self._name)
-            raise self.raised
+            self._stop(self._name)
+
+    def _stop(self, name: str) -> NoReturn:
+        self.raised = Stopped(name)
+        raise self.raised
 
     def _came(self, number: int, _: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -89,8 +92,7 @@ class Stop:
             return
         self._name, self._since = name, time.monotonic()
         if not self._listening:
-            self.raised = Stopped(name)
-            raise self.raised
+            self._stop(name)
         again = "Ctrl-C" if name == "SIGINT" else name
         said = f"stopping within {GRACE:.0f} s; {again} again ends it at once"  # fits a narrow terminal
         with contextlib.suppress(OSError):  # the terminal is gone

@@ -15,7 +15,7 @@ import time
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -406,14 +406,19 @@ def propose(
     before = list(history)
     tried = {frozenset(trial.params.items()) for trial in before}
     for attempt in range(1 if sweep.search.sampler in ("grid", "qmc") else ATTEMPTS):
-        trial, name, mapping = _asked(number, attempt, before, sweep, wished)
+        trial, name, mapping = _asked(number, attempt, before, tried, sweep, wished)
         if wished is not None or frozenset(trial.params.items()) not in tried:
             break
     return trial, name, mapping
 
 
 def _asked(
-    number: int, attempt: int, before: Sequence[FrozenTrial], sweep: Sweep, wished: Mapping[str, Any] | None
+    number: int,
+    attempt: int,
+    before: Sequence[FrozenTrial],
+    tried: Collection[frozenset[tuple[str, Any]]],
+    sweep: Sweep,
+    wished: Mapping[str, Any] | None,
 ) -> tuple[FrozenTrial, str, dict[str, Any]]:
     """What ``propose`` gives in its n-th attempt."""
     search, space = sweep.search, sweep.schedules
@@ -426,7 +431,7 @@ def _asked(
     if wished is not None:
         scratch.enqueue_trial(dict(wished))
     elif search.sampler == "grid":
-        tried = {frozenset(trial.params.items()) for trial in before}  # wishes may be points of the grid
+        # wishes may be points of the grid
         scratch.enqueue_trial(next(point for point in space.grid_points() if frozenset(point.items()) not in tried))
     elif search.sampler == "qmc":
         point = number if turn is None else counts[turn]  # by turns, Sobol's would be half of each for one type

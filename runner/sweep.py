@@ -365,15 +365,10 @@ def arguments() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
     again = f"python -m runner.sweep {shlex.join(sys.argv[1:] if argv is None else argv)}".strip()
+    stop = Stop()
     try:
-        with Stop() as stop:
-            try:
-                return command(args, stop)
-            except Exception as error:
-                own = isinstance(error, (SpecError, TooManyFailedError)) or no_fault_of_ours(error)
-                if stop.raised is None or own:
-                    raise
-                raise stop.raised from error  # a library has made an error of its own of the signal
+        with stop:
+            return command(args, stop)
     except SpecError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -381,14 +376,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 5
     except KeyboardInterrupt as stopped:
-        cause = stopped.__cause__
-        why = f" ({type(cause).__name__}: {printable(redacted(first_line(cause)))})" * (cause is not None)
-        print(f"\nstopped{why}; continue with: {again}", file=sys.stderr)
+        print(f"\nstopped; continue with: {again}", file=sys.stderr)
         return stopped.code if isinstance(stopped, Stopped) else 130
     except Exception as error:
         if said := no_fault_of_ours(error):
             print(f"error: {said}\ncontinue with: {again}", file=sys.stderr)
             return 4
+        if stop.raised is not None:  # in a library, which made an error of its own of it
+            why = f"{type(error).__name__}: {printable(redacted(first_line(error)))}"
+            print(f"\nstopped ({why}); continue with: {again}", file=sys.stderr)
+            return stop.raised.code
         # a bug: its traceback helps, the secrets in it do not
         print(redacted("".join(traceback.format_exception(error))), file=sys.stderr)
         return 1

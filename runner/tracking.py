@@ -317,7 +317,7 @@ class Tracker:
     def _end(self, run: str, record: Record) -> None:
         epochs, summary = record.recipe(self.sweep).epochs, {"total_seconds": record.seconds}
         if record.outcome != "failed" and (lrs := self._lrs(record, epochs)):
-            mean, peak = sum(lrs) / len(lrs), max(lrs)
+            mean, peak = math.fsum(lrs) / len(lrs), max(lrs)
             summary |= {"schedule/mean_lr": mean, "schedule/max_lr": peak}
             if peak > 0:  # a piecewise schedule, or one's own, may be 0 throughout
                 summary["schedule/final_over_peak"] = lrs[-1] / peak

@@ -224,6 +224,17 @@ def uses_bf16(config: TrialConfig, dataset: Dataset, device: torch.device) -> bo
     return bool(torch.cpu._is_amx_tile_supported())
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """On a CPU torch computes with one thread inside, as on a lane."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 _RESIDENT: dict[str, tuple[Dataset, Dataset]] = {}
 _LOADING = threading.Lock()  # the lanes of a GPU are threads, and share one copy
 

@@ -727,7 +727,7 @@ def row(trial: int, mean: float, in_set: bool = True, name: str = "cosine", **mo
     return {
         "trial": trial, "name": name, "type": name, "init_lr": 0.01, "seeds": 3, "values": values, "mean": mean,
         "deviation": 0.01, "low": mean - 0.02, "high": mean + 0.02, "behind": 0.9 - mean, "behind_low": 0.0,
-        "behind_high": 0.95 - mean, "in_set": in_set, "test_accuracy": mean, "best_of_type": True,
+        "behind_high": 0.95 - mean, "behind_seeds": 3, "in_set": in_set, "test_accuracy": mean, "best_of_type": True,
     } | more  # fmt: skip
 
 
