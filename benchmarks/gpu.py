@@ -28,12 +28,13 @@ from typing import Any
 
 from machine import RESULTS, ROOT, environment, result_file, save, spread
 
-from runner import choice, engine
-from runner.document import SpecError
+from runner.files.document import SpecError
+from runner.files.sweep_file import load_sweep
+from runner.files.trial import TrialConfig
 from runner.schedules import load
-from runner.spec import TrialConfig, load_sweep
-from runner.study import load_study
-from runner.train import pick_device
+from runner.study.study import load_study
+from runner.training.device import pick_device
+from runner.training.fast import choice, engine
 
 SECONDS = {
     "alone": 200,
@@ -80,7 +81,7 @@ def training(args: argparse.Namespace) -> dict[str, Any]:
         config = TrialConfig(sweep.data, sweep.model, recipe, schedule, args.data_dir, test=True)
         config = replace(config, engine=choice.choose(config, device, args.seeds * args.epochs))
         start = perf_counter()
-        *_, last = engine.loop(config)(config, device)
+        *_, last = engine.train_function(config)(config, device)
         seconds.append(perf_counter() - start)
         accuracy.append(last.test_accuracy or 0.0)
         print(f"seed {seed}: test accuracy {accuracy[-1]:.4f} in {seconds[-1]:.1f} s", file=sys.stderr)

@@ -15,11 +15,13 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import torch
-from machine import RESULTS, save, spread
+from machine import RESULTS, open_lanes, save, spread
 
-from runner.lanes import Lane, advance, begin, open_lanes
+from runner.files.sweep_file import Augment, Data, Model, Train
+from runner.files.trial import TrialConfig
+from runner.lanes.lane import Lane
+from runner.lanes.worker import advance, begin
 from runner.schedules import load
-from runner.spec import Augment, Data, Model, Train, TrialConfig
 
 EPOCHS = 3
 CONFIG = TrialConfig(

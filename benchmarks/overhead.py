@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -22,11 +23,17 @@ import report
 import torch
 from machine import RESULTS, save
 
-from runner import engine, lanes, sweep
-from runner.place import load_place
-from runner.spec import TrialConfig, load_sweep
-from runner.study import load_study
-from runner.train import Epoch
+from runner import prepare, sweep
+from runner.cli import Options
+from runner.files.place import load_place
+from runner.files.sweep_file import load_sweep
+from runner.files.trial import TrialConfig
+from runner.lanes.lane import Lanes
+from runner.lanes.stop import Stop
+from runner.study.study import load_study
+from runner.training.checkpoint import Checkpoints
+from runner.training.fast import engine
+from runner.training.loop import Epoch
 
 SWEEP = """\
 question: What does the coordinator cost?
@@ -55,11 +62,14 @@ def measure(trials: int, epochs: int, seconds: float, folder: Path) -> dict[str,
 
     (folder / "sleep.yaml").write_text(SWEEP.format(trials=trials, epochs=epochs))
     (folder / "mlflow.yaml").write_text("{}\n")
-    found, _ = load_sweep(folder / "sleep.yaml")
+    found, document = load_sweep(folder / "sleep.yaml")
     place = load_place(folder / "mlflow.yaml")
-    threads = lanes.Lanes(["cpu"] * 8, lambda: lanes.ThreadPoolExecutor(1))
-    with mock.patch.object(engine, "train", sleeping), mock.patch.object(lanes, "open_lanes", return_value=threads):
-        sweep.run(found, place, sweep.Options(folder / "sleep.yaml", device="cpu", lanes="0"))
+
+    def threads(*_: object, stop: Stop, checkpoints: Checkpoints, **__: object) -> Lanes:
+        return Lanes(["cpu"] * 8, lambda: ThreadPoolExecutor(1), stop, checkpoints)
+
+    with mock.patch.object(engine, "train", sleeping), mock.patch.object(prepare, "open_lanes", threads):
+        sweep.run(found, document, place, Options(device="cpu", lanes="0"))
     first, last = (f(t for s in spans.values() for span in s for t in span) for f in (min, max))
     wall, busy = last - first, sum(end - start for s in spans.values() for start, end in s)
     gaps = sorted(

@@ -30,11 +30,13 @@ from typing import Any
 import torch
 from machine import RESULTS, ROOT, environment, save, spread
 
-from runner.document import read
+from runner.files.document import read
+from runner.files.space import Suggester
+from runner.files.sweep_file import Sweep, load_sweep
+from runner.files.trial import TrialConfig
 from runner.schedules import load
-from runner.space import Suggester
-from runner.spec import Sweep, TrialConfig, load_sweep
-from runner.train import Epoch, pick_device, train
+from runner.training.device import pick_device
+from runner.training.loop import Epoch, train
 
 JOBS = 2
 """Trials at once, for the peers."""

@@ -22,14 +22,16 @@ from typing import Any
 
 import pandas as pd
 import torch
-from machine import RESULTS, save
+from machine import RESULTS, open_lanes, save
 from optuna.trial import FixedTrial
 
-from runner import choice, data, engine
-from runner.lanes import open_lanes
+from runner.files.sweep_file import Sweep, load_sweep
+from runner.files.trial import TrialConfig
 from runner.schedules import Schedule, load
-from runner.spec import Sweep, TrialConfig, load_sweep
-from runner.train import DivergedError, pick_device
+from runner.training import data
+from runner.training.device import pick_device
+from runner.training.fast import choice, engine
+from runner.training.loop import DivergedError
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 EACH = 40
@@ -100,7 +102,7 @@ def accuracies(config: TrialConfig, device: str) -> list[float]:
     """Validation accuracy after every epoch; shorter where it diverged."""
     found = []
     try:
-        for epoch in engine.loop(config)(config, torch.device(device)):
+        for epoch in engine.train_function(config)(config, torch.device(device)):
             found.append(epoch.val_accuracy)
     except DivergedError:
         pass

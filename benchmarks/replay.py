@@ -1,12 +1,12 @@
-"""Search strategies, confidence sets, calibration and audit, replayed from the recorded trainings of ``pool.py``.
+"""Search strategies, confidence sets and calibration, replayed from the recorded trainings of ``pool.py``.
 
     python benchmarks/replay.py                     into benchmarks/results/replay-digits.json
 
-A strategy proposes with the sweep's own code (``study.propose``); the proposal becomes the nearest configuration of
-its type that it has not had, and what was recorded is what it gets. It sees one seed, spends a number of epochs and
-chooses the best full training it saw. Its regret: how far the mean accuracy of other seeds of its choice is below
-the best mean of the pool, in points. All strategies have the same number of epochs to
-spend; the last training of one with a pruner may go beyond it.
+A strategy proposes with the sweep's own code (``proposals.propose``); the proposal becomes the nearest configuration
+of its type that it has not had, and what was recorded is what it gets. It sees one seed, spends a number of epochs
+and chooses the best full training it saw. Its regret: how far the mean accuracy of other seeds of its choice is below
+the best mean of the pool, in points. All strategies have the same number of epochs to spend;
+the last training of one with a pruner may go beyond it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pool import schedule_of, setting, trained, training
 from scipy import stats
 
-from runner.confidence import calibration, contest, interval, noise, share
-from runner.space import Leaf
-from runner.spec import Sweep, load_sweep
-from runner.study import propose
+from runner.files.space import Leaf
+from runner.files.sweep_file import Sweep, load_sweep
+from runner.study.confidence import calibration, contest, interval, noise
+from runner.study.proposals import propose
 
 
 @dataclass(frozen=True)
@@ -299,31 +299,12 @@ def calibrations(pool: Pool, replays: int, trials: int = 36) -> dict[str, Any]:
     return {"replays": replays, "interval_holds_truth": share(inside, replays), "tau": float(np.nanmedian(taus))}
 
 
-def audits(pool: Pool, replays: int, trials: int = 60, parole: float = 0.3) -> dict[str, Any]:
-    """How often the interval of the false-stop rate that parole gives holds the rate among all that were stopped."""
-    generator = np.random.default_rng(0)
-    inside, rates, saved = 0, [], []
-    for n in range(replays):
-        seed = n % pool.full.shape[1]
-        judge = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner())
-        stopped, passed, spent = [], [], 0
-        for c in generator.choice(len(pool.params), trials, replace=False):
-            state, seen = judged(judge, pool.full[c, seed])
-            (passed if state == TrialState.COMPLETE else stopped).append(pool.full[c, seed, -1])
-            spent += seen
-        bar = statistics.median(passed)
-        truth = float(np.mean([v > bar for v in stopped])) if stopped else 0.0
-        freed = [v for v in stopped if generator.random() < parole]
-        _, low, high = share(sum(v > bar for v in freed), len(freed))
-        inside += low <= truth <= high
-        rates.append(truth)
-        saved.append(1 - spent / (trials * pool.T))
-    return {
-        "replays": replays,
-        "interval_holds_truth": share(inside, replays),
-        "false_stop_rate": statistics.mean(rates),
-        "epochs_saved": statistics.mean(saved),
-    }
+def share(hits: int, n: int) -> tuple[float, float, float]:
+    """A share with its 95 % Wilson interval; of nothing, (nan, 0, 1)."""
+    if n == 0:
+        return math.nan, 0.0, 1.0
+    limits = stats.binomtest(hits, n).proportion_ci(method="wilson")
+    return hits / n, float(limits.low), float(limits.high)
 
 
 # --------------------------------------------------------------------------------------
@@ -382,7 +363,6 @@ def main() -> None:
         "published": published(pool, again(pool, args.source, args.seeds, args.data_dir)),
         "confidence": confidence(pool, args.contests),
         "calibration": calibrations(pool, 200),
-        "audit": audits(pool, 200),
         "strategies": {n * pool.T: strategies(pool, args.replays, n) for n in args.trials},
     }
     save(args.out_dir / f"replay-{args.source}.json", result | {"seconds": time.perf_counter() - start})

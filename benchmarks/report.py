@@ -164,7 +164,7 @@ def types(result: dict[str, Any]) -> str:
 
 
 def trust(result: dict[str, Any]) -> str:
-    """What replays with a known truth say of the confidence sets, the calibration and the audit."""
+    """What replays with a known truth say of the confidence sets and the calibration."""
     sets, head = result["confidence"], ("promise", "kept in", "95 % interval")
 
     def kept(found: list[float], opposite: bool = False) -> list[str]:
@@ -176,7 +176,6 @@ def trust(result: dict[str, Any]) -> str:
         [f"no winner among {sets['arms']} identical arms", *kept(sets["identical arms"]["one_crowned"], True)],
         ["no winner among two identical arms", *kept(sets["two identical arms"]["one_crowned"], True)],
         ["the calibration's interval holds the pool's tau", *kept(result["calibration"]["interval_holds_truth"])],
-        ["the audit's interval holds the true share of false stops", *kept(result["audit"]["interval_holds_truth"])],
     ]
     return grid(head, rows)
 

@@ -32,7 +32,7 @@ import mlflow
 import optuna
 import report
 import torch
-from machine import RESULTS, ROOT, environment, machine, result_file, save, spread
+from machine import RESULTS, ROOT, environment, machine, open_lanes, result_file, save, spread
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,14 +40,19 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
-from runner import choice, data, engine
-from runner.conv import compact
-from runner.lanes import Lanes, begin, cores, open_lanes
-from runner.model import build
+from runner.files.images import cores
+from runner.files.sweep_file import Search, Sweep, load_sweep
+from runner.files.trial import TrialConfig
+from runner.lanes.lane import Lanes
+from runner.lanes.worker import begin
 from runner.schedules import Schedule, load, set_lr
-from runner.spec import Search, Sweep, TrialConfig, load_sweep
-from runner.study import load_study
-from runner.train import DivergedError, make_optimizer, pick_device
+from runner.study.study import load_study
+from runner.training import data
+from runner.training.device import pick_device
+from runner.training.fast import choice, engine
+from runner.training.fast.conv import compact
+from runner.training.loop import DivergedError, make_optimizer
+from runner.training.model import build
 
 PARTS = ("alone", "rates", "accuracy", "sweep")
 """Ours alone; beside the scripts; the accuracy of both; a whole sweep of each."""
@@ -304,7 +309,7 @@ def lane_costs(config: TrialConfig, device: str) -> dict[str, Any]:
 
 def lane_accuracy(config: TrialConfig, device: str) -> float:
     try:
-        return [epoch.val_accuracy for epoch in engine.loop(config)(config, torch.device(device))][-1]
+        return [epoch.val_accuracy for epoch in engine.train_function(config)(config, torch.device(device))][-1]
     except DivergedError:
         return 0.0
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from .stop import leave
+from .lanes.stop import exit_with
 
 COMMANDS = ("preview", "sweep", "export", "ui")
 AFTER = {
@@ -43,4 +43,4 @@ def _line(command: str, width: int, said: str) -> str:
 
 
 if __name__ == "__main__":
-    leave(main)
+    exit_with(main)

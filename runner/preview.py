@@ -18,41 +18,45 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from .document import SpecError, printable
-from .place import load_place
-from .schedules import Schedule, load
-from .space import Space, problems
-from .spec import Sweep, TrialConfig, load_sweep
-from .stop import leave
-from .sweep import DEFAULT, most_lanes
-from .terminal import duration, sparkline
-from .zoo import ScheduleError
+from . import cli
+from .files.document import SpecError, printable
+from .files.images import cores
+from .files.place import load_place
+from .files.sources import DataError
+from .files.space import problems
+from .files.sweep_file import Sweep, load_sweep
+from .files.trial import TrialConfig
+from .lanes.stop import exit_with
+from .results.terminal import duration, sparkline
+from .schedules.schedule import Schedule, load
+from .schedules.zoo import ScheduleError
 
 EPOCHS, UPDATES = 90, 100
 """How long the training of a schedule without a sweep file is."""
 SAMPLES = 12
 """How many curves of a schedule with open leaves are drawn."""
-
-
-def samples(space: Space, allow: Sequence[str] = ()) -> dict[str, list[Schedule]]:
-    """For every name the schedules that a sweep may try: one where nothing is open, else a random handful."""
-    drawn = {}
-    for name in space.schedules:
-        chance = random.Random(f"preview/{name}")
-        count = SAMPLES if space.leaves(name) else 1
-        drawn[name] = [load(space.closed(name, lambda _: chance.random()), allow=allow) for _ in range(count)]  # noqa: B023
-    return drawn
-
-
 FEW = 64
 """Images of an update that is timed on a CPU."""
 
 
+def samples(sweep: Sweep) -> dict[str, list[Schedule]]:
+    """For every name the schedules that a sweep may try: one where nothing is open, else a random handful."""
+    drawn, space = {}, sweep.schedules
+    for name in space.schedules:
+        chance = random.Random(f"preview/{name}")
+        count = SAMPLES if space.leaves(name) else 1
+        drawn[name] = [sweep.schedule(space.closed(name, lambda _: chance.random())) for _ in range(count)]  # noqa: B023
+    return drawn
+
+
 def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
     """Measured on one lane: a few updates and their share of an evaluation, extrapolated to an epoch."""
-    from . import choice, data, engine, train
+    from .training import data
+    from .training.device import one_thread, pick_device
+    from .training.fast import choice, engine
+    from .training.loop import DivergedError
 
-    place, full = train.pick_device(device), data.load(sweep.data, data_dir)
+    place, full = pick_device(device), data.load(sweep.data, data_dir)
     # on a CPU a large batch takes a minute for an update, and an image as long as in a smaller one
     size = min(sweep.train.batch_size, FEW) if place.type == "cpu" else sweep.train.batch_size
     small = sweep.train.model_copy(update={"epochs": 2, "batch_size": size})
@@ -64,34 +68,34 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
 
     few = replace(full, train=part(full.train), val=part(full.val), test=part(full.test))
     config = TrialConfig(sweep.data, sweep.model, small, schedule, f"a part of {data_dir}")
-    data.adopt(config.data, config.data_dir, few.by_value())  # read once: all CIFAR-10 takes seconds
+    data.preload(config.data, config.data_dir, few.to_arrays())  # read once: all CIFAR-10 takes seconds
     config = replace(config, engine=choice.choose(config, place, sweep.all_epochs))
-    with train.one_thread() if place.type == "cpu" else nullcontext():
+    with one_thread() if place.type == "cpu" else nullcontext():
         try:
-            epochs = engine.loop(config)(config, place)
+            epochs = engine.train_function(config)(config, place)
             next(epochs)  # the first epoch pays for what happens once
             spent = next(epochs).seconds
-        except train.DivergedError as error:
+        except DivergedError as error:
             spent = error.epoch.seconds
     return spent * len(full.train) / len(few.train)
 
 
-def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence[str], timing: bool = True) -> None:
+def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
     """Print what a sweep would do and draw its curves into ``out``."""
-    from . import data, model, report
-    from .lanes import cores
-    from .train import pick_device
+    from .prepare import data_warnings
+    from .training import data, model
+    from .training.device import pick_device
 
-    epochs, drawn = sweep.train.epochs, samples(sweep.schedules, allow)
+    epochs, drawn, timing = sweep.train.epochs, samples(sweep), not args.no_timing
     try:
-        dataset = data.load(sweep.data, data_dir)
+        dataset = data.load(sweep.data, args.data_dir)
         model.check(sweep.model, dataset.classes, *dataset.size)
-        updates, doubts = sweep.train.updates(len(dataset.train)), report.doubts(sweep, dataset, allow)
-        images = f"; {dataset}"
-    except data.DataError as error:
+        updates, images = sweep.train.updates(len(dataset.train)), f"; {dataset}"
+        doubts = data_warnings(sweep, dataset)
+    except DataError as error:
         print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
         updates, timing, images = 100, False, ""
-        doubts = problems(sweep.schedules.check(allow), updates * epochs, epochs)
+        doubts = problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)
     print(f"{sweep.name}: {printable(sweep.question)}")
     print(f"{sweep.size}; {sweep.train.length(updates)}{images}; searched by {sweep.search.sampler}")
     width = max(len(n) for n in drawn)
@@ -101,8 +105,8 @@ def preview(sweep: Sweep, data_dir: str, device: str, out: Path, allow: Sequence
         print(f"  {name:<{width}}  {line}  {open_leaves(sweep, name)}".rstrip())
     if timing:
         print("measuring a few updates (--no-timing does without)", file=sys.stderr, flush=True)
-        one = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], data_dir, device)
-        lanes = min(cores(), most_lanes(sweep)) if pick_device(device).type == "cpu" else 1
+        one = seconds_per_epoch(sweep, next(iter(drawn.values()))[0], args.data_dir, args.device)
+        lanes = min(cores(), sweep.most_lanes) if pick_device(args.device).type == "cpu" else 1
         turns = sum(epochs * math.ceil(trials / lanes) for trials, epochs in sweep.stages)  # one lane's, then
         search, again = (duration(one * n) for n in (turns, max(sweep.fresh_epochs / lanes, epochs)))
         more = f", and at most {again} for fresh seeds" * bool(sweep.replicates)
@@ -119,12 +123,12 @@ def open_leaves(sweep: Sweep, name: str | None) -> str:
     space = sweep.schedules
     leaves = {leaf.name: leaf for n in space.schedules for leaf in space.leaves(n) if name in (None, n)}
     own = [leaf for leaf in leaves.values() if ("." not in leaf.name) == (name is None)]
-    said = (f"{leaf.name.removeprefix(f'{name}.')} {leaf.kind} {list(leaf.values)}" for leaf in own)
-    return ", ".join(said) or ("nothing open" if name is None else "")
+    ranges = (f"{leaf.name.removeprefix(f'{name}.')} {leaf.kind} {list(leaf.values)}" for leaf in own)
+    return ", ".join(ranges) or ("nothing open" if name is None else "")
 
 
 def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Path, title: str) -> None:
-    from . import figures
+    from .results import figures
 
     figure = figures.schedules(curves, T, epochs, title)
     try:
@@ -137,12 +141,8 @@ def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Pat
     print(f"drawn: {printable(str(out))}")
 
 
-def named(text: str, allow: Sequence[str]) -> tuple[str, Schedule]:
-    """A schedule from its JSON, or from the name of its type; and what to call it.
-
-    Raises:
-        SpecError: neither.
-    """
+def parse_schedule(text: str, allow: Sequence[str]) -> tuple[str, Schedule]:
+    """A schedule from its JSON, or from the name of its type, and what to call it; SpecError where it is neither."""
     try:
         mapping = json.loads(text) if text.lstrip().startswith("{") else {"type": text}
         schedule = load(mapping, allow=allow)
@@ -155,57 +155,47 @@ def named(text: str, allow: Sequence[str]) -> tuple[str, Schedule]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m runner.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sweep", nargs="?", help=f"the sweep file (default: {DEFAULT})")
+    parser = cli.parser("preview", __doc__)
+    parser.add_argument("sweep", nargs="?", help=f"the sweep file (default: {cli.DEFAULT})")
     parser.add_argument("--schedule", action="append", metavar="JSON", help="draw this instead: a type or its JSON")
     parser.add_argument("--epochs", type=int, help=f"with --schedule: how many epochs (default: {EPOCHS})")
     parser.add_argument("--updates", type=int, help=f"with --schedule: updates per epoch (default: {UPDATES})")
-    parser.add_argument("--data-dir", default="data", metavar="DIR", help="where data sets are (default: data)")
+    cli.add_data_dir(parser)
     parser.add_argument("--device", default="auto", help="for the estimate of time (default: auto)")
     parser.add_argument("--no-timing", action="store_true", help="do not measure how long an epoch takes")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help=".png, .svg, .pdf (default: results/<sweep>/preview.png, or schedules.png)",
-    )
-    parser.add_argument("--allow-plugin", action="append", default=[], metavar="PACKAGE.", help="see runner.sweep")
-    args = parser.parse_args(argv)
-    try:
-        if args.out and args.out.suffix not in (".png", ".svg", ".pdf"):
-            raise SpecError(f"--out {args.out}: a figure is a .png, .svg or .pdf")
-        lengths = [n for n in (args.epochs, args.updates) if n is not None]
-        if args.schedule:
-            if args.sweep is not None:
-                raise SpecError(f"{args.sweep} or --schedule, not both: a schedule is drawn instead of a sweep file")
-            if min(lengths, default=1) < 1:
-                raise SpecError("--epochs and --updates count from 1")
-            curves: dict[str, list[Schedule]] = {}
-            for text in args.schedule:
-                name, schedule = named(text, args.allow_plugin)
-                curves.setdefault(name, []).append(schedule)
-            epochs = args.epochs or EPOCHS
-            T = epochs * (args.updates or UPDATES)
-            for problem in problems(curves, T, epochs):
-                print(f"warning: {problem}", file=sys.stderr)
-            draw(curves, T, epochs, args.out or Path("schedules.png"), "")
-        else:
-            if lengths:
-                raise SpecError("--epochs, --updates: only with --schedule; a sweep file says how long it trains")
-            sweep, document = load_sweep(DEFAULT if args.sweep is None else args.sweep, args.allow_plugin)
-            out = args.out or load_place().folder / "results" / sweep.name / "preview.png"
-            with document.locating():
-                preview(sweep, args.data_dir, args.device, out, args.allow_plugin, not args.no_timing)
-    except SpecError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    default = "results/<sweep>/preview.png, or schedules.png"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f".png, .svg, .pdf (default: {default})")
+    cli.add_allow_plugin(parser)
+    return cli.run(command, parser.parse_args(argv))
+
+
+def command(args: argparse.Namespace) -> int:
+    if args.out and args.out.suffix not in (".png", ".svg", ".pdf"):
+        raise SpecError(f"--out {args.out}: a figure is a .png, .svg or .pdf")
+    lengths = [n for n in (args.epochs, args.updates) if n is not None]
+    if args.schedule:
+        if args.sweep is not None:
+            raise SpecError(f"{args.sweep} or --schedule, not both: a schedule is drawn instead of a sweep file")
+        if min(lengths, default=1) < 1:
+            raise SpecError("--epochs and --updates count from 1")
+        curves: dict[str, list[Schedule]] = {}
+        for text in args.schedule:
+            name, schedule = parse_schedule(text, args.allow)
+            curves.setdefault(name, []).append(schedule)
+        epochs = args.epochs or EPOCHS
+        T = epochs * (args.updates or UPDATES)
+        for problem in problems(curves, T, epochs):
+            print(f"warning: {problem}", file=sys.stderr)
+        draw(curves, T, epochs, args.out or Path("schedules.png"), "")
+        return 0
+    if lengths:
+        raise SpecError("--epochs, --updates: only with --schedule; a sweep file says how long it trains")
+    sweep, document = load_sweep(args.sweep or cli.DEFAULT, args.allow)
+    out = args.out or load_place().folder / "results" / sweep.name / "preview.png"
+    with document.locating():
+        preview(sweep, args, out)
     return 0
 
 
 if __name__ == "__main__":
-    leave(main)
+    exit_with(main)

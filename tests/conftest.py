@@ -24,6 +24,15 @@ for profile, examples in (("brief", 150), ("thorough", 1500)):  # --hypothesis-p
     )
 settings.load_profile("brief")
 
+# A shell without job control ignores SIGINT for what it puts into the background (``pytest & wait``). A child
+# inherits that, Python then installs no handler there, and no test could stop a sweep with Ctrl-C. So it is undone
+# here, before there is a child; xdist's workers are children too.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+HERE = ["--device", "cpu", "--lanes", "0"]
+"""One lane in the test's own process: a worker process would take seconds to import torch."""
+
 TINY = """\
 question: Does it run?
 data: {source: digits, limit: 160, val: 0.25, augment: {pad: 1}}
@@ -93,11 +102,30 @@ def epochs_on_record(key: str = "epoch:%") -> int:
         return 0
 
 
+def client():
+    """Of the MLflow of this folder."""
+    from mlflow import MlflowClient
+
+    from runner.files.place import load_place
+
+    return MlflowClient(tracking_uri=load_place().tracking_uri)
+
+
+def runs(query: str = "") -> list:
+    """The runs in this folder's MLflow that fit, in the order of their start."""
+    return list(client().search_runs(["1"], query, order_by=["attributes.start_time ASC"]))
+
+
+def children() -> list:
+    """The runs of the trials."""
+    return runs("tags.`sweep.role` = 'trial'")
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory) -> Path:
     """An empty MLflow database with its schema: making one costs seconds, copying it nothing."""
-    from runner.place import load_place
-    from runner.tracking import make_client
+    from runner.files.place import load_place
+    from runner.tracking.client import make_client
 
     folder = tmp_path_factory.mktemp("mlflow")
     (folder / "mlflow.yaml").write_text("{}\n")
@@ -130,7 +158,7 @@ def swept_once(tmp_path_factory, migrated) -> Path:
     folder = tmp_path_factory.mktemp("swept")
     with pytest.MonkeyPatch.context() as patch:
         at_home(folder, patch, migrated)
-        assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 0
+        assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     return folder
 
 
@@ -157,5 +185,16 @@ def sweep_file(tmp_path):
         path = tmp_path / name
         path.write_text(text)
         return path
+
+    return write
+
+
+@pytest.fixture
+def tiny(sweep_file):
+    """The tiny sweep, read, with these sections in place of its own."""
+    from runner.files.sweep_file import load_sweep
+
+    def write(**lines: str):
+        return load_sweep(sweep_file(TINY + "objective: {}\n", **{k: f"{k}: {v}" for k, v in lines.items()}))[0]
 
     return write

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-from runner.spec import Augment, Confirm, Data, Model, Objective, Search, Train
+from runner.files.sweep_file import Augment, Confirm, Data, Model, Objective, Search, Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,6 +20,20 @@ def answer(file: str, start: str = "") -> str:
     return re.sub(r"\\([()_])", r"\1", shown) + "\n"  # escaped for whatever shows it; here nothing is foreign
 
 
+def result(rows: int) -> str:
+    """How the recorded report begins: the question, the answer, and so many rows of the table."""
+    lines = answer("report.md").splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| "))
+    return "\n".join(lines[: head + 2 + rows]) + "\n"
+
+
+def columns(table: str, *names: str) -> str:
+    """Those columns of a table alone."""
+    rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table.splitlines()]
+    kept = [rows[0].index(name) for name in names]
+    return "".join(f"| {' | '.join(row[i] for i in kept)} |\n" for row in rows)
+
+
 def measured() -> dict[str, str]:
     """The tables of ``benchmarks/report.py``."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -27,9 +41,13 @@ def measured() -> dict[str, str]:
 
     results = ROOT / "benchmarks/results"
     slots = results / "slots-nvidia-h200.json"
+    speed = report.table(results.glob("speed-*.json")) + "\n"
     return {
         "gpu: benchmarks/results/cifar10-*.json": report.on_a_gpu(results.glob("cifar10-*.json")) + "\n",
-        "speed: benchmarks/results/speed-*.json": report.table(results.glob("speed-*.json")) + "\n",
+        "speed: benchmarks/results/speed-*.json": speed,
+        "speed, in short: benchmarks/results/speed-*.json": columns(
+            speed, "machine", "case", "ours, all lanes", "× P0", "× P1"
+        ),
         "predictions: benchmarks/results/slots-nvidia-h200.json": report.predictions(slots),
         "sweeps: benchmarks/results": report.sweeps(results),
         "overhead: benchmarks/results/overhead.json": report.overhead(results / "overhead.json"),
@@ -82,7 +100,7 @@ def kind(said: dict) -> str:
 
 def gallery() -> str:
     """Every type of the zoo: its formula and source, and its parameters."""
-    from runner.zoo import TYPES
+    from runner.schedules.zoo import TYPES
 
     parts = []
     for name, found in TYPES.items():
@@ -109,9 +127,9 @@ def parameter(p) -> str:
 
 def draw() -> None:
     """The picture of the gallery: every type with what it has by default."""
-    from runner import figures
+    from runner.results import figures
     from runner.schedules import load
-    from runner.zoo import TYPES
+    from runner.schedules.zoo import TYPES
 
     curves = {name: [load({"type": name, "init_lr": 1.0, "warmup": 0.05})] for name in TYPES}
     figure = figures.schedules(curves, 1000, 100)
@@ -119,58 +137,42 @@ def draw() -> None:
 
 
 def loop() -> str:
-    """The source of ``search``, the main loop, without its docstring."""
+    """The source of ``train_trials``, the main loop, without its docstring."""
     source = (ROOT / "runner/sweep.py").read_text()
-    function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "search")
-    lines = source.splitlines()
-    start = next(i for i, line in enumerate(lines[function.lineno :], function.lineno) if "ready, attempts" in line)
-    return "\n".join(line.removeprefix("    ") for line in lines[start : function.end_lineno])
+    function = next(n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "train_trials")
+    lines = source.splitlines()[function.body[1].lineno - 1 : function.end_lineno]
+    return "\n".join(line.removeprefix("    ") for line in lines)
 
 
-ORDER = {
-    "the story, to be read first": ("sweep", "study", "lanes", "train", "tracking"),
-    "what is searched": ("zoo", "schedules", "space", "spec", "data", "images", "model"),
-    "how sure": ("confirm", "confidence"),
-    "what comes out": ("report", "export", "figures", "codegen", "terminal"),
-    "the other commands": ("preview", "ui", "__main__"),
-    "what can be skipped at first": (
-        "document",
-        "place",
-        "storage",
-        "sender",
-        "stop",
-        "checkpoint",
-        "engine",
-        "conv",
-        "tiles",
-        "choice",
-    ),
-}
+ROOMS = ("schedules", "files", "training", "training/fast", "lanes", "study", "tracking", "results", ".")
+"""From the ground floor up."""
 
 
 def tree() -> str:
-    """Every module with the first sentence of its docstring, in the order in which they are best read."""
-    rows, left = [], {path.stem for path in (ROOT / "runner").glob("*.py")} - {"__init__"}
-    for what, names in ORDER.items():
-        rows.append(f"  # {what}")
-        for name in names:
-            text = (ROOT / f"runner/{name}.py").read_text()
-            said = ast.get_docstring(ast.parse(text)).split("\n\n")[0].replace("\n", " ")
-            rows.append(f"  {name + '.py':<14} {said.split('. ')[0].rstrip('.')}")
-        left -= set(names)
-    assert not left, f"{left} have no place in ORDER"
-    return "\n".join(rows)
+    """Every room and every file in it, with the first sentence of its docstring."""
+    rows = []
+    for room in ROOMS:
+        folder = ROOT / "runner" / room
+        rows.append("runner/" if room == "." else f"runner/{room}/")
+        for file in sorted(folder.glob("*.py")):
+            if file.name != "__init__.py":
+                said = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0].replace("\n", " ")
+                rows.append(f"  {file.name:<15} {said.split('. ')[0].rstrip('.')}")
+    listed = {ROOT / "runner" / room for room in ROOMS}
+    assert {path.parent for path in (ROOT / "runner").rglob("*.py")} == {folder.resolve() for folder in listed}
+    return "```text\n" + "\n".join(rows) + "\n```\n"
 
 
 def filled(text: str) -> str:
-    """The README with every made part as it should be."""
+    """A page with every made part as it should be."""
     parts = {
-        "report: docs/digits/report.md": answer("report.md"),
+        "report: docs/digits/report.md": result(6),
         "strip: docs/digits/strip.md": answer("strip.md", "Around "),
         "file: sweeps/digits.yaml": f"```yaml\n{(ROOT / 'sweeps/digits.yaml').read_text()}```\n",
+        "reference: runner/files/sweep_file.py": reference(Data, Augment, Model, Train, Search, Confirm, Objective),
+        "gallery: runner/schedules/zoo.py": gallery(),
         "loop: runner/sweep.py": f"```python\n{loop()}\n```\n",
-        "reference: runner/spec.py": reference(Data, Augment, Model, Train, Search, Confirm, Objective),
-        "gallery: runner/zoo.py": gallery(),
+        "tree: runner": tree(),
         **measured(),
     }
     for name, content in parts.items():
@@ -182,9 +184,7 @@ def filled(text: str) -> str:
             count=1,
             flags=re.S,
         )
-    return re.sub(
-        r"(runner/\n)(?:<!-- tree -->\n|(?:  (?:# .*|\w+\.py .*)\n)+)", lambda m: f"{m[1]}{tree()}\n", text, count=1
-    )
+    return text
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README says what is so: its made parts are current, its code runs, CI calls its command."""
+"""The README and docs/ say what is so: their made parts are current, their code runs, CI calls the second command."""
 
 import importlib
 import json
@@ -6,23 +6,36 @@ import re
 import shlex
 from pathlib import Path
 
+import optuna
 import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
 
 from runner import sweep
+from runner.cli import sweep_parser
 from runner.export import best_schedules
-from runner.place import load_place
+from runner.files.place import load_place
+from runner.files.sweep_file import load_sweep
 from runner.schedules import load
-from runner.spec import load_sweep
 
 from .readme import PAGES, ROOT, filled
 
-README = (ROOT / "README.md").read_text()
-YAML = re.findall(r"```yaml\n(.*?)```", README, flags=re.S)
+DOCS = ROOT / "docs"
+
+
+def blocks(kind: str, *pages: Path) -> list[str]:
+    """The blocks of code that those pages show, or all of them."""
+    return [
+        block
+        for page in pages or PAGES
+        for block in re.findall(rf"```{kind}\n(.*?)```", page.read_text(), flags=re.S)
+    ]
+
+
+YAML = blocks("yaml")
 CHEAP = "confirm: {top: 0, types: false}\n"
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+PYTHON = blocks("python")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -38,18 +51,26 @@ def test_what_a_page_links_to_is_there(page):
 
 def test_the_recorded_result_is_of_the_sweep_file_that_is_shown():
     space = load_sweep(ROOT / "sweeps/digits.yaml")[0].schedules
-    for said in pd.read_csv(ROOT / "docs/digits/best_schedules.csv")["schedule"]:
-        assert space.params(load(json.loads(said)))
+    table = pd.read_csv(ROOT / "docs/digits/best_schedules.csv")
+    for name, said in zip(table["name"], map(json.loads, table["schedule"]), strict=True):
+        flat = said | {"warmup": said["warmup"].get("fraction")}
+        params = {leaf.name: flat[leaf.name.removeprefix(f"{name}.")] for leaf in space.leaves(name)}
+        found = space.sample(optuna.trial.FixedTrial({"type": name} | params))  # what lies outside is warned of
+        assert (found[0], load(found[1])) == (name, load(said))
+
+
+def test_the_readme_is_a_front_door():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 220
 
 
 def test_ci_calls_the_second_command_as_it_stands_here():
-    second = re.findall(r"```bash\n(.*?)\n```", README, flags=re.S)[1]
+    second = blocks("bash", ROOT / "README.md")[1].rstrip("\n")
     assert second in (ROOT / ".ci/run").read_text().splitlines()
 
 
 def test_the_code_on_schedules_runs(project, capsys):
     scope = {"optimizer": torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)}
-    module, five_ways = (block for block in PYTHON if "load(" in block and "trial" not in block)
+    module, five_ways = (block for block in blocks("python", DOCS / "schedules.md") if "load(" in block)
     exec(module, scope)
     assert scope["schedule"].factor(0, 90) == 0.2
     exec(five_ways, scope)
@@ -75,7 +96,7 @@ def test_the_own_model_data_and_schedule_that_are_shown_train(project, monkeypat
 
 
 def test_the_searches_that_are_shown_find_what_they_say(swept):
-    section = README.partition("In MLflow's search bar")[2].partition("## ")[0]
+    section = (DOCS / "results.md").read_text().partition("In MLflow's search bar")[2].partition("## ")[0]
     cosines, diverged, top = (query.replace("\n", " ") for query in re.findall(r"``(.+?)``", section, flags=re.S))
     client = MlflowClient(tracking_uri=load_place().tracking_uri)
 
@@ -92,8 +113,7 @@ def test_the_searches_that_are_shown_find_what_they_say(swept):
 
 COMMANDS = [
     shlex.split(line, comments=True)[2:]
-    for page in PAGES
-    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S)
+    for block in blocks("bash")
     for line in block.splitlines()
     if line.startswith("python -m runner")
 ]
@@ -101,7 +121,7 @@ COMMANDS = [
 
 @pytest.fixture
 def as_shown(project, monkeypatch, capsys):
-    """The sweeps that the README names, tiny; digits and cifar10 have been run."""
+    """The sweeps that the pages name, tiny; digits and cifar10 have been run."""
     tiny = (project / "sweeps/tiny.yaml").read_text().replace("trials: 3", "trials: 2")
     for name in ("digits", "cifar10", "mine", "imagefolder"):
         (project / f"sweeps/{name}.yaml").write_text(tiny)
@@ -118,11 +138,11 @@ def test_every_command_that_is_shown_runs(as_shown, capsys):
     for module, *arguments in COMMANDS:
         main = importlib.import_module(f"{module}.__main__" if module == "runner" else module)
         given = [a.replace("$(cat results/cifar10/best_schedule.json)", the_best()) for a in arguments]
-        if module == "runner.ui":  # would stay: tests/test_ui.py and tests/test_secrets.py start it
+        if module == "runner.ui":  # would stay: tests/test_ui.py and tests/tracking/test_secrets.py start it
             continue
         if module == "runner.sweep":
-            if "--ray" in given:  # tests/test_lanes.py does that on a cluster
-                assert main.arguments().parse_args(given)
+            if "--ray" in given:  # tests/lanes/test_lanes.py does that on a cluster
+                assert sweep_parser(None).parse_args(given)
                 continue
             given = [a for a in given if a not in ("FILE",)] + ["--device", "cpu", "--lanes", "0"]
         assert main.main(given) == 0, (module, given, capsys.readouterr())
@@ -137,6 +157,10 @@ def test_every_yaml_block_that_is_shown_loads(project, monkeypatch):
     monkeypatch.syspath_prepend(project)
     tiny = (project / "sweeps/tiny.yaml").read_text()
     for block in YAML:
+        if block.startswith("server:"):
+            (project / "mlflow_shown.yaml").write_text(block)
+            load_place("mlflow_shown.yaml")
+            continue
         text = block
         if "space:" not in block:  # a section
             section = block.partition(":")[0].strip().splitlines()[-1]

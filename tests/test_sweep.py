@@ -11,45 +11,28 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections import Counter
 from pathlib import Path
 
 import optuna
 import pandas as pd
 import pytest
 import torch
-from mlflow import MlflowClient
 
 from runner import __main__ as overview
-from runner import choice, engine, export, preview, sweep, ui
-from runner.data import load as load_data
-from runner.export import best_schedules, spreadsheet_safe
-from runner.lanes import cores
-from runner.place import load_place
+from runner import export, preview, sweep, ui
+from runner.export import best_schedules
+from runner.files.images import cores
+from runner.files.place import load_place
+from runner.files.sweep_file import load_sweep
+from runner.results.terminal import duration
 from runner.schedules import load
-from runner.spec import load_sweep
-from runner.storage import hold
-from runner.terminal import duration, sparkline
-from runner.tracking import escape, flat
-from runner.ui import saved_view
+from runner.study.storage import hold
+from runner.tracking.tracker import escape, flat
+from runner.tracking.views import saved_view
+from runner.training.data import load as load_data
+from runner.training.fast import choice, engine
 
-from .conftest import TINY
-
-HERE = ["--device", "cpu", "--lanes", "0"]
-"""One lane in the test's own process: a worker process would take seconds to import torch."""
-
-
-def client() -> MlflowClient:
-    return MlflowClient(tracking_uri=load_place().tracking_uri)
-
-
-def runs(query: str = "") -> list:
-    return list(client().search_runs(["1"], query, order_by=["attributes.start_time ASC"]))
-
-
-def children() -> list:
-    return runs("tags.`sweep.role` = 'trial'")
-
+from .conftest import HERE, TINY, children, client, runs
 
 # --- what is recorded ------------------------------------------------------------------------------------------
 
@@ -87,8 +70,7 @@ def test_the_parent_says_what_was_asked_where_and_with_what(swept):
     names = {a.path for a in client().list_artifacts(run_id)}
     assert {"tiny.yaml", "environment.txt", "figures", "tables"} <= names
     figures = {a.path for a in client().list_artifacts(run_id, "figures")}
-    drawn = ("lr_curves_by_accuracy", "best_curves", "accuracy_by_type", "accuracy_against_lr", "history")
-    assert figures == {f"figures/{name}.png" for name in drawn} | {"figures/lr_curves.html"}
+    assert figures == {f"figures/{name}.png" for name in ("lr_curves_by_accuracy", "accuracy_against_lr")}
     assert client().get_run(run_id).inputs.dataset_inputs[0].dataset.name == "digits"
 
 
@@ -196,21 +178,6 @@ def test_a_sweep_in_which_most_trials_fail_stops_and_says_why(project, monkeypat
     assert len(children()) == 9
 
 
-@pytest.mark.slow
-def test_a_sweep_that_could_not_be_described_is_when_it_has_grown(project, capsys):
-    """Artifacts cannot be written at first, and more trials are asked for before they can."""
-    Path("mlartifacts").write_text("in the way")
-    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    assert "MLflow lacks something" in " ".join(capsys.readouterr().out.split())
-    assert len(children()) == 3
-    Path("mlartifacts").unlink()
-    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 4"))
-    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    assert "MLflow lacks something" not in capsys.readouterr().out
-    assert {run.data.tags["outcome"] for run in children()} == {"complete"}
-    assert len(children()) == 4
-
-
 # --- continuing ------------------------------------------------------------------------------------------------
 
 
@@ -311,7 +278,6 @@ def test_a_dry_run_checks_and_creates_nothing(project, capsys):
     before = sorted(p.name for p in project.iterdir())
     assert sweep.main(["sweeps/tiny.yaml", "--dry-run"]) == 0
     assert "3 trainings; 2 epochs of 3 updates each" in capsys.readouterr().out
-    assert sweep.main(["sweeps/tiny.yaml", "--dry-run", "--from", "nothing"]) == 2
     assert sorted(p.name for p in project.iterdir()) == before
 
 
@@ -335,7 +301,7 @@ def test_a_dry_run_of_a_study_that_was_begun_says_what_differs_and_changes_nothi
     for size, code, words in ((32, 0, "3 trainings"), (16, 2, "begun with another train.batch_size (32, now 16)")):
         Path("sweeps/tiny.yaml").write_text(TINY.replace("batch_size: 32", f"batch_size: {size}"))
         before = there()
-        assert sweep.main(["sweeps/tiny.yaml", "--dry-run", "--from", "tiny"]) == code
+        assert sweep.main(["sweeps/tiny.yaml", "--dry-run"]) == code
         assert words in "".join(capsys.readouterr())
         gc.collect()  # as at the end of its process: SQLite's own files go with the last connection
         assert there() == before
@@ -353,9 +319,6 @@ def test_a_dry_run_of_a_study_that_was_begun_says_what_differs_and_changes_nothi
         (["sweeps/tiny.yaml", "--lanes", "1.5"], "--lanes must be auto, or a number up to 9999"),
         (["sweeps/tiny.yaml", "--lanes", "99999"], "--lanes must be auto, or a number up to 9999"),
         (["sweeps/tiny.yaml", "--lanes", "-1"], "--lanes must be auto, or a number up to 9999, not '-1'"),
-        (["sweeps/tiny.yaml", "--enqueue", "{type:cosine}"], "--enqueue {type:cosine}: "),
-        (["sweeps/tiny.yaml", "--enqueue", '{"type": "rex"}'], '--enqueue {"type": "rex"}: '),
-        (["sweeps/tiny.yaml", "--from", "nothing"], "nothing"),
         (["sweeps/tiny.yaml", "--num-cpus", "2"], "only with --ray"),
         (["sweeps/tiny.yaml", "--ray", "--num-gpus", "1.5"], "a part of one, or a whole number"),
         (["sweeps/tiny.yaml", "--ray", "--num-cpus", "-1"], "a part of one, or a whole number"),
@@ -410,103 +373,10 @@ def test_where_mlflows_database_cannot_be_made_is_said_at_once(
     assert sorted(project.rglob("*")) == there
 
 
-def test_a_tracking_server_that_is_not_there_stops_nothing_and_is_made_up_for_later(project, capsys, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    said = capsys.readouterr().out
-    assert "MLflow at http://127.0.0.1:9 does not answer; training goes on" in said
-    assert "--sync sends it" in said
-    assert len(best_schedules("tiny")) == 3
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")  # back, elsewhere
-    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
-    assert [r.info.status for r in runs()] == ["FINISHED"] * 4
-    for trial in client().search_runs(["1"], "tags.`sweep.role` = 'trial'"):
-        assert [m.step for m in client().get_metric_history(trial.info.run_id, "lr")] == [0, 1]
-
-
-def test_a_run_that_somebody_deletes_in_mid_sweep_is_made_again(project, monkeypatch):
-    """One that has ended, and the one that is under way."""
-    real, deleted = engine.train, []
-
-    def train(config, device, state=None):
-        for epoch in real(config, device, state):
-            yield epoch
-            if epoch.number == 0 and len(there := children()) == 2 and not deleted:
-                deleted.extend(run.info.run_id for run in there)
-                for run_id in deleted:
-                    client().delete_run(run_id)
-
-    monkeypatch.setattr(engine, "train", train)
-    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    there = children()
-    assert len(deleted) == 2
-    assert sorted(r.data.tags["trial.number"] for r in there) == ["0", "1", "2"]
-    assert not {r.info.run_id for r in there} & set(deleted)
-    for run in there:
-        assert run.info.status == "FINISHED"
-        assert [m.step for m in client().get_metric_history(run.info.run_id, "lr")] == [0, 1]
-
-
 def test_bf16_on_a_cpu_that_does_not_compute_in_it_is_warned_of(project, capsys):
     Path("sweeps/tiny.yaml").write_text(TINY.replace("batch_size: 32", "batch_size: 32, precision: bf16"))
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     assert ("warning: this CPU does not compute in bf16" in capsys.readouterr().out) != choice.has_bf16()
-
-
-def test_a_sync_trains_nothing_and_leaves_the_parent_run_as_it_was(project, capsys):
-    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 2  # of nothing there is nothing to send
-    assert "there is no study in" in capsys.readouterr().err
-    assert not Path("optuna.db").exists()
-    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    Path("sweeps/tiny.yaml").write_text(TINY.replace("trials: 3", "trials: 5"))
-    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
-    assert "search: 3 ended, and MLflow has them" in capsys.readouterr().out
-    (parent,) = runs("tags.`sweep.role` = 'study'")
-    assert parent.info.status == "FINISHED"
-    assert len(children()) == 3
-    client().set_terminated(parent.info.run_id, "KILLED")  # as a stop leaves it
-    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
-    assert client().get_run(parent.info.run_id).info.status == "KILLED"
-    Path("sweeps/other.yaml").write_text(TINY)
-    assert sweep.main(["sweeps/other.yaml", *HERE, "--sync"]) == 2
-    assert "there is no study 'other' in this storage (it has tiny); run the sweep first" in capsys.readouterr().err
-
-
-def test_runs_whose_tags_somebody_has_edited_stop_nothing(swept, capsys):
-    (parent,) = runs("tags.`sweep.role` = 'study'")
-    first, second, third = children()
-    client().set_tag(first.info.run_id, "trial.number", "one")
-    client().delete_tag(second.info.run_id, "trial.number")
-    client().delete_tag(third.info.run_id, "mlflow.parentRunId")
-    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    whole = [r for r in children() if r.data.tags.get("trial.number", "").isdecimal()]
-    assert sorted(r.data.tags["trial.number"] for r in whole) == ["0", "1", "2"]
-    assert {r.data.tags["mlflow.parentRunId"] for r in whole} == {parent.info.run_id}
-    for file in Path().glob("optuna.db*"):
-        file.unlink()
-    assert export.main(["tiny"]) == 2  # from MLflow alone: it no longer says what they are
-    assert "their tags were edited" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("said", "words"), [('{"type": "nope"}', "edited"), ("[]", "edited"), ("{", "edited"), ("7", "edited")]
-)
-def test_a_schedule_in_mlflow_that_somebody_has_edited_is_a_sentence(swept, capsys, said, words):
-    client().set_tag(children()[0].info.run_id, "schedule", said)
-    for file in Path().glob("optuna.db*"):
-        file.unlink()
-    assert export.main(["tiny"]) == 2
-    assert words in capsys.readouterr().err
-
-
-def test_of_two_studies_of_one_name_mlflow_alone_gives_the_newer(swept, capsys):
-    for _ in range(2):
-        for file in Path().glob("optuna.db*"):
-            file.unlink()
-        if _ == 0:
-            assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    with pytest.warns(UserWarning, match="one seed each: what fresh seeds gave is not in it"):
-        assert sorted(best_schedules("tiny")["trial"]) == [0, 1, 2]
 
 
 def test_a_sweep_file_that_goes_away_in_mid_sweep_is_kept_as_it_was_read(project, monkeypatch):
@@ -536,15 +406,6 @@ def test_what_cannot_be_written_at_the_end_is_a_sentence(project, capsys):
     assert "continue with: python -m runner.sweep" in err
     Path("results/tiny/best_schedule.json").rmdir()
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-
-
-def test_a_loss_is_no_percentage_in_the_report(project, capsys):
-    text = TINY.replace("top: 0, types: false", "top: 2, types: false, seeds: 3")
-    Path("sweeps/tiny.yaml").write_text(text + "objective: {metric: val/loss}\n")
-    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
-    said = Path("results/tiny/report.md").read_text()
-    (noise,) = (line for line in said.splitlines() if line.startswith("Another seed moves a result by"))
-    assert "point" not in noise
 
 
 IMAGES = """\
@@ -636,34 +497,7 @@ def test_a_network_and_a_schedule_of_ones_own_that_have_changed_since_are_notice
     assert len(best_schedules("tiny")) == 2
 
 
-def test_for_machines_every_event_is_a_line_of_json(project, capsys):
-    assert sweep.main(["sweeps/tiny.yaml", *HERE, "--json"]) == 0
-    out, err = capsys.readouterr()
-    events = [json.loads(line) for line in out.splitlines()]
-    assert Counter(e["event"] for e in events) == {"epoch": 6, "ended": 3, "answer": 1}
-    assert events[-1]["outcomes"]["complete"] == 3
-    assert Path(events[-1]["files"]["best_schedule.json"]).exists()
-    assert all(page.startswith("http") for page in events[-1]["pages"].values())
-    assert events[-1]["mlflow_lacks"] is None
-    assert "python -m runner.ui tiny" in err  # the words, for whoever looks
-
-
-def test_a_quiet_sweep_prints_warnings_and_the_result_alone(swept, capsys):
-    text = TINY.replace("top: 0, types: false", "top: 2, types: false, seeds: 3")
-    Path("sweeps/other.yaml").write_text(text)
-    assert sweep.main(["sweeps/other.yaml", *HERE, "--from", "tiny", "--quiet"]) == 0
-    out, err = capsys.readouterr()
-    before, result = out.split("\nDoes it run?\n")
-    assert before
-    assert all(line.startswith("warning: ") for line in before.splitlines()), before
-    assert "rank" in result
-    assert "results/other/" in result
-    assert not err
-
-
 def test_ctrl_c_says_how_to_continue(project, capsys, monkeypatch):
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started this with it ignored
-
     def pressed(config, device, state=None):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.3)
@@ -834,21 +668,6 @@ def test_a_preview_reads_the_data_once_and_times_a_part_of_each_split_on_one_thr
     assert seen[-7:] == ["16 1"] * 6 + ["33 1"]  # of 1200 training images 100, of 400 for validation 33
 
 
-@pytest.mark.parametrize(
-    ("values", "width", "row"),
-    [
-        ([1.0, 0.75, 0.5, 0.25, 0.01], 16, "█▇▅▃▁"),
-        ([0.1, 1.0], 16, "▁█"),
-        ([0.0, 1.0] * 32, 4, "▁▁▁▁"),
-        ([i / 31 for i in range(32)], 8, "▁▂▃▄▅▆▇█"),
-        ([0.0], 8, "▁"),
-        ([], 8, ""),
-    ],
-)
-def test_a_row_of_blocks_shows_the_whole_of_a_curve_however_short(values, width, row):
-    assert sparkline(values, width) == row
-
-
 def test_a_preview_of_data_that_are_not_there_yet_says_so_and_draws(project, capsys):
     Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits", "source: parquet, path: nowhere"))
     assert preview.main(["sweeps/tiny.yaml", "--out", "a.png"]) == 0
@@ -896,91 +715,12 @@ def test_a_plateau_is_drawn_with_a_word_on_what_it_waits_for(project, capsys):
 # --- export ----------------------------------------------------------------------------------------------------
 
 
-def test_the_table_has_every_parameter_in_its_own_type(swept):
-    best = best_schedules("tiny")
-    assert best["rank"].tolist() == [1, 2, 3]
-    assert best["objective"].is_monotonic_decreasing
-    assert str(best["init_lr"].dtype) == "Float64"
-    assert str(best["floor"].dtype) == "Float64"
-    assert str(best["epochs"].dtype) == "Int64"
-    for _, row in best.iterrows():
-        schedule = load(json.loads(row["schedule"]))
-        assert row["lr"] == [schedule.lr(0, 6, epochs=2), schedule.lr(3, 6, epochs=2)]
-        assert row["init_lr"] == schedule.init_lr
-        assert row["warmup"] == schedule.warmup.length.value
-    assert len(best_schedules("tiny", top=2)) == 2
-
-
-def test_mlflow_alone_gives_the_same_table_and_a_word_on_what_it_lacks(swept, capsys):
-    expected = best_schedules("tiny")
-    for file in swept.glob("optuna.db*"):
-        file.unlink()
-    with pytest.warns(UserWarning, match="MLflow's record of the search"):
-        pd.testing.assert_frame_equal(best_schedules("tiny"), expected)
-    assert export.main(["tiny"]) == 0
-    assert "what fresh seeds gave is not in it" in capsys.readouterr().err
-
-
 def test_the_scores_are_of_the_validation_split(swept):
     """An independent count: train the winner again and compare its answers with the validation labels."""
     best = best_schedules("tiny", top=1).iloc[0]
     config, _ = load_sweep("sweeps/tiny.yaml")
     right = best["val_accuracy"] * len(load_data(config.data).val)
     assert abs(right - round(right)) < 1e-6
-
-
-@pytest.mark.parametrize("kind", ["csv", "json", "markdown", "parquet"])
-@pytest.mark.parametrize("which", ["best", "trials", "epochs"])
-def test_every_table_in_every_format(swept, capsys, kind, which):
-    capsys.readouterr()
-    assert export.main(["tiny", "--table", which, "--format", kind, "--out", f"t.{kind}"]) == 0
-    rows = {"best": 3, "trials": 3, "epochs": 6}[which]
-    if kind == "csv":
-        assert len(pd.read_csv("t.csv")) == rows
-    if kind == "json":
-        assert len(json.loads(Path("t.json").read_text())) == rows
-    if kind == "parquet":
-        read = pd.read_parquet("t.parquet")
-        assert len(read) == rows
-        assert "lr" in read.columns
-    if kind == "markdown":
-        assert len(Path("t.markdown").read_text().splitlines()) == rows + 2
-
-
-def test_a_table_is_written_as_its_file_is_named_unless_a_format_is(swept):
-    best = best_schedules("tiny")["trial"].tolist()
-    for name in ("t.csv", "t.JSON", "t.parquet", "t.md", "bare"):
-        assert export.main(["tiny", "--out", name]) == 0
-    assert pd.read_csv("t.csv")["trial"].tolist() == best
-    assert [row["trial"] for row in json.loads(Path("t.JSON").read_text())] == best
-    assert pd.read_parquet("t.parquet")["trial"].tolist() == best
-    assert Path("t.md").read_text() == Path("bare").read_text()
-    assert Path("t.md").read_text().startswith("| rank | trial |")
-    assert export.main(["tiny", "--format", "json", "--out", "t.txt"]) == 0
-    assert [row["trial"] for row in json.loads(Path("t.txt").read_text())] == best
-
-
-def test_a_number_that_json_does_not_have_is_null():
-    table = pd.DataFrame({"loss": [0.5, math.inf, math.nan], "trial": pd.array([1, None, 3], dtype="Int64")})
-    rows = json.loads(export.write(table, "json", None), parse_constant=pytest.fail)
-    assert rows == [{"loss": 0.5, "trial": 1}, {"loss": None, "trial": None}, {"loss": None, "trial": 3}]
-
-
-def test_the_k_best_are_the_best_in_every_table(swept, capsys):
-    first = best_schedules("tiny")["trial"][0]
-    for which, rows in (("best", 1), ("trials", 1), ("epochs", 2)):
-        assert export.main(["tiny", "--table", which, "--top", "1", "--format", "json", "--out", "t.json"]) == 0
-        assert [row["trial"] for row in json.loads(Path("t.json").read_text())] == [first] * rows
-
-
-def test_exact_values_survive_csv_json_and_parquet(swept, capsys):
-    best = best_schedules("tiny")
-    for kind in ("csv", "json", "parquet"):
-        export.main(["tiny", "--format", kind, "--out", f"t.{kind}"])
-    as_json = json.loads(Path("t.json").read_text())
-    assert [row["init_lr"] for row in as_json] == best["init_lr"].tolist()
-    assert pd.read_csv("t.csv", dtype=str)["init_lr"].map(float).tolist() == best["init_lr"].tolist()
-    assert pd.read_parquet("t.parquet")["init_lr"].tolist() == best["init_lr"].tolist()
 
 
 def test_the_exported_code_gives_the_winners_learning_rates(swept, capsys):
@@ -1017,34 +757,6 @@ def test_the_exported_code_gives_the_winners_learning_rates(swept, capsys):
 def test_an_export_that_cannot_be_ends_with_2_and_a_sentence(swept, capsys, arguments, words):
     assert export.main(arguments) == 2
     assert words in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "=1+1",
-        "+1",
-        "-1",
-        "@SUM(A1)",
-        "\t=1",
-        "\r=1",
-        " =1",
-        "\u00a0=1",
-        "＝1+1",
-        "＋1",
-        "－1",
-        "＠a",
-        "ok\n=1",
-        "\u200b=1",
-    ],
-)
-def test_no_cell_starts_a_formula(text):
-    assert spreadsheet_safe(text) == f"'{text}"
-
-
-@pytest.mark.parametrize("text", ["cosine", "1-sqrt", "a=b", "", '{"type": 1}', "[0.1, -0.2]", "a\nb"])
-def test_a_harmless_cell_stays_as_it_is(text):
-    assert spreadsheet_safe(text) == text
 
 
 # --- small things ----------------------------------------------------------------------------------------------

@@ -18,7 +18,11 @@ import optuna
 import victims
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-from runner import checkpoint, export, figures, lanes, report, space, study
+from runner.files import space
+from runner.lanes import lane
+from runner.results import figures, report
+from runner.study import study
+from runner.training import checkpoint
 
 STORE = SqlAlchemyStore
 STEPS: dict[str, tuple[Any, str]] = {
@@ -27,9 +31,9 @@ STEPS: dict[str, tuple[Any, str]] = {
     "propose": (study, "propose"),
     "suggest": (optuna.trial.Trial, "suggest_float"),
     "sample a schedule": (space.Space, "sample"),
-    "put a trial on record": (study.Study, "_created"),
-    "begin on a lane": (lanes.Lane, "begin"),
-    "an epoch has come": (lanes.Lane, "result"),
+    "put a trial on record": (study.Study, "_create"),
+    "begin on a lane": (lane.Lane, "begin"),
+    "an epoch has come": (lane.Lane, "result"),
     "put an epoch on record": (study.Study, "commit"),
     "pack a checkpoint": (checkpoint, "pack"),
     "write a checkpoint": (checkpoint, "write_atomically"),
@@ -45,7 +49,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "MLflow: end a run": (STORE, "update_run_info"),
     "MLflow: write a text": (mlflow.MlflowClient, "log_text"),
     "MLflow: write a file": (mlflow.MlflowClient, "log_artifact"),
-    "write the tables": (export, "result_files"),
+    "write the tables": (report, "_tables_and_code"),
     "draw the figures": (figures, "sweep_figures"),
     "report": (report, "write"),
 }

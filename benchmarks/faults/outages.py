@@ -28,9 +28,9 @@ import pandas as pd
 import victims
 
 from runner import ui
-from runner.export import epochs_table
-from runner.place import load_place
-from runner.study import load_study
+from runner.files.place import load_place
+from runner.results.tables import epochs_table
+from runner.study.study import load_study
 
 KINDS = {
     "refused all along": "nobody listens until --sync",

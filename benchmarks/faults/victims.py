@@ -27,15 +27,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import optuna
 
-from runner import sweep, tracking
-from runner.export import epochs_table, trials_table
-from runner.place import load_place
-from runner.study import load_study
+from runner import sweep
+from runner.files.place import load_place
+from runner.results.tables import epochs_table, trials_table
+from runner.study.study import load_study
+from runner.tracking.client import make_client
 
 for _name in (  # what a sweep imports on its way, so that every fork has it already
     "alembic.command", "git", "matplotlib.figure", "mlflow.store.tracking.sqlalchemy_store", "optuna.importance",
-    "plotly.graph_objects", "pyarrow.parquet", "scipy.optimize", "scipy.stats", "sklearn.datasets", "torchvision",
-    *(f"runner.{name}" for name in ("confirm", "engine", "export", "figures", "lanes", "report", "study", "train")),
+    "pyarrow.parquet", "scipy.optimize", "scipy.stats", "sklearn.datasets", "torchvision",
+    "runner.prepare", "runner.results.report",
 ):  # fmt: skip
     importlib.import_module(_name)
 
@@ -77,7 +78,7 @@ def template() -> Path:
         (path.parent / "mlflow.yaml").write_text("{}\n")
 
         def migrate() -> int:
-            tracking.make_client(load_place()).search_experiments()
+            make_client(load_place()).search_experiments()
             return 0
 
         assert wait(fork(path.parent, migrate)) == 0, (path.parent / "log").read_text()

@@ -1,0 +1,340 @@
+"""The sweep file: frozen models, and errors with file, line and key."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, field_validator, model_validator
+from pydantic_core import core_schema
+
+from ..schedules.plugins import find_function
+from ..schedules.schedule import Schedule, load
+from ..schedules.zoo import ScheduleError
+from . import space as spaces
+from .document import Document, Frozen, SpecError, read
+from .metrics import METRICS
+from .optimizers import OPTIMIZERS
+from .secrets import refuse_secrets
+from .sources import SOURCES
+
+FIRST_LOOK = 3
+"""Fresh seeds of each before anything is compared."""
+ENOUGH = 10
+"""Trials for each parameter below which importance is a hint."""
+STRIP = ("init_lr x0.5", "init_lr x2", "warmup x0", "warmup x2", "epochs x0.5", "epochs x2")
+"""What the robustness strip does to the winner, with as many seeds; of a warmup only where it has one."""
+Function = Annotated[
+    str, Field(pattern=r"^[A-Za-z_][\w.:]*$", max_length=200), AfterValidator(lambda name: name.replace(":", "."))
+]
+"""The name of a user's own function: a dotted path that ``--allow-plugin`` permits."""
+
+
+def one_of(names: Iterable[str]) -> GetPydanticSchema:
+    """``Annotated[str, one_of(names)]``: a ``Literal`` of the rows of a table."""
+    schema = core_schema.literal_schema(list(names))
+    return GetPydanticSchema(lambda *_: schema)
+
+
+class Augment(Frozen):
+    """Random augmentation of the training images: shift by up to ``pad`` pixels, mirror."""
+
+    pad: Annotated[int, Field(ge=0, le=64)] = 0
+    flip: bool = False
+
+
+class Data(Frozen):
+    """Which images, how they are split, how they are augmented."""
+
+    source: Annotated[str, one_of(SOURCES)]
+    path: Annotated[str, Field(min_length=1)] | None = None
+    """folder, parquet: where, relative to --data-dir."""
+    function: Function | None = None
+    """custom: a function without arguments that gives images (uint8, ``[N, H, W, 3]``) and labels, or two such pairs,
+    for training and test."""
+    size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    """Resize what is in the middle to this many pixels square; needed for a folder, and where images differ."""
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    """The share of the training images that the search is judged on, where the data bring no validation split beside
+    a test split."""
+    test: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """The share held back for the confirmed winners, where the data bring no test split of their own. Of folders and
+    Parquet files ``test`` beside ``train`` is one, or ``val`` where that is alone."""
+    limit: Annotated[int, Field(ge=20)] | None = None
+    """Use at most this many images for training, and for validation where that is a share of them."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    augment: Augment = Augment()
+
+    @model_validator(mode="after")
+    def _fits_its_source(self) -> Data:
+        needs = SOURCES[self.source].needs
+        if ("path" in needs) != (self.path is not None):
+            wants = "needs a path" if self.path is None else "has no path of its own"
+            having = " and ".join(name for name, source in SOURCES.items() if "path" in source.needs)
+            raise ValueError(f"source {self.source} {wants}; {having} have one")
+        if ("function" in needs) != (self.function is not None):
+            raise ValueError("source custom has a function, such as my_package.images, and no other source has")
+        if "size" in needs and self.size is None:
+            raise ValueError(f"source {self.source} needs a size, such as 64: its images differ")
+        return self
+
+
+class Model(Frozen):
+    """A torchvision classification model, or one's own."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=60)] = "resnet18"
+    function: Function | None = None
+    """With ``name: custom``: ``function(classes)`` gives a ``torch.nn.Module``; stem and width are its own matter."""
+    stem: Literal["small", "imagenet"] = "small"
+    """small: 3x3 stride 1 and no max-pool, for images of up to about 64 pixels (ResNets only)."""
+    width: Annotated[int, Field(ge=8, le=1024)] = 64  # with fewer, oneDNN's AVX2 kernels (torch 2.14) corrupt memory
+    """Channels of the first stage; 64 is the published network (ResNets only)."""
+
+    @model_validator(mode="after")
+    def _is_theirs_or_ones_own(self) -> Model:
+        if (self.name == "custom") != (self.function is not None):
+            raise ValueError("name custom has a function, such as my_package.network, and no other name has")
+        return self
+
+
+class Train(Frozen):
+    """The training recipe, the same for every trial."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)]
+    batch_size: Annotated[int, Field(ge=2, le=65_536)] = 128
+    optimizer: Annotated[str, one_of(OPTIMIZERS)] = "sgd"
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 5e-4
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Initial weights, order of the data and augmentation: the same for every trial, so trials are paired."""
+
+    def updates(self, images: int) -> int:
+        """In an epoch of so many images: whole batches, at least one; the rest waits for the next epoch's order."""
+        return max(1, images // self.batch_size)
+
+    def length(self, updates: int) -> str:
+        """How long a training is with so many updates in an epoch, in words."""
+        return f"{self.epochs} epochs of {updates} update{'s each' * (updates > 1)}"
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Train:
+        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs a momentum above 0; set nesterov: false")
+        return self
+
+
+class Search(Frozen):
+    """How the study searches."""
+
+    trials: Annotated[int, Field(ge=1, le=100_000)]
+    """How many; with rungs, how many on the first one."""
+    sampler: Literal["tpe", "random", "qmc", "grid"] = "tpe"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    window: Annotated[int, Field(ge=1, le=4096)] = 8
+    """Trial n is proposed when the trials up to n - window have ended, so at most this many lanes have work."""
+    balance: Literal["free", "equal"] = "free"
+    """equal: every type gets the same number of trials, and the sampler chooses the rest."""
+    rungs: Annotated[list[str | int], Field(min_length=2, max_length=6)] | None = None
+    """Screening: complete trainings with the schedules rescaled to these lengths, such as [T/3, T]."""
+    keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 1 / 3
+    """The share of a rung's trials that goes on to the next."""
+
+    def kept(self, trials: int) -> int:
+        """How many of a rung's trials go on to the next."""
+        return max(1, round(self.keep * trials))
+
+    @field_validator("rungs")
+    @classmethod
+    def _are_lengths(cls, value: list[str | int] | None) -> list[str | int] | None:
+        for rung in value or []:
+            if not re.fullmatch("T(/[1-9][0-9]?)?|[1-9][0-9]{0,4}", str(rung)):
+                raise ValueError(f"a rung is T, T/3, or a number of epochs, not {rung!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _grids_and_rungs_have_an_order_of_their_own(self) -> Search:
+        if self.sampler == "grid" and self.balance == "equal":
+            raise ValueError("a grid has every point once: leave balance out")
+        if self.rungs and self.sampler == "grid":
+            raise ValueError("rungs go with no grid: screening chooses among trials by itself")
+        return self
+
+
+class Confirm(Frozen):
+    """What is trained again, with fresh seeds, when the search has ended."""
+
+    top: Annotated[int, Field(ge=0, le=50)] = 3
+    """The best of all; 0, with ``types: false``, confirms nothing."""
+    types: bool = True
+    """The best of every schedule, too."""
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 5
+    """At most this many for each; one that is clearly worse than another gets no more."""
+    strip: bool = False
+    """The winner at half and twice its init_lr and its budget, without its warmup and with twice of it."""
+
+    @property
+    def strip_seeds(self) -> int:
+        """With how many seeds the strip is trained."""
+        return min(FIRST_LOOK, self.seeds) if self.strip else 0
+
+
+class Objective(Frozen):
+    """What a trial is judged by, on the validation split."""
+
+    metric: Annotated[str, one_of(f"val/{name}" for name in METRICS)] = "val/accuracy"
+    epoch: Literal["last", "best"] = "last"
+    """best: of all epochs; the test accuracy of a confirmed winner is the last one's all the same."""
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        return METRICS[self.metric.removeprefix("val/")].direction
+
+    @property
+    def points(self) -> bool:
+        """Whether a difference is said in points."""
+        return METRICS[self.metric.removeprefix("val/")].points
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, else -1."""
+        return 1 if self.direction == "maximize" else -1
+
+
+class Sweep(Frozen):
+    """A sweep file: the science. Where it is recorded stands in mlflow.yaml."""
+
+    model_config = ConfigDict(ignored_types=(cached_property,))
+
+    name: Annotated[str, Field(pattern=f"^{spaces.NAME}$")]
+    question: Annotated[str, Field(min_length=1)]
+    data: Data
+    model: Model = Model()
+    train: Train
+    space: dict[str, Any]
+    search: Search
+    confirm: Confirm = Confirm()
+    objective: Objective = Objective()
+    _allow: tuple[str, ...] = ()
+
+    @property
+    def allow(self) -> tuple[str, ...]:
+        """The packages whose functions this file may name, as its reader was told."""
+        return self._allow
+
+    def schedule(self, mapping: Mapping[str, Any]) -> Schedule:
+        """A schedule from its JSON, which may name a function of those packages."""
+        return load(mapping, allow=self._allow)
+
+    @field_validator("name")
+    @classmethod
+    def _is_no_reserved_name(cls, value: str) -> str:
+        if value.rstrip(".").lower() in ("con", "prn", "aux", "nul") or value.endswith("."):
+            raise ValueError("is a reserved name")
+        return value
+
+    @cached_property
+    def schedules(self) -> spaces.Space:
+        """The search space with its leaves open."""
+        return spaces.parse(self.space)
+
+    @property
+    def rungs(self) -> list[int]:
+        """The lengths of the rungs in epochs; raises SpecError where they do not rise to ``train.epochs``."""
+        T = self.train.epochs
+        rungs = self.search.rungs or ["T"]
+        lengths = [max(1, T // int(str(r)[2:] or 1)) if str(r).startswith("T") else int(r) for r in rungs]
+        if lengths[-1] != T or any(a >= b for a, b in pairwise(lengths)):
+            wrong = f"{rungs} are {lengths} epochs; they must rise to train.epochs, {T}"
+            raise SpecError(wrong, key=("search", "rungs"))
+        return lengths
+
+    @property
+    def arms(self) -> int:
+        """How many trials are confirmed at most: the best of all has its place among the best of every schedule."""
+        names, top = len(self.schedules.schedules), self.confirm.top
+        return min(names + max(0, top - 1) if self.confirm.types else top, self.search.trials)
+
+    @property
+    def replicates(self) -> int:
+        """How many trainings with fresh seeds follow the search at most."""
+        return self.arms * self.confirm.seeds + len(STRIP) * self.confirm.strip_seeds * (self.arms > 0)
+
+    @property
+    def most_lanes(self) -> int:
+        """No more lanes than this ever have work at once."""
+        return min(self.search.window, max(self.search.trials, self.replicates))
+
+    @property
+    def size(self) -> str:
+        """How many trainings it is, in words."""
+        trials, rungs = self.search.trials, " on the first rung" if self.search.rungs else ""
+        again = f", then at most {self.replicates} with fresh seeds" if self.replicates else ""
+        return f"{trials} training{'s' * (trials > 1)}{rungs}{again}"
+
+    @property
+    def stages(self) -> list[tuple[int, int]]:
+        """Its search's rungs, one where nothing is said of them: how many trials at most, of how many epochs."""
+        trials, stages = self.search.trials, list[tuple[int, int]]()
+        for epochs in self.rungs:
+            stages.append((trials, epochs))
+            trials = self.search.kept(trials)
+        return stages
+
+    @property
+    def search_epochs(self) -> int:
+        """How many epochs its search trains at most, rungs and all."""
+        return sum(trials * epochs for trials, epochs in self.stages)
+
+    @property
+    def fresh_epochs(self) -> int:
+        """How many epochs are trained with fresh seeds at most."""
+        strips, T = self.confirm.strip_seeds * (self.arms > 0), self.train.epochs
+        return self.replicates * T + strips * math.ceil(T / 2)  # of its two other lengths one is T more, one T/2 less
+
+    @property
+    def all_epochs(self) -> int:
+        """How many epochs are trained at most, those with fresh seeds too."""
+        return self.search_epochs + self.fresh_epochs
+
+    def science(self) -> dict[str, Any]:
+        """What makes two sweeps the same study: all but the question, the number of trials, and what follows them."""
+        return self.model_dump(mode="json", exclude={"question": True, "confirm": True, "search": {"trials"}})
+
+
+def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:
+    """Read a sweep file, which may name functions of the packages in ``allow``, and check every corner of its space;
+    raises SpecError for the first thing that is wrong, with file, line and key."""
+    document = read(path)
+    refuse_secrets(document, "this file is kept with the sweep's runs")
+    stem = document.path.stem
+    if "name" not in document.data and not re.fullmatch(spaces.NAME, stem):
+        wrong = f"a sweep is called as its file is, and may not be called {stem!r}: letters (a to z), digits, dots, "
+        wrong += "dashes and underscores; write its name: into the file, or rename that"
+        raise SpecError(wrong, path=document.path)
+    document.data.setdefault("name", stem)
+    sweep = document.parse(Sweep)
+    sweep._allow = tuple(allow)
+    for section in ("data", "model"):
+        if function := getattr(sweep, section).function:
+            try:
+                find_function(function, allow)
+            except ScheduleError as error:
+                raise document.error((section, "function"), error.message) from None
+    trials = sweep.search.trials
+    try:
+        sweep.schedules.check(allow)
+        points = sweep.schedules.grid() if sweep.search.sampler == "grid" else trials
+    except ScheduleError as error:
+        raise document.error(("space", *error.key), error.message) from None
+    with document.locating():
+        _ = sweep.rungs
+    if trials > points:
+        raise document.error(("search", "trials"), f"the grid has {points} points; ask for {points} trials or fewer")
+    return sweep, document

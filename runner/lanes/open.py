@@ -1,0 +1,132 @@
+"""Which lanes a sweep gets: processes on a CPU, threads with slots on GPUs, or actors on a Ray cluster."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import sys
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import BaseContext
+from typing import TYPE_CHECKING
+
+from ..files.images import cores
+from ..files.trial import TrialConfig
+from .lane import Lanes, out_of_memory
+from .ray import ray_lanes
+from .stop import Stop, signals_blocked
+from .worker import Shared, start_cpu_worker
+
+if TYPE_CHECKING:
+    from ..training.checkpoint import Checkpoints
+
+
+def open_lanes(
+    wanted: str,
+    device: str,
+    most: int,
+    ray: str | None = None,
+    config: TrialConfig | None = None,
+    *,
+    stop: Stop,
+    checkpoints: Checkpoints,
+    **resources: float | None,
+) -> Lanes:
+    """The lanes for ``--lanes``, ``--device`` and ``--ray``.
+
+    Args:
+        wanted: a number, or ``auto``: one for each CPU core, as many for each GPU as make it busy, or one for each
+            place in the cluster; 0 is one in this very process, with all of its cores, which a debugger can follow.
+        device: what ``pick_device`` said; a GPU without a number stands for all GPUs.
+        most: no more lanes than this.
+        ray: the address of a Ray cluster, ``local``, or None for this machine without Ray.
+        config: a trial like all others: workers get its data by value, and a GPU's slots are counted by training it.
+        resources: ``num_cpus`` and ``num_gpus`` of each Ray actor.
+
+    Raises:
+        SpecError: Ray is not installed or does not answer.
+    """
+
+    def number(auto: int) -> int:
+        return max(1, min(int(wanted) if wanted != "auto" else auto, most))
+
+    if ray is not None:
+        return ray_lanes(ray, device, number, _shared(config), resources, stop=stop, checkpoints=checkpoints)
+    if wanted == "0":
+        return Lanes([device], lambda: ThreadPoolExecutor(1), stop, checkpoints)
+    if device == "cpu":
+        context, shared = start_forkserver(), _shared(config)
+
+        def process() -> Executor:
+            return ProcessPoolExecutor(1, context, initializer=start_cpu_worker, initargs=(shared,))
+
+        return Lanes(["cpu"] * number(cores()), process, stop, checkpoints)
+    devices = _gpus() if device == "cuda" else [device]
+    warm, note = list[Executor](), ""
+    if wanted == "auto" and config is not None and config.engine.name == "fast":
+        warm, size = busy_slots(config, devices[0], max(1, most // len(devices)))
+        note = f" with {size / 1e6:.0f} MB of weights and optimizer state each"
+    n = number(len(devices) * max(1, len(warm)))
+    where = [devices[i % len(devices)] for i in range(n)]
+    begun = [warm.pop() if warm and gpu == devices[0] else ThreadPoolExecutor(1) for gpu in where]
+    return Lanes(where, lambda: begun.pop(0) if begun else ThreadPoolExecutor(1), stop, checkpoints, note=note)
+
+
+def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 0.5) -> tuple[list[Executor], int]:
+    """The slots that make a device busy: the fewest that train within 3 % of the best total rate; and a slot's bytes.
+
+    1, 2, 3, 4, 6, 8 and 12 slots train for ``seconds``, up to ``most``, to the device's memory, and until three steps
+    more have not brought 3 % (two would not do: on one H200 two and three slots of CIFAR-10 were alike, and six
+    faster). A slot is given as the thread that has it, warm.
+    """
+    from ..training.fast import engine
+
+    threads, kept, rates, size = list[Executor](), 0, dict[int, float](), 0
+    try:
+        for n in [n for n in (1, 2, 3, 4, 6, 8, 12) if n <= most]:
+            while len(threads) < n:
+                threads.append(ThreadPoolExecutor(1))
+                size = threads[-1].submit(engine.warm, config, device).result()
+            rates[n] = sum([f.result() for f in [t.submit(engine.rate, config, device, seconds) for t in threads]])
+            kept = min(n for n, rate in rates.items() if rate >= 0.97 * max(rates.values()))
+            if len(rates) > 3 and max(rates.values()) < 1.03 * max(list(rates.values())[:-3]):
+                break
+    except RuntimeError as error:
+        if not (rates or out_of_memory(error)):  # its libraries have many words for that
+            raise
+        # as many as fitted, then
+    finally:
+        for thread in threads[kept:]:
+            thread.shutdown()
+        gc.collect()  # their slots make room
+    return threads[:kept], size
+
+
+def start_forkserver() -> BaseContext:
+    """Begin the process that workers on a CPU are copied from: it imports what they need, once and in good time.
+
+    Where the system's libraries do not bear that, as on macOS, every worker is begun anew.
+    """
+    if sys.platform != "linux":
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    modules = ["torchvision", "runner.training.fast.engine", "runner.lanes.lane", "runner.results.terminal"]
+    context.set_forkserver_preload(modules)
+    resource_tracker.ensure_running()  # which would let the signals through
+    with signals_blocked():
+        forkserver.ensure_running()
+    return context
+
+
+def _shared(config: TrialConfig | None) -> Shared | None:
+    from ..training import data
+
+    if config is None:
+        return None
+    return config.data, config.data_dir, data.load(config.data, config.data_dir).to_arrays()
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]

@@ -1,0 +1,178 @@
+"""What a sweep is run with: device, data, engine, lanes, tracker and study, made once and in one place."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from .cli import Options
+from .files.document import Document, SpecError
+from .files.place import Place
+from .files.space import problems
+from .files.sweep_file import Sweep
+from .files.trial import Engine, Record, TrialConfig
+from .lanes.lane import Lanes
+from .lanes.open import open_lanes, start_forkserver
+from .lanes.stop import Stop
+from .results.terminal import echo, info
+from .schedules.schedule import load
+from .study import storage
+from .study.confirm import Confirmation, difference
+from .study.study import Study, stored_engine
+from .tracking import client
+from .tracking.tracker import Tracker
+from .training import data, model
+from .training.checkpoint import Checkpoints
+from .training.data import Dataset
+from .training.device import pick_device
+from .training.fast import choice
+
+
+@dataclass
+class Setup:
+    """All that a sweep needs while it runs."""
+
+    sweep: Sweep
+    place: Place
+    options: Options
+    stop: Stop
+    example: TrialConfig
+    """What all trials have in common."""
+    updates: int
+    """In an epoch."""
+    lanes: Lanes
+    tracker: Tracker
+    rungs: list[Study]
+    """Shorter trainings that come first; often none."""
+    search: Study
+    resources: ExitStack = field(repr=False)
+    replicates: Confirmation | None = None
+
+    def confirm(self, arms: Sequence[Record]) -> Confirmation:
+        """Open the study of the replicates of ``arms``."""
+        opened = Confirmation(self.sweep, self.place.storage, arms, self.updates)
+        self.replicates = self.resources.enter_context(closing(opened))
+        return self.replicates
+
+
+@contextmanager
+def prepare(sweep: Sweep, document: Document, place: Place, options: Options, stop: Stop) -> Iterator[Setup]:
+    """Make what a sweep needs; whatever is wrong with it is said before anything is made that stays.
+
+    Raises:
+        SpecError: data, device, study or tracking cannot be used.
+    """
+    storage.check(sweep.name, place.storage)
+    client.check(place)
+    device = pick_device(options.device)
+    dataset = data.load(sweep.data, options.data_dir)
+    info(str(dataset))
+    lanes, ray = ("0", None) if options.sync else (options.lanes, options.ray)
+    if device.type == "cpu" and ray is None and lanes != "0":
+        start_forkserver()  # it imports what workers need, beside what follows
+    marks = fingerprints(sweep, dataset)
+    example = choose_engine(sweep, place, options, device, dataset, marks)
+    checkpoints = place.folder / "results" / sweep.name / "checkpoints"
+    kept = Checkpoints(checkpoints, place.file.study.checkpoint_seconds, echo)
+    resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
+    tags = {"device": str(device), "engine": str(example.engine)}
+    with (
+        open_lanes(
+            lanes, str(device), sweep.most_lanes, ray, example, stop=stop, checkpoints=kept, **resources
+        ) as opened,
+        Tracker(place, sweep, document, dataset.facts(), tags, echo, keep_status=options.sync) as tracker,
+        storage.hold(sweep.name, place.storage),  # one coordinator at a time
+        ExitStack() as stack,
+    ):
+        place.results(sweep.name)
+        search = stack.enter_context(closing(Study(sweep, place.storage)))
+        if "engine" in search.facts and Engine(**search.facts["engine"]) != example.engine:  # begun in the meantime
+            raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
+        search.remember(engine=asdict(example.engine), id=search.facts.get("id", uuid.uuid4().hex), **marks)
+        tracker.resume(search.facts["id"])
+        info(f"{opened} on {device}; engine: {example.engine}")
+        if device.type == "cpu" and example.engine.precision == "bf16" and not choice.has_bf16():
+            info("warning: this CPU does not compute in bf16, which takes several times as long; auto does without")
+        for problem in data_warnings(sweep, dataset):
+            info(f"warning: {problem}")
+        rungs = [stack.enter_context(closing(Study(sweep, place.storage, f"rung-{n}"))) for n in sweep.rungs[:-1]]
+        updates = sweep.train.updates(len(dataset.train))
+        yield Setup(sweep, place, options, stop, example, updates, opened, tracker, rungs, search, stack)
+
+
+def dry_run(sweep: Sweep, place: Place, options: Options) -> list[str]:
+    """Check what can be checked without training, and without a cluster; makes nothing. Warnings, then a summary.
+
+    Raises:
+        SpecError: what a sweep would refuse.
+    """
+    client.check(place)
+    pick_device(options.device)
+    dataset = data.load(sweep.data, options.data_dir)
+    marks = fingerprints(sweep, dataset)
+    if stored_engine(sweep, place.storage, options.engine, marks, must=options.sync):
+        Study(sweep, place.storage).close()  # which says what differs
+    length = sweep.train.length(sweep.train.updates(len(dataset.train)))
+    warnings = [f"warning: {problem}" for problem in data_warnings(sweep, dataset)]
+    return [*warnings, f"{sweep.name}: {sweep.size}; {length}; {dataset}"]
+
+
+def fingerprints(sweep: Sweep, dataset: Dataset) -> dict[str, Any]:
+    """What a sweep file only names, for the study to remember: the images, and what one's own functions give.
+
+    Raises:
+        SpecError: the model cannot be built, or does not take these images.
+    """
+    answers = model.check(sweep.model, dataset.classes, *dataset.size)
+    network = answers if sweep.model.function is not None else {}
+    schedules = {f"schedule {name}": lrs for name, lrs in sweep.schedules.custom_lrs(sweep.allow).items()}
+    return {"images": dataset.digest, **network, **schedules}
+
+
+def choose_engine(
+    sweep: Sweep,
+    place: Place,
+    options: Options,
+    device: torch.device,
+    dataset: Dataset,
+    marks: Mapping[str, Any],
+) -> TrialConfig:
+    """What all trials have in common: the engine that the study was begun with, else the fastest one here."""
+    constant = load({"type": "constant"})
+    example = TrialConfig(sweep.data, sweep.model, sweep.train, constant, options.data_dir, images=dataset.digest)
+    if device.type == "cuda":
+        info(f"getting {device} ready, which takes up to a minute")
+    known = stored_engine(sweep, place.storage, options.engine, marks, must=options.sync)
+    chosen = known or choice.choose(example, device, sweep.all_epochs, options.engine)
+    example = replace(example, engine=chosen)
+    if known and not options.sync and (reason := choice.obstacle(example, device)):
+        wrong = f"the study {sweep.name!r} was begun with the engine {known}, which cannot go on here: {reason}"
+        raise SpecError(f"{wrong}; continue it where it can (--sync reports what there is), or name the sweep anew")
+    return example
+
+
+def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
+    """What is wrong with data that are too few for the question, and with schedules that do not do what they say."""
+    said, size, images, val = [], sweep.train.batch_size, len(dataset.train), len(dataset.val)
+    if (updates := sweep.train.updates(images)) < 5:
+        said.append(
+            f"batches of {size} from {images} images are {updates} update{'s' * (updates > 1)} of the weights in an "
+            "epoch: a smaller train.batch_size gives the schedules more to do"
+        )
+    if val < 200:
+        said.append(
+            f"{val} validation image{'s' * (val != 1)}: one of them is {difference(1 / val, True)} of accuracy"
+        )
+    counts = dataset.train.labels.bincount(minlength=dataset.classes).tolist()
+    if absent := [label for label, n in enumerate(counts) if not n]:
+        said.append(
+            f"{len(absent)} of {dataset.classes} classes without a training image, the first is {absent[0]}: labels "
+            "count from 0 without gaps; data.limit and the other splits may have the images of a small class"
+        )
+    epochs = sweep.train.epochs
+    return said + problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)

@@ -1,0 +1,200 @@
+"""A sweep's answer in sentences, and what would make it better, each with how to do it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..files.sweep_file import ENOUGH, Sweep
+from ..files.trial import Record, best_first, first_of_each
+from ..study.confidence import Noise, calibration, seeds_needed
+from ..study.confirm import Rows, Verdict, difference
+from ..study.study import Study
+
+FEW = 5
+"""Trials of a schedule below which its best init_lr is hardly known."""
+MANY = 100
+"""Seeds for each schedule that nobody will spend."""
+ONE_SEED = (
+    "One seed each: what tells the first ones apart may be no more than what another seed changes. With confirm: "
+    "{top: 3} in the sweep file, the same command trains the best again with fresh seeds."
+)
+
+
+def sentences(
+    history: Study, rungs: Sequence[Study], answer: Verdict | None, weights: Mapping[str, float]
+) -> list[str]:
+    sweep, records = history.sweep, history.ended()
+    said = answer.sentences if answer else [ONE_SEED] * any(r.outcome == "complete" for r in records)
+    said = [*said, *(describe_calibration(rung.ended(), records, sweep) for rung in rungs)]
+    if weights:
+        shares = ", ".join(f"{name} {share:.0%}" if len(weights) > 1 else name for name, share in weights.items())
+        tpe = sweep.search.sampler == "tpe"
+        biased = " The sampler looked where it was good, which flatters what it exploited." * tpe
+        names = (["type"] if len(sweep.schedules.schedules) > 1 else []) + sweep.schedules.axes()
+        hint = len(records) < ENOUGH * len(names)
+        few = f" {len(records)} trials are few for {len(names)} parameters: take it as a hint." * hint
+        rest = [name for name in names if name not in weights]
+        others = ", ".join(rest) if len(rest) < 6 else f"the other {len(rest)} parameters"
+        unknown = f" As for {others}: no more than chance explains, or tried too rarely to say." * bool(rest)
+        said.append(f"What mattered: {shares}.{unknown}{few}{biased}")
+    if answer and answer.strip:
+        winner = f"{answer.rows[0]['name']} (trial {answer.rows[0]['trial']})"
+        said.append(describe_strip(winner, answer.strip, sweep.objective.points))
+    return said
+
+
+def describe_strip(winner: str, strip: Rows, points: bool) -> str:
+    """What the strip's changes did to the first of the table, in a sentence."""
+    unit, scale, parts = (" in points" if points else ", less is better"), (100 if points else 1), []
+    for row in strip:
+        lost = [f"{row[how]} of {row['seeds']} {how}" for how in ("diverged", "failed") if row[how]]
+        if row["difference"] is None:
+            said = "diverged" if row["diverged"] == row["seeds"] else ", ".join(lost)
+        else:
+            apart, low, high = (f"{row[k] * scale:+.2g}" for k in ("difference", "low", "high"))
+            within = f" ({low} to {high})" if math.isfinite(row["low"]) else ""
+            said = ", ".join([apart + within, *lost])
+        parts.append(f"{row['change']} {said}")
+    return f"Around {winner}, seed by seed (mean difference{unit}, 95 % interval): {'; '.join(parts)}."
+
+
+def describe_calibration(rung: Sequence[Record], full: Sequence[Record], sweep: Sweep) -> str:
+    """What a rung's scores said of the full ones, on the trials that have both."""
+
+    def key(record: Record) -> frozenset[tuple[str, Any]]:
+        return frozenset(record.params.items())
+
+    ends = {key(r): r.value for r in full if r.value is not None}
+    ended = [r for r in rung if r.value is not None and key(r) in ends]
+    both = [(r.value or 0.0, ends[key(r)]) for r in first_of_each(ended, key)]
+    epochs = next((r.train["epochs"] for r in rung), 0)
+    tau, low, high = calibration([a for a, _ in both], [b for _, b in both])
+    said = f"Screening at {epochs} of {sweep.train.epochs} epochs: on the {len(both)} trials that went on, "
+    if math.isnan(tau):
+        return f"{said}too few to say whether its order is that of full training."
+    advice = " Its order says little of the full one: search at full length (leave rungs out)." if low <= 0 else ""
+    return f"{said}Kendall's tau with full training is {tau:.2f} (95 % interval {low:.2f} to {high:.2f}).{advice}"
+
+
+def next_steps(
+    records: Sequence[Record],
+    rows: Rows,
+    sweep: Sweep,
+    measured: Noise | None,
+    chance: float = 0.0,
+    searched: Sequence[Record] | None = None,
+) -> list[str]:
+    """What would make the answer better, each with how to do it; most urgent first.
+
+    ``chance`` is the accuracy that no learning at all would give; ``searched`` are the trials of the first rung, of a
+    search that has rungs.
+    """
+    said = list[str]()
+    best = max((a for r in records for a in r.history if math.isfinite(a)), default=1.0)
+    if best < chance + (1 - chance) / 10:
+        said.append(
+            f"Hardly anything was learnt: the best accuracy is {best:.3g}, and always giving the most frequent class "
+            f"has {chance:.3g}. More images, more epochs or another range of init_lr come first."
+        )
+    said += _hardly_tried(records if searched is None else searched, sweep)
+    ended, full = {r.name for r in best_first(searched or [], 1)}, {r.name for r in records}
+    if gone := [name for name in sweep.schedules.schedules if name in ended - full]:
+        said.append(
+            f"Dropped after the short stage, and not trained again: {', '.join(gone)}. The answer says nothing about "
+            f"{_them(gone)} at full length; a new sweep with a larger search.keep keeps more."
+        )
+    alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
+    if len(alive) > 1 and measured is not None and measured.paired > 0:
+        first, second = alive[:2]
+        apart, arms = abs(first["mean"] - second["mean"]), sum(row["mean"] is not None for row in rows)
+        unit = difference(apart, sweep.objective.points)
+        pair = " and ".join(f"{row['name']} (trial {row['trial']})" for row in (first, second))
+        needed = seeds_needed(apart, measured.paired, arms) if apart > measured.paired / 50 else math.inf
+        if apart == 0:
+            said.append(f"{pair} have the same mean: how many seeds would tell them apart is not known.")
+        elif needed > MANY:
+            said.append(f"{pair} differ by {unit} as measured; to show that takes more than {MANY} seeds each.")
+        else:
+            said.append(
+                f"If {pair} differ by the {unit} that was measured, about {max(needed, first['seeds'] + 1)} seeds "
+                "each show it: raise confirm.seeds, and the same command goes on with them."
+            )
+    alike = {row["trial"] for row in rows if row["in_set"]}
+    ends = {f"{r.name} (trial {r.number})": edge(r, sweep) for r in records if r.number in alike}
+    for end in ("lower", "upper"):
+        if at := [name for name, where in ends.items() if where == end]:
+            said.append(f"init_lr at the {end} end of its range: {', '.join(at)}. A new sweep may widen it there.")
+    if alike and not sweep.confirm.strip:
+        winner = next(r for r in records if r.number == rows[0]["trial"])
+        warmup = any(winner.schedule["warmup"].get(unit) for unit in ("fraction", "epochs", "updates"))
+        needs = "its init_lr, and whether its warmup" if warmup else "its init_lr"
+        said.append(
+            f"How exactly {winner.name} (trial {winner.number}) needs {needs}: with confirm.strip: true in the file, "
+            "the same command trains it with less and more of each."
+        )
+    return said
+
+
+def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
+    """The schedules of which the search knows little or nothing, and how many trials would change that."""
+    said, names = list[str](), list(sweep.schedules.schedules)
+    tried, ended = Counter(r.name for r in searched), Counter(r.name for r in best_first(searched, 1))
+    ways = {n: Counter(str(r.outcome) for r in searched if r.name == n) for n in names if tried[n] and not ended[n]}
+    if lost := [name for name, way in ways.items() if set(way) == {"diverged"}]:
+        said.append(f"Always diverged: {', '.join(lost)}. A lower init_lr may help.")
+    if others := {name: way for name, way in ways.items() if name not in lost}:
+        causes = {r.name: f": {r.cause}" for r in searched if r.cause}
+        listed = (
+            f"{name} ({', '.join(f'{n} {outcome}' for outcome, n in way.items())}{causes.get(name, '')})"
+            for name, way in others.items()
+        )
+        said.append(f"Never came to an end: {'; '.join(listed)}.")
+    missing = [name for name in names if not tried[name]]
+    if missing:
+        said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
+    few = [name for name in names if 0 < ended[name] < FEW]
+    if few:
+        even = 1 < len(few) == len(names) and len(set(ended.values())) == 1
+        listed_few = f"{ended[few[0]]} of each schedule" if even else ", ".join(f"{n} {ended[n]}" for n in few)
+        said.append(f"Few trials: {listed_few}. Another init_lr may be better there.")
+    lacking = [FEW - ended[name] for name in [*missing, *few]]
+    points = sweep.schedules.grid() if sweep.search.sampler == "grid" else math.inf
+    if lacking and len(searched) < points:
+        if points < math.inf:  # schedule after schedule
+            more, goes_on = int(points) - len(searched), " is the whole grid; the same command goes on with it."
+        elif sweep.search.balance == "equal" or len(names) < 2:
+            turns = Counter({name: tried[name] for name in names})
+            while any(turns[name] < tried[name] + FEW - ended[name] for name in [*missing, *few]):
+                turns[min(names, key=turns.__getitem__)] += 1  # as the study goes on
+            more = turns.total() - len(searched)
+            goes_on = f" gives {FEW}{' of each' * (len(names) > 1)}; the same command goes on with them."
+        else:
+            more = sum(lacking)
+            goes_on = " or more, and the same command goes on with them; "
+            goes_on += "balance: equal, in a new sweep, gives each as many."
+        said[-1] += f" In the file, search.trials: {len(searched) + more}{goes_on}"
+    return said
+
+
+def _them(names: Sequence[str]) -> str:
+    return "them" if len(names) > 1 else "it"
+
+
+def plural(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def edge(record: Record, sweep: Sweep) -> str | None:
+    """``lower`` or ``upper`` where a trial's init_lr is in the outer twentieth of its range, else None."""
+    for leaf in sweep.schedules.leaves(record.name):
+        if leaf.name in ("init_lr", f"{record.name}.init_lr") and leaf.kind in ("uniform", "log_uniform"):
+            scale = math.log if leaf.kind == "log_uniform" else float
+            low, high, at = (scale(v) for v in (*leaf.values, record.params[leaf.name]))
+            if at - low < (high - low) / 20:
+                return "lower"
+            if high - at < (high - low) / 20:
+                return "upper"
+    return None

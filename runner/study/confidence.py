@@ -1,0 +1,178 @@
+"""How sure: paired statistics over seeds. Pure functions of numbers; scipy's routines do the work.
+
+All arms are trained with the same seeds (the same initial weights, order of the data and augmentation), so a seed is
+a block and schedules are compared inside it. Scores are oriented: higher is better.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+import scipy  # whose parts it loads when they are used, in a second
+
+from ..files.sweep_file import FIRST_LOOK
+
+K = TypeVar("K", bound=Hashable)
+
+ALPHA = 0.05
+
+
+def looks(seeds: int) -> list[int]:
+    """The numbers of seeds at which the arms are compared, each half as many again as the one before."""
+    at = [seeds]
+    while round(at[-1] / 1.5) >= FIRST_LOOK:
+        at.append(round(at[-1] / 1.5))
+    return at[::-1]
+
+
+def levels(seeds: int, alpha: float = ALPHA) -> dict[int, float]:
+    """What each look may spend of ``alpha``, by the number of seeds at which it is taken; they sum to ``alpha``.
+
+    O'Brien and Fleming's spending function in Lan and DeMets' form (Biometrika 70, 1983): little early, most of it at
+    the end. The looks' errors are added up, which is conservative; so there are few looks.
+    """
+    bound, spent, by_look = scipy.stats.norm.isf(alpha / 2), 0.0, {}
+    for n in looks(seeds):
+        until = float(2 * scipy.stats.norm.sf(bound / math.sqrt(n / seeds)))
+        by_look[n], spent = until - spent, until
+    return by_look
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far an arm is behind the best one, after so many seeds, with its simultaneous interval."""
+
+    behind: float
+    low: float
+    high: float
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Contest(Generic[K]):
+    """``alive``: the arms that cannot be told from the best, the best first; ``decided``: no seed can change that."""
+
+    alive: list[K]
+    differences: dict[K, Difference]
+    decided: bool
+
+
+def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPHA) -> Contest[K]:
+    """Replay the looks that the scores allow: who is in the confidence set for the best arm.
+
+    At each look an arm is out when another one is better in the two-way layout without replication (arms x seeds;
+    residual variance pooled over the arms that are still in, degrees of freedom (k - 1)(n - 1); where the two arms'
+    own differences vary more, those count): multiple comparisons with the best (Hsu, Annals of Statistics 9, 1981)
+    with Bonferroni's bound over arms and ``levels`` over looks. The set holds the best arm with probability
+    1 - ``alpha`` at least, however often it is looked at.
+
+    Args:
+        scores: per arm the scores by seed, the same seeds in the same order; arms that are out may have fewer.
+        seeds: the number of seeds that were planned for each arm.
+    """
+    alive, differences = list(scores), dict[K, Difference]()
+    others = _others(len(scores))
+    for n, level in levels(seeds, alpha).items():
+        if len(alive) < 2 or any(len(scores[arm]) < n for arm in alive):
+            break
+        table = np.array([scores[arm][:n] for arm in alive], dtype=float)
+        pooled, freedom = 2 * _residual_variance(table), (len(alive) - 1) * (n - 1)
+        best = int(table.mean(axis=1).argmax())
+        critical = float(scipy.stats.t.isf(level / others, freedom))
+        apart = table[best] - table
+        behind = apart.mean(axis=1)
+        margin = critical * np.sqrt(np.maximum(pooled, apart.var(axis=1, ddof=1)) / n)
+        for arm, gap, wide in zip(alive, behind.tolist(), margin.tolist(), strict=True):
+            differences[arm] = Difference(gap, gap - wide, gap + wide, n)
+        alive = [alive[i] for i in np.argsort(behind, kind="stable") if behind[i] <= margin[i] + 1e-12]
+    full = all(len(scores[arm]) >= seeds for arm in alive)
+    return Contest(alive, differences, len(alive) < 2 or full)
+
+
+def _others(arms: int) -> int:
+    """Among how many comparisons a look's level is shared: two alike must not crown one of them, be it either."""
+    return max(2, arms - 1)
+
+
+def _residual_variance(table: np.ndarray) -> float:
+    """Of the two-way layout ``[arms, seeds]``: what neither arm nor seed explains."""
+    k, n = table.shape
+    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
+    return float((rest**2).sum() / ((k - 1) * (n - 1)))
+
+
+def interval(values: Sequence[float], alpha: float = ALPHA) -> tuple[float, float]:
+    """The mean's Student interval at 1 - ``alpha``; of fewer than two values, nothing is known."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    wide = float(scipy.stats.t.isf(alpha / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(np.mean(values)) - wide, float(np.mean(values)) + wide
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What a seed does: the deviation of one arm over seeds, and of the difference of two arms in the same seed."""
+
+    seed: float
+    paired: float
+
+
+def noise(scores: Sequence[Sequence[float]]) -> Noise | None:
+    """The seed noise in ``scores`` by arm; None where two arms do not have two seeds in common.
+
+    An arm that learns with some seeds only (nine times the median's variance) says nothing of the others. Where
+    some were out early, so many seeds count as say the most of the difference: all of a few arms, or a few of all.
+    """
+    several = [list(s) for s in scores if len(s) >= 2]
+    if len(several) < 2:
+        return None
+    variances = [float(np.var(s, ddof=1)) for s in several]
+    calm = [(s, v) for s, v in zip(several, variances, strict=True) if v <= 9 * float(np.median(variances))]
+    n = max({len(s) for s, _ in calm}, key=lambda n: (n - 1) * (sum(len(s) >= n for s, _ in calm) - 1))
+    paired = math.sqrt(2 * _residual_variance(np.array([s[:n] for s, _ in calm if len(s) >= n])))
+    return Noise(math.sqrt(float(np.mean([v for _, v in calm]))), paired)
+
+
+def power(difference: float, deviation: float, seeds: int, arms: int = 2) -> float:
+    """How likely, at least, ``contest`` over ``arms`` tells two of them apart: by its last look, all others out.
+
+    ``difference``: the true one of the two; ``deviation``: of theirs in the same seed; ``seeds``: of each.
+    """
+    level = levels(seeds)[seeds] / _others(arms)
+    critical, shift = scipy.stats.t.isf(level, seeds - 1), difference * math.sqrt(seeds) / deviation
+    above, below = scipy.stats.nct.sf(critical, seeds - 1, shift), scipy.stats.nct.cdf(-critical, seeds - 1, shift)
+    return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))  # scipy's word for a far shift
+
+
+def smallest_difference(deviation: float, seeds: int, arms: int = 2, wanted: float = 0.8) -> float:
+    """The smallest true difference that ``seeds`` show with power ``wanted``, in the deviation's unit."""
+    return deviation * float(scipy.optimize.brentq(lambda d: power(d, 1.0, seeds, arms) - wanted, 1e-6, 1e3))
+
+
+def seeds_needed(difference: float, deviation: float, arms: int = 2, wanted: float = 0.8) -> int:
+    """How many seeds per arm show a true ``difference`` with power ``wanted``."""
+    return 2 + bisect_left(range(2, 2**20), wanted, key=lambda n: power(difference, deviation, n, arms))
+
+
+def calibration(cheap: Sequence[float], full: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Kendall's tau between two scores of the same trials, with a 95 % bootstrap interval.
+
+    Fewer than four trials, or scores that are all alike, say nothing: (nan, -1, 1).
+    """
+    if len(cheap) < 4 or len(set(cheap)) < 2 or len(set(full)) < 2:
+        return math.nan, -1.0, 1.0
+
+    def tau(x: np.ndarray, y: np.ndarray) -> float:
+        statistic = scipy.stats.kendalltau(x, y).statistic
+        return 0.0 if math.isnan(statistic) else float(statistic)  # a resample of one trial alone
+
+    limits = scipy.stats.bootstrap(
+        (np.array(cheap), np.array(full)), tau, paired=True, vectorized=False, n_resamples=999,
+        method="percentile", rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return tau(np.array(cheap), np.array(full)), float(limits.low), float(limits.high)

@@ -1,0 +1,289 @@
+"""Confirmation: the best of a search, trained again with fresh seeds until they can be told apart, or cannot.
+
+The replicates are a study of their own beside the sweep's, with the same committed history, lanes and recovery. What
+is trained next is a pure function of that history, so the number of lanes does not matter here either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ..files.sweep_file import STRIP, Sweep
+from ..files.trial import Record, TrialConfig, best_first, first_of_each
+from ..schedules.schedule import Schedule
+from .confidence import Contest, Noise, contest, interval, looks, noise, seeds_needed, smallest_difference
+from .study import Study, new_trial
+
+STAGE = "confirm"
+Rows = Sequence[Mapping[str, Any]]
+"""The table of a confirmation: see ``_row``."""
+
+
+def choose_arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
+    """The trials to confirm, best first: the ``top`` of all, and the best of every schedule; none of them twice."""
+    done = best_first(records, sweep.objective.sign)
+    ranked = first_of_each(done, lambda r: (r.name, json.dumps(dict(r.schedule), sort_keys=True)))
+    chosen = ranked[: sweep.confirm.top] + (best_of_each(ranked) if sweep.confirm.types else [])
+    return [r for r in ranked if r in chosen]
+
+
+def best_of_each(ranked: Sequence[Record]) -> list[Record]:
+    """The first trial of every schedule's name."""
+    return first_of_each(ranked, lambda r: r.name)
+
+
+class Confirmation(Study):
+    """The study of the replicates of ``arms``; ``next`` is what is to be trained now."""
+
+    def __init__(self, sweep: Sweep, storage: str, arms: Sequence[Record], updates: int) -> None:
+        super().__init__(sweep, storage, STAGE)
+        self.arms, self.updates = arms, updates
+        self._seeds = [confirmation_seed(sweep, n) for n in range(sweep.confirm.seeds)]
+
+    @property
+    def target(self) -> int:
+        """Those on record, those that are planned by now, and all that may follow."""
+        confirm, plan = self.sweep.confirm, list(self._plan())
+        result = contest(scores(self.records(), self.arms, self.sweep), confirm.seeds)
+        alive = [] if result.decided else result.alive
+        trainings = {(str(number), seed) for number in alive for seed in self._seeds}
+        trainings |= {(_key(arm, change), seed) for arm, change, seed in plan}
+        trainings |= {(str(record.arm), record.train["seed"]) for record in self.records()}
+        planned = not result.alive or any(change for _, change, _ in plan)
+        return len(trainings) + (0 if planned else len(STRIP) * confirm.strip_seeds)
+
+    def _proposed(self) -> Any:
+        begun = {(r.arm, r.train["seed"]) for r in self.records()}
+        for arm, change, seed in self._plan():
+            key, T = _key(arm, change), self.sweep.train.epochs
+            if (key, seed) not in begun:
+                schedule, epochs = apply_change(self.sweep.schedule(arm.schedule), T, change, self.updates)
+                train = {"seed": seed} | ({"epochs": epochs} if epochs != T else {})
+                return new_trial(arm.name, schedule, arm=key, train=train)
+        return None
+
+    def _plan(self) -> Iterator[tuple[Record, str, int]]:
+        """Everything to train as far as it is known now, in order: (arm, what is changed, seed)."""
+        confirm, done = self.sweep.confirm, scores(self.records(), self.arms, self.sweep)
+        on_record = {(r.arm, r.train["seed"]) for r in self.ended()}
+        alive, before, upto = list(self.arms), looks(confirm.seeds)[:-1], confirm.seeds
+
+        def ended(n: int) -> bool:  # those that are alive, with the first n seeds
+            return all((str(arm.number), seed) in on_record for arm in alive for seed in self._seeds[:n])
+
+        for n, seed in enumerate(self._seeds):
+            if n in before:  # a look lies between: it needs everything before it
+                if not ended(n):
+                    return
+                so_far = {number: values[:n] for number, values in done.items()}
+                alive = [arm for arm in alive if arm.number in contest(so_far, confirm.seeds).alive]
+                if len(alive) < 2:
+                    upto = n
+                    break
+            yield from ((arm, "", seed) for arm in alive)
+        result = contest(done, confirm.seeds)
+        if confirm.strip and ended(upto) and result.decided and result.alive:
+            winner = next(arm for arm in self.arms if arm.number == result.alive[0])
+            changes = possible_changes(self.sweep.schedule(winner.schedule), self.sweep.train.epochs, self.updates)
+            yield from ((winner, change, seed) for seed in self._seeds[: confirm.strip_seeds] for change in changes)
+
+    def config(self, record: Record, example: TrialConfig) -> TrialConfig:
+        return replace(super().config(record, example), test=True)
+
+    def best(self) -> None:
+        """None: who is best is not said while they are being told apart."""
+
+
+def _key(arm: Record, change: str) -> str:
+    """What a replicate says of what it repeats."""
+    return f"{arm.number} {change}".strip()
+
+
+def confirmation_seed(sweep: Sweep, n: int) -> int:
+    """The n-th fresh seed; never the one that selected the trials."""
+    return (sweep.train.seed + 1 + n) % 2**32
+
+
+def apply_change(schedule: Schedule, epochs: int, change: str, updates: int) -> tuple[Schedule, int]:
+    """A schedule and a number of epochs with one of ``STRIP`` done to them."""
+    what, _, by = change.partition(" x")
+    if what == "init_lr":
+        return replace(schedule, init_lr=schedule.init_lr * float(by)), epochs
+    if what == "warmup":
+        length = schedule.warmup.length
+        longer = replace(schedule.warmup, length=replace(length, value=length.value * float(by)))
+        return replace(schedule, warmup=longer), epochs
+    if what == "epochs":
+        other = max(1, round(epochs * float(by)))
+        return schedule.rescaled(other / epochs, updates * epochs, epochs=epochs), other
+    return schedule, epochs
+
+
+def possible_changes(schedule: Schedule, epochs: int, updates: int) -> list[str]:
+    """Those of ``STRIP`` that change one thing of a schedule, and leave one that can be."""
+
+    def facts(one: Schedule, n: int) -> tuple[float, int, int]:
+        moment = one.moment(0, updates * n, n)
+        return one.init_lr, moment.w, moment.total
+
+    found, before = list[str](), facts(schedule, epochs)
+    for change in STRIP:
+        other, n = apply_change(schedule, epochs, change, updates)
+        lr, w, total = after = facts(other, n)
+        bounds, follows = Schedule.SHARED["init_lr"], change.startswith("warmup") and schedule.type == "inverse_sqrt"
+        if after != before and not follows and bounds.low <= lr <= bounds.high and w < total:
+            found.append(change)
+    return found
+
+
+def scores(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> dict[int, list[float]]:
+    """Per arm the scores of its replicates, in the order of seeds up to the first that is missing; higher is better.
+
+    An arm that diverged or failed with some seed has no place here: it is no answer.
+    """
+    ended = {(r.arm, r.train["seed"]): r for r in records if r.outcome is not None}
+    by_arm: dict[int, list[float]] = {}
+    for arm in arms:
+        mine = [ended.get((str(arm.number), confirmation_seed(sweep, n))) for n in range(sweep.confirm.seeds)]
+        first = mine[: mine.index(None)] if None in mine else mine
+        values = [r.value for r in first if r and r.value is not None]
+        if len(values) == len(first):
+            by_arm[arm.number] = [sweep.objective.sign * value for value in values]
+    return by_arm
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer of a confirmation: rows for the table, the set that holds the best, the noise, and all in words."""
+
+    rows: list[dict[str, Any]]
+    alive: list[int]
+    noise: Noise | None
+    strip: list[dict[str, Any]]
+    sentences: list[str]
+
+
+def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> Verdict:
+    """What the replicates say of the arms. Values are in the objective's own unit and direction."""
+    sign, seeds = sweep.objective.sign, sweep.confirm.seeds
+    done = scores(records, arms, sweep)
+    result = contest(done, seeds)
+    typed = {r.number for r in best_of_each(arms)}
+    rows = [_row(arm, records, done, result, sweep) | {"best_of_type": arm.number in typed} for arm in arms]
+    place = {number: i for i, number in enumerate(result.alive)}  # the set first, ties as the sentence has them
+    rows.sort(key=lambda r: (place.get(r["trial"], len(place)), math.inf if r["mean"] is None else -sign * r["mean"]))
+    measured = noise(list(done.values()))
+    names = {arm.number: f"{arm.name} (trial {arm.number})" for arm in arms}
+    said = [_answer(result, names, done, "highest" if sign > 0 else "lowest", sweep.objective.points)]
+    if measured is not None:
+        said.append(describe_noise(measured, max(map(len, done.values())), sweep.objective.points, len(done)))
+    lost = [names[arm.number] for arm in arms if arm.number not in done]
+    if lost:
+        said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
+    strip = [_strip(change, records, result.alive[0]) for change in STRIP] if result.alive else []
+    return Verdict(rows, result.alive, measured, [s for s in strip if s["seeds"]], said)
+
+
+def _row(
+    arm: Record, records: Sequence[Record], done: Mapping[int, Sequence[float]], result: Contest[int], sweep: Sweep
+) -> dict[str, Any]:
+    values = [sweep.objective.sign * s for s in done.get(arm.number, [])]
+    seeds = [confirmation_seed(sweep, n) for n in range(len(values))]  # the same that the values are of
+    mine = [r for r in records if r.arm == str(arm.number) and r.train["seed"] in seeds]
+    tests = [r.epochs[-1]["test/accuracy"] for r in mine if r.outcome == "complete"]
+    (low, high), (test_low, test_high) = interval(values), interval(tests)
+    gap = result.differences.get(arm.number)
+    return {
+        "trial": arm.number,
+        "name": arm.name,
+        "type": arm.schedule["type"],
+        "init_lr": arm.schedule["init_lr"],
+        "seeds": len(values),
+        "values": values,
+        "mean": float(np.mean(values)) if values else None,
+        "deviation": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "low": low,
+        "high": high,
+        "behind": gap.behind if gap else None,
+        "behind_low": gap.low if gap else None,
+        "behind_high": gap.high if gap else None,
+        "behind_seeds": gap.seeds if gap else None,
+        "in_set": arm.number in result.alive,
+        "test_accuracy": float(np.mean(tests)) if tests else None,
+        "test_low": test_low,
+        "test_high": test_high,
+        "selected_at": arm.value,
+    }
+
+
+def _answer(
+    result: Contest[int], names: Mapping[int, str], done: Mapping[int, Sequence[float]], good: str, points: bool
+) -> str:
+    if not result.alive:
+        return "Nothing could be confirmed."
+    if not result.decided:
+        return "The confirmation has not ended."
+    if len(done) == 1:
+        return f"Only {names[result.alive[0]]} was confirmed: there is nothing to compare it with."
+    if len(result.alive) == 1:
+        rest = len(done) - 1
+        others = f"the {rest} others are" if rest > 1 else "the other is"
+        best = f"{names[result.alive[0]]} is the best of the {len(done)} that were compared"
+        return f"{best}: {others} behind by more than seeds explain."
+    seeds, means = max(map(len, done.values())), [float(np.mean(done[n])) for n in result.alive]
+    first = [names[n] for n, mean in zip(result.alive, means, strict=True) if mean == means[0]]
+    best = f"{100 * means[0]:.1f} %" if points else f"{abs(means[0]):.4g}"
+    advice = f"take {first[0]}, whose mean is the {good} ({best})"
+    if len(first) > 1:
+        advice = f"take one of {' and '.join(first)}, which have the same {good} mean ({best})"
+    within = f"all {len(done)} are" if len(result.alive) == len(done) else f"{len(result.alive)} of {len(done)} are"
+    each = f"{seeds} seeds each ({', '.join(names[n] for n in result.alive)})"
+    return f"No clear winner: {within} within noise after {each}. If you must choose, {advice}."
+
+
+def difference(value: float, points: bool) -> str:
+    """A difference of the objective in words: of an accuracy in points."""
+    if not points:
+        return f"{value:.2g}"
+    shown = f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}"
+    return f"{shown} point{'s' * (shown != '1')}"
+
+
+def describe_noise(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> str:
+    """What seeds do, what so many of them can show of ``arms``, and how many would show more, in a sentence."""
+    said = partial(difference, points=points)
+    if measured.paired < 1e-9:
+        return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
+    wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
+    least = smallest_difference(measured.paired, seeds, arms)
+    needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted if w < least]
+    needs = [f"{what} needs {n} seeds" for n, what in needed if n <= 1000 or n == needed[0][0]]
+    shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"
+    return (
+        f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds detect "
+        f"{shown} between {'two' if arms < 3 else f'two of {arms}'} schedules (80 % power)"
+        f"{''.join(f'; {need}' for need in needs)}."
+    )
+
+
+def _strip(change: str, records: Sequence[Record], winner: int) -> dict[str, Any]:
+    own = {r.train["seed"]: r.value for r in records if r.arm == str(winner) and r.value is not None}
+    mine = [r for r in records if r.arm == f"{winner} {change}" and r.outcome is not None]
+    apart = [r.value - own[r.train["seed"]] for r in mine if r.value is not None]  # seed by seed
+    low, high = interval(apart)
+    return {
+        "change": change,
+        "seeds": len(mine),
+        "diverged": sum(r.outcome == "diverged" for r in mine),
+        "failed": sum(r.outcome == "failed" for r in mine),
+        "difference": float(np.mean(apart)) if apart else None,
+        "low": low,
+        "high": high,
+    }

@@ -1,0 +1,364 @@
+"""The Optuna study: one coordinator opens it, proposes trials, commits epochs, tells outcomes.
+
+The study's storage is the committed history. A trial is created in one transaction with all its parameters; each
+epoch is one record on the trial; the outcome ends it. Tables, figures and MLflow are projections of that.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..files.document import Key, SpecError
+from ..files.secrets import redacted
+from ..files.sweep_file import Objective, Sweep
+from ..files.trial import Engine, Record, TrialConfig, best_first, first_of_each
+from ..schedules.schedule import Schedule
+from .proposals import as_running, propose
+from .storage import connect, database, disconnect, persist, trouble, unusable
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "diverged": TrialState.PRUNED,  # told as FAIL, samplers would ignore it and come back to the cliff
+    "stopped": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+"""How a trial can end, and what Optuna calls it."""
+
+
+class Study:
+    """A sweep's study in its storage. Only the coordinator writes."""
+
+    def __init__(self, sweep: Sweep, storage: str, stage: str = "") -> None:
+        self.sweep, self.stage, self._study = sweep, stage, open_study(sweep, storage, stage)
+        self._target = sweep.search.trials
+        self._trials: dict[int, optuna.Trial] = {}
+        # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
+        self._frozen = list(self._study.get_trials(deepcopy=False))
+        self._records = {r.number: r for r in _records(self._study, self._frozen)}
+        self._queue: dict[str, Any] = self.facts.get("queue", {})
+
+    def records(self) -> list[Record]:
+        """All trials, in the order of their numbers."""
+        return [self._records[number] for number in sorted(self._records)]
+
+    def ended(self) -> list[Record]:
+        """The trials that have ended, in any way."""
+        return [record for record in self.records() if record.outcome is not None]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is true of the study as a whole, such as its parent run."""
+        return dict(self._study.user_attrs)
+
+    @property
+    def target(self) -> int:
+        """How many trials it has in the end, at most."""
+        return self._target
+
+    @property
+    def epochs(self) -> int:
+        """Of each of its trainings: a rung has fewer."""
+        rung = self.stage.removeprefix("rung-")
+        return int(rung) if rung.isdecimal() else self.sweep.train.epochs
+
+    def remember(self, **facts: Any) -> None:
+        for key, value in facts.items():
+            persist(self._study, partial(self._study.set_user_attr, key, value))
+
+    def remember_runs(self, runs: Mapping[tuple[str, int], str]) -> None:
+        """Put on record under which run MLflow has each trial of this stage."""
+        for record in self.records():
+            run_id = runs.get((self.stage, record.number), record.run_id)
+            if run_id != record.run_id:
+                self.remember(**{f"run:{record.number}": run_id})
+                self._records[record.number] = replace(record, run_id=run_id)
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        disconnect(database(self._study))
+
+    def next(self) -> Record | None:
+        """The trial to train now: one that an earlier process left running, else a new one.
+
+        None at the target, and while the trial ``window`` before it has not ended: what is proposed depends on the
+        trials up to that one, and on no other's result, however many lanes there are and whichever is faster.
+        """
+        for trial in self._frozen:
+            if trial.state == TrialState.RUNNING and trial.number not in self._trials:
+                return self._begin(trial)
+        proposed = self._proposed()
+        if proposed is None:
+            return None
+        self._frozen.append(persist(self._study, lambda: self._create(proposed)))
+        return self._begin(self._frozen[-1])
+
+    def _create(self, proposed: FrozenTrial) -> FrozenTrial:
+        """The next trial in storage: put there now, or by an attempt whose answer was lost."""
+        storage, study = self._study._storage, self._study._study_id
+        try:
+            trial_id = storage.get_trial_id_from_study_id_trial_number(study, len(self._frozen))
+        except KeyError:
+            trial_id = storage.create_new_trial(study, proposed)
+        return self._read(trial_id)
+
+    def _read(self, trial_id: int) -> FrozenTrial:
+        return self._study._storage.get_trial(trial_id)
+
+    def complete(self) -> bool:
+        """Whether nothing is left to be trained."""
+        return len(self.ended()) == len(self._frozen) and self._proposed() is None
+
+    def _proposed(self) -> FrozenTrial | None:
+        """The next trial; None where there is none, or none yet."""
+        number = len(self._frozen)
+        if number >= self.target:
+            return None
+        first = max(0, number + 1 - self.sweep.search.window)  # whose result it must not know, however few the lanes
+        known, unknown = self._frozen[:first], self._frozen[first:]
+        if any(not trial.state.is_finished() for trial in known):
+            return None
+        enqueued = self._queue.get(str(number))
+        proposed, name, mapping = propose(number, [*known, *map(as_running, unknown)], self.sweep, enqueued)
+        schedule, train = self.sweep.schedule(mapping), {}
+        if self.stage:  # a rung: the whole of the schedule in fewer epochs
+            full, train = self.sweep.train.epochs, {"epochs": self.epochs}
+            updates = self.facts["updates_per_epoch"] * full
+            schedule = schedule.rescaled(self.epochs / full, updates, epochs=full)
+        return new_trial(
+            name,
+            schedule,
+            train=train,
+            params=proposed.params,
+            distributions=proposed.distributions,
+            system_attrs=proposed.system_attrs,  # TPE reads those of running trials
+        )
+
+    def train_only(self, params: Sequence[Mapping[str, Any]]) -> None:
+        """Train these parameters and no others: those that the rung before has kept."""
+        number = max([len(self._records), *(int(n) + 1 for n in self._queue)])
+        tried = [record.params for record in self._records.values() if record.outcome != "failed"]
+        for one in map(dict, params):
+            if one not in [*tried, *self._queue.values()]:
+                self._queue[str(number)] = one
+                number += 1
+        self.remember(queue=self._queue)
+        self._target = len(self._queue)
+
+    def survivors(self) -> list[Mapping[str, Any]]:
+        """The parameters of the best share of a rung, best first, none of them twice."""
+        done = best_first(self.records(), self.sweep.objective.sign)
+        distinct = first_of_each(done, lambda r: frozenset(r.params.items()))
+        return [r.params for r in distinct[: self.sweep.search.kept(self.target)]]
+
+    def _begin(self, trial: FrozenTrial) -> Record:
+        self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)
+        return self._records.setdefault(trial.number, _record(trial, self.stage))
+
+    def config(self, record: Record, example: TrialConfig) -> TrialConfig:
+        """What a trial trains, given what all of them have in common."""
+        return replace(example, schedule=self.sweep.schedule(record.schedule), train=record.recipe(self.sweep))
+
+    def commit(self, number: int, epoch: int, metrics: Mapping[str, float]) -> Record:
+        """Put an epoch on record; it is on disk when this returns. One on record already stays as it is."""
+        record = self._records[number]
+        if all(e["epoch"] != epoch for e in record.epochs):
+            entry = {"epoch": epoch, "timestamp": int(time.time() * 1000), **metrics}
+            persist(self._study, lambda: self._trials[number].set_user_attr(f"epoch:{epoch}", entry))
+            self._records[number] = replace(record, epochs=(*record.epochs, entry))
+        return self._records[number]
+
+    def complete_trials(self) -> list[FrozenTrial]:
+        """Optuna's own view of the trials that have an objective."""
+        return self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+    def best(self) -> Record | None:
+        """The best complete trial so far; of equals, the first."""
+        return next(iter(best_first(self.records(), self.sweep.objective.sign)), None)
+
+    def tell(self, number: int, outcome: str, cause: str | None = None) -> Record:
+        """End a trial. The objective is read from its committed epochs."""
+        trial, record = self._trials[number], self._records[number]
+        value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
+
+        def write() -> FrozenTrial:
+            stored = self._read(trial._trial_id)
+            if stored.state.is_finished():  # by an earlier attempt, whose answer was lost
+                return stored
+            for key, text in (("outcome", outcome), ("cause", cause)):
+                if text is not None:
+                    trial.set_user_attr(key, text)
+            for entry in record.epochs:
+                if entry["epoch"] not in stored.intermediate_values:
+                    trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
+            return self._study.tell(trial, value, state=STATES[outcome])
+
+        self._frozen[number] = persist(self._study, write)
+        del self._trials[number]
+        self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
+        return self._records[number]
+
+
+def new_trial(
+    name: str, schedule: Schedule, arm: str | None = None, train: Mapping[str, int] | None = None, **proposed: Any
+) -> FrozenTrial:
+    """A trial that has begun, as it is put into a study."""
+    attrs = {"name": name, "schedule": schedule.to_json(), "train": dict(train or {}), "arm": arm}
+    attrs = {key: value for key, value in attrs.items() if value}
+    return create_trial(state=TrialState.RUNNING, user_attrs=attrs, **proposed)
+
+
+def objective(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> float:
+    """The value that a finished trial is judged by."""
+    values = [e[wanted.metric] for e in epochs]
+    if wanted.epoch == "last":
+        return values[-1]
+    return max(values) if wanted.direction == "maximize" else min(values)
+
+
+def _records(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[Record]:
+    facts, stage = study.user_attrs, study.study_name.partition("@")[2]
+    return [replace(_record(t, stage), run_id=facts.get(f"run:{t.number}")) for t in trials]
+
+
+def _record(trial: FrozenTrial, stage: str) -> Record:
+    attrs = trial.user_attrs
+    epochs = sorted((v for k, v in attrs.items() if k.startswith("epoch:")), key=lambda e: e["epoch"])
+    return Record(
+        number=trial.number,
+        name=attrs["name"],
+        schedule=attrs["schedule"],
+        params=trial.params,
+        outcome=attrs.get("outcome") if trial.state.is_finished() else None,
+        value=trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
+        epochs=tuple(epochs),
+        cause=attrs.get("cause"),
+        stage=stage,
+        train=attrs.get("train", {}),
+        arm=attrs.get("arm"),
+    )
+
+
+def open_study(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
+    """Open the sweep's study, or create it; with ``stage`` the one beside it that holds another stage's trials.
+
+    Raises:
+        SpecError: the study was begun with another search space, data, model, recipe or objective.
+    """
+    there = connect(storage)
+    try:
+        study = optuna.create_study(
+            study_name=f"{sweep.name}@{stage}" if stage else sweep.name,  # no sweep's name has an @
+            storage=there,
+            direction=sweep.objective.direction,
+            sampler=optuna.samplers.RandomSampler(),
+            pruner=optuna.pruners.NopPruner(),
+            load_if_exists=True,
+        )
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise SpecError(f"the study's storage {redacted(storage)} {trouble(error)[0]}") from None
+    begun_with, science = study.user_attrs.get("science"), sweep.science()
+    if begun_with is None and (trials := study.get_trials(deepcopy=False)):
+        if all("schedule" in trial.user_attrs for trial in trials):
+            # What a sweep wrote while its study was being deleted: SQLite has given the number of that one again.
+            optuna.delete_study(study_name=study.study_name, storage=there)
+            disconnect(there)
+            return open_study(sweep, storage, stage)
+        raise SpecError(f"{redacted(storage)} has a study {sweep.name!r} of another program; give this sweep a name")
+    if begun_with is None:
+        study.set_user_attr("science", science)
+    elif begun_with != science:
+        key, differs = _difference(begun_with, science)
+        wrong = f"the study {sweep.name!r} was begun with another {'.'.join(map(str, key))} ({differs})"
+        mend = f"give this sweep another name (name: {sweep.name}-2), or undo the change"
+        raise SpecError(f"{wrong}; {mend}", key=key)
+    return study
+
+
+def stored_engine(
+    sweep: Sweep, storage: str, wanted: str, fingerprints: Mapping[str, Any], must: bool = False
+) -> Engine | None:
+    """The engine that a study was begun with, for all of its trials; None where there is no study yet.
+
+    ``fingerprints`` are of what the file only names: the images, and what one's own functions give.
+
+    Raises:
+        SpecError: the reference is ``wanted``, and it was the fast one; it was begun with other images or functions;
+            or it ``must`` be there and is not.
+    """
+    try:
+        facts, _ = load_study(sweep.name, storage)
+    except SpecError:  # what else is wrong with the storage, ``open_study`` says
+        if must:
+            raise
+        return None
+    begun, same = f"the study {sweep.name!r} was begun with", facts["science"] == sweep.science()
+    for what, now in fingerprints.items() if same else ():  # else ``open_study`` says what differs
+        if not _alike(facts.get(what, now), now):
+            other = "other images" if what == "images" else f"another {what}"
+            in_files = what == "images" and sweep.data.function is None
+            where = "what is in the data folder" if in_files else "what its function gives"
+            mend = f"bring it back, or give this sweep another name (name: {sweep.name}-2)"
+            raise SpecError(f"{begun} {other}: {where} has changed since; {mend}")
+    if "engine" not in facts:  # it ended before anything was trained
+        return None
+    engine = Engine(**facts["engine"])
+    if wanted == "reference" and engine.name != "reference":
+        raise SpecError(f"{begun} the engine {engine}; leave --engine out, or name the sweep anew")
+    return engine
+
+
+def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
+    """The facts and the trials of a study that exists, for reading.
+
+    Among the facts: ``sign``, 1 where a higher objective is better, and the rows of what was ``confirmed``.
+
+    Raises:
+        SpecError: there is no such study there.
+    """
+    there = connect(storage, create=False)
+    try:
+        names = optuna.get_all_study_names(there)
+        if name not in names:
+            names = [other for other in names if "@" not in other]
+            has = f" (it has {', '.join(names[:9])}{', ...' * (len(names) > 9)})" * bool(names)
+            raise SpecError(f"there is no study {name!r} in this storage{has}; run the sweep first")
+        study = optuna.load_study(study_name=name, storage=there)
+        if "science" not in study.user_attrs:
+            raise SpecError(f"the study {name!r} in this storage is another program's")
+        facts, records = dict(study.user_attrs), _records(study, study.get_trials(deepcopy=False))
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise unusable(storage, error) from None
+    finally:
+        disconnect(there)
+    sign = Objective(**facts["science"]["objective"]).sign
+    return {"confirmed": [], **facts, "sign": sign}, records
+
+
+def _alike(old: Any, new: Any) -> bool:
+    """Whether it is the same thing: numbers may differ as they do from one machine to another."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and np.allclose(old, new, rtol=1e-2, atol=1e-3, equal_nan=True)
+    return bool(old == new)
+
+
+def _difference(old: Any, new: Any, key: Key = ()) -> tuple[Key, str]:
+    """Where two nested mappings differ first, and how."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys([*old, *new]):
+            if old.get(name) != new.get(name):
+                return _difference(old.get(name), new.get(name), (*key, name))
+    before, now = ("nothing" if value is None else repr(value) for value in (old, new))
+    return key, f"{before}, now {now}"

@@ -1,0 +1,124 @@
+"""MLflow's pages of a sweep: their addresses, and the saved views of its chart page."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from typing import Any
+from urllib.parse import quote
+
+from ..files.place import Place
+from ..files.secrets import redacted
+from .client import all_runs, check, is_server_error, make_client, missing_database, unusable
+
+ML = "workflowType=machine_learning"
+"""What a link says so that MLflow's UI shows runs, not traces."""
+
+
+def page(place: Place, experiment_id: str, sweep: str, port: int | None = None, grouped: bool = False) -> str:
+    """The address of the chart page that shows a sweep, in the UI that mlflow.yaml describes; ``grouped``: each
+    schedule's mean and range over its trials."""
+    ui = place.file.ui
+    base = redacted(place.tracking_uri).rstrip("/") if place.served else f"http://{ui.host}:{port or ui.port}"
+    if not experiment_id:  # never reached
+        return base
+    charts = f"{base}/#/experiments/{experiment_id}/runs?{ML}&compareRunsMode=CHART"
+    if ui.saved_view:
+        return f"{charts}&viewStateShareKey={view_key(sweep, grouped)}"
+    query = quote(f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{sweep}'")
+    return f"{charts}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
+
+
+def pages(place: Place, port: int | None = None) -> dict[str, dict[str, str]]:
+    """The pages of every sweep that MLflow has by what they show, the newest sweep first.
+
+    Raises:
+        SpecError: its database cannot be used.
+    """
+    check(place)
+    if missing_database(place):
+        return {}
+    try:
+        client = make_client(place)
+        experiment = client.get_experiment_by_name(place.experiment)
+        if experiment is None:
+            return {}
+        runs = all_runs(client, experiment.experiment_id, "tags.`sweep.role` = 'study'", "DESC")
+        newest = {run.data.tags.get("sweep.study", ""): run.info.run_id for run in reversed(runs)}
+        return {name: links(place, experiment.experiment_id, name, newest[name], port) for name in reversed(newest)}
+    except Exception as error:
+        if not is_server_error(error):
+            raise
+        raise unusable(place, error) from None
+
+
+def links(place: Place, experiment_id: str, sweep: str, parent: str, port: int | None = None) -> dict[str, str]:
+    """The addresses of the pages that show a sweep, by what they show."""
+    charts, types = (page(place, experiment_id, sweep, port, grouped) for grouped in (False, True))
+    if not (experiment_id and parent):
+        return {"MLflow": charts}
+    report = f"{charts.partition('#')[0]}#/experiments/{experiment_id}/runs/{parent}?{ML}"
+    return {"curves": charts} | ({"types": types} if place.file.ui.saved_view else {}) | {"report": report}
+
+
+def view_key(sweep: str, grouped: bool = False) -> str:
+    return hashlib.sha256(f"runner/{sweep}{'/types' * grouped}".encode()).hexdigest()[:32]
+
+
+def saved_view(name: str, grouped: bool = False) -> str:
+    """The value of the experiment tag that presets the chart page for one sweep; ``grouped`` by its schedules.
+
+    MLflow draws no learning-rate curve by default and hides nested runs. Since 3.15 a view of its chart page is an
+    experiment tag; the format is its own and undocumented, read in 3.17. What is not said has the page's own default.
+    """
+    lines = [
+        _line("lr", "Learning rate") | {"scaleType": "log"},
+        _line("val/accuracy", "Validation accuracy"),
+        _line("train/loss", "Training loss"),
+    ]
+    parallel = _chart(
+        "PARALLEL",
+        "axes",
+        selectedParams=["schedule.type", "schedule.init_lr", "schedule.warmup"],
+        selectedMetrics=["schedule/mean_lr", "schedule/final_over_peak", "objective"],
+        showAllRuns=True,
+        displayName="Schedule, init_lr, warmup, accuracy",
+    )
+    x, y = {"key": "schedule.init_lr", "type": "PARAM"}, {"key": "objective", "type": "METRIC"}
+    scatter = _chart("SCATTER", "answer", xaxis=x, yaxis=y, displayName="Accuracy against init_lr")
+    bars = _chart("BAR", "answer", runsCountToCompare=20, metricKey="objective")
+    sections = {"curves": ("Curves", 3, lines)}
+    if not grouped:  # of groups MLflow draws none
+        sections["axes"] = "What leads to which accuracy", 1, [parallel]  # as wide as it needs
+    sections["answer"] = "The search: one seed each", 2, [scatter, bars]
+    shown = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
+    by_name = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "schedule.name"}]}
+    objective, params = "metrics.`objective`", ["params.`schedule.init_lr`", "params.`schedule.warmup`"]
+    state = {
+        "searchFilter": f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'",
+        "orderByKey": objective,
+        "orderByAsc": False,
+        "selectedColumns": [objective, "tags.`schedule.type`", *params, "tags.`outcome`"],
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "compareRunCharts": [chart for _, _, charts in sections.values() for chart in charts],
+        "compareRunSections": [
+            {"uuid": uuid, "name": title, "columns": columns, **shown}
+            for uuid, (title, columns, _) in sections.items()
+        ],
+        "isAccordionReordered": True,
+        "groupBy": by_name if grouped else None,
+    }
+    title = f"{name}: {'types' if grouped else 'schedules'}"
+    return json.dumps({"name": title, "createdAt": int(time.time() * 1000), "state": json.dumps(state)})
+
+
+def _chart(kind: str, section: str, **settings: Any) -> dict[str, Any]:
+    common = {"metricSectionId": section, "deleted": False, "isGenerated": False, "runsCountToCompare": 100}
+    named = settings.get("metricKey") or settings.get("displayName")
+    return common | {"type": kind, "uuid": f"{section}-{kind}-{named}"} | settings
+
+
+def _line(metric: str, title: str) -> dict[str, Any]:
+    common = {"useGlobalXaxisKey": True, "useGlobalLineSmoothing": True}
+    return _chart("LINE", "curves", metricKey=metric, displayName=title, **common)

@@ -1,0 +1,308 @@
+"""Splits, batches and augmentation tables, against torchvision's transforms and images written by hand."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torchvision.transforms import functional as TF
+
+from runner.files.document import SpecError
+from runner.files.sweep_file import Augment, Data, Train
+from runner.training.data import Split, Tables, augmented, batches, load, normalised, padded
+
+from ..files.helpers import complaint, folder, parquet, pictures, samples, write_classes, write_parquet, written
+
+DIGITS = Data(source="digits")
+
+
+# --- splits ------------------------------------------------------------------------------------------------------
+
+
+def test_the_three_splits_of_the_digits_are_disjoint_and_cover_everything():
+    images, labels = load_digits(return_X_y=True)
+    grey = np.round(images.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
+    data = load(DIGITS)
+    assert samples(data.train, data.val, data.test) == written(np.repeat(grey, 3, axis=3), labels)
+    assert data.classes == 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        pytest.param({}, (1294, 144, 359), id="a tenth and a fifth"),
+        pytest.param({"val": 0.25, "test": 0.5}, (674, 225, 898), id="chosen"),
+        pytest.param({"limit": 200}, (180, 20, 359), id="limit"),
+    ],
+)
+def test_val_and_test_have_the_share_that_was_asked_for(settings, sizes):
+    data = load(Data(source="digits", **settings))
+    assert (len(data.train), len(data.val), len(data.test)) == sizes
+
+
+def test_the_same_settings_give_the_same_splits_whatever_was_drawn_before():
+    first = load(DIGITS)
+    load.cache_clear()
+    torch.manual_seed(1)
+    second = load(DIGITS)
+    assert second is not first
+    assert second.digest == first.digest
+    for name in ("train", "val", "test"):
+        assert torch.equal(getattr(first, name).images, getattr(second, name).images)
+        assert torch.equal(getattr(first, name).labels, getattr(second, name).labels)
+
+
+def test_another_split_seed_gives_other_splits_of_the_same_images():
+    one, other = load(DIGITS), load(Data(source="digits", split_seed=1))
+    assert samples(one.test) != samples(other.test)
+    assert samples(one.train, one.val, one.test) == samples(other.train, other.val, other.test)
+
+
+def test_a_limit_leaves_the_test_split_alone():
+    whole, limited = load(DIGITS), load(Data(source="digits", limit=100))
+    assert samples(limited.test) == samples(whole.test)
+    assert set(samples(limited.train, limited.val)) <= set(samples(whole.train, whole.val))
+
+
+def test_data_are_read_once_per_process():
+    assert load(DIGITS) is load(Data(source="digits"))
+
+
+def test_mean_and_deviation_are_those_of_the_training_images(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(60) // np.array([1, 2, 5], np.uint8), [0, 1] * 30)
+    data = parquet(tmp_path)
+    pixels = data.train.images.double().reshape(-1, 3)
+    torch.testing.assert_close(data.mean, pixels.mean(0).float())
+    torch.testing.assert_close(data.std, pixels.std(0, correction=0).float())
+
+
+def test_normalised_training_images_have_mean_0_and_deviation_1():
+    data = load(DIGITS)
+    images = normalised(data.train.images, data.mean, data.std)
+    assert images.shape == (len(data.train), 3, 8, 8)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert images.mean().item() == pytest.approx(0, abs=1e-4)
+    assert images.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_black_images_are_normalised_to_numbers(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", np.zeros((40, 8, 8, 3), np.uint8), [0, 1] * 20)
+    data = parquet(tmp_path)
+    assert normalised(data.train.images, data.mean, data.std).isfinite().all()
+
+
+def test_the_digest_changes_with_a_single_pixel_and_with_a_single_label(tmp_path):
+    images, labels = pictures(40), [0, 1] * 20
+    write_parquet(tmp_path / "same" / "train.parquet", images, labels)
+    write_parquet(tmp_path / "again" / "train.parquet", images, labels)
+    write_parquet(tmp_path / "label" / "train.parquet", images, [1, *labels[1:]])
+    images[7, 3, 2, 1] ^= 1
+    write_parquet(tmp_path / "pixel" / "train.parquet", images, labels)
+    same, again, label, pixel = (parquet(tmp_path, n).digest for n in ("same", "again", "label", "pixel"))
+    assert same == again
+    assert len({same, label, pixel}) == 3
+
+
+def test_too_few_images_to_split_are_refused(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(2), [0, 1])
+    with complaint("too few"):
+        parquet(tmp_path)
+
+
+def test_a_test_split_of_another_size_is_refused_before_anything_is_trained(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(40), np.arange(40) % 3)
+    write_parquet(tmp_path / "set" / "test.parquet", pictures(40, 16), np.arange(40) % 3)
+    with complaint("8x8 and 16x16 pixels", "data.size"):
+        parquet(tmp_path)
+    assert parquet(tmp_path, size=8).size == (8, 8)
+
+
+def test_there_are_as_many_classes_as_the_data_have_whatever_the_limit_is(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(60), np.arange(60))
+    assert parquet(tmp_path, limit=20).classes == parquet(tmp_path, split_seed=1).classes == 60
+
+
+def test_shifts_that_leave_nothing_of_an_image_are_refused():
+    with pytest.raises(SpecError, match="shifts of up to 8 pixels take images of 8 out of sight") as info:
+        load(Data(source="digits", augment=Augment(pad=8)))
+    assert info.value.key == ("data", "augment", "pad")
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet", "custom"])
+def test_data_that_are_too_few_are_called_by_their_place(tmp_path, monkeypatch, source):
+    images = write_classes(tmp_path / "set", ["ant", "bee"], each=1)
+    write_parquet(tmp_path / "set" / "train.parquet", images, [0, 1])
+    (tmp_path / "own_pair.py").write_text(
+        "import numpy as np\n\ndef pair():\n    return np.zeros((2, 8, 8, 3), np.uint8), np.arange(2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    given = {"function": "own_pair.pair"} if source == "custom" else {"path": "set"}
+    with complaint("own_pair.pair" if source == "custom" else tmp_path / "set", "too few to split"):
+        load(Data(source=source, size=8, **given), str(tmp_path))
+
+
+def test_images_of_a_single_class_are_refused(tmp_path):
+    write_classes(tmp_path / "one" / "train", ["ant"])
+    with complaint(tmp_path / "one", "all 10 images are of one class", "two at least"):
+        folder(tmp_path, "one")
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(20), [3] * 20)
+    write_parquet(tmp_path / "set" / "test.parquet", pictures(20), [0, 3] * 10)
+    with complaint(tmp_path / "set", "all 20 images are of one class"):
+        parquet(tmp_path)
+
+
+def test_data_stay_where_they_are_on_the_cpu():
+    data = load(DIGITS)
+    moved = data.to(torch.device("cpu"))
+    assert moved.train.images is data.train.images
+    assert moved.digest == data.digest
+
+
+def test_padded_images_are_made_once_for_every_device_and_margin(monkeypatch):
+    images, real, made = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.nn.functional.pad, []
+
+    def slowly(*args):
+        made.append(args)
+        time.sleep(0.1)
+        return real(*args)
+
+    monkeypatch.setattr(torch.nn.functional, "pad", slowly)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: padded(images, 2), range(4)))
+    elsewhere = images.to("meta")
+    there = padded(elsewhere, 2)
+    assert {id(each) for each in found} == {id(padded(images, 2))}
+    assert padded(elsewhere, 2) is there
+    assert len(made) == 2
+    assert padded(images, 1).shape == (2, 6, 6, 3)
+    assert padded(images, 0) is images
+
+
+@pytest.mark.cuda
+def test_data_stay_where_they_are_if_they_do_not_fit_with_their_margins(monkeypatch):
+    data, device = load(DIGITS), torch.device("cuda")
+    size = sum(s.images.nbytes + s.labels.nbytes for s in (data.train, data.val, data.test))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * size, 2 * size))
+    assert data.to(device).train.images.is_cuda
+    assert not data.to(device, 1).train.images.is_cuda
+
+
+@pytest.mark.cuda
+def test_data_move_to_the_gpu_and_every_batch_is_the_same_there():
+    data, augment = load(DIGITS), Augment(pad=2, flip=True)
+    moved = data.to(torch.device("cuda"))
+    images, labels = batches(data.train, augment, 0, 3, 64)(1)
+    there, answers = batches(moved.train, augment, 0, 3, 64)(1)
+    assert there.is_cuda
+    assert torch.equal(there.cpu(), images)
+    assert torch.equal(answers.cpu(), labels)
+
+
+# --- augmentation ------------------------------------------------------------------------------------------------
+
+
+def by_hand(image: torch.Tensor, margin: int, dy: int, dx: int, flip: bool) -> torch.Tensor:
+    """One ``[H, W, C]`` image padded, cropped and mirrored by torchvision."""
+    height, width = image.shape[:2]
+    picture = TF.pad(image.permute(2, 0, 1), [margin] * 4)
+    picture = TF.crop(picture, int(dy), int(dx), height, width)
+    return (TF.hflip(picture) if flip else picture).permute(1, 2, 0)
+
+
+@pytest.mark.parametrize(("margin", "flip"), [(0, False), (0, True), (1, False), (3, True)])
+def test_augmented_images_equal_pad_crop_and_flip_one_by_one(margin, flip):
+    images = torch.from_numpy(pictures(200))[:, :, :5]  # 8 x 5, so that rows and columns cannot be mixed up
+    tables = Tables.draw(200, Augment(pad=margin, flip=flip), seed=3, epoch=1)
+    found = augmented(padded(images, margin), tables.order, tables.dy, tables.dx, tables.flip, margin)
+    shifts = zip(tables.order, tables.dy, tables.dx, tables.flip, strict=True)
+    expected = torch.stack([by_hand(images[i], margin, dy, dx, bool(mirror)) for i, dy, dx, mirror in shifts])
+    assert torch.equal(found, expected)
+
+
+def test_batches_are_slices_of_the_epochs_order_augmented():
+    data, augment = load(DIGITS).train, Augment(pad=2, flip=True)
+    tables = Tables.draw(len(data), augment, seed=5, epoch=7)
+    batch = batches(data, augment, 5, 7, 50)
+    for n in (0, 3, 24):
+        images, labels = batch(n)
+        at = range(50 * n, 50 * n + 50)
+        assert torch.equal(labels, data.labels[tables.order[list(at)]])
+        for k, image in zip(at, images, strict=True):
+            i = tables.order[k]
+            assert torch.equal(image, by_hand(data.images[i], 2, tables.dy[k], tables.dx[k], bool(tables.flip[k])))
+
+
+def test_without_padding_and_mirroring_an_epoch_shows_every_image_once_as_it_is():
+    data = load(DIGITS).train
+    batch = batches(data, Augment(), 0, 0, 2)
+    seen = [batch(i) for i in range(len(data) // 2)]
+    shown = Split(torch.cat([images for images, _ in seen]), torch.cat([labels for _, labels in seen]))
+    assert samples(shown) == samples(data)
+
+
+def test_batches_of_two_sets_in_turn_come_from_their_own_set():
+    data = load(DIGITS)
+    for split in (data.train, data.val, data.train):
+        images, labels = batches(split, Augment(pad=1), 0, 0, 20)(0)
+        tables = Tables.draw(len(split), Augment(pad=1), 0, 0)
+        assert torch.equal(labels, split.labels[tables.order[:20]])
+        assert torch.equal(images[0], by_hand(split.images[tables.order[0]], 1, tables.dy[0], tables.dx[0], False))
+
+
+def equal(a: Tables, b: Tables) -> list[bool]:
+    return [torch.equal(getattr(a, name), getattr(b, name)) for name in ("order", "dy", "dx", "flip")]
+
+
+def test_tables_depend_on_seed_and_epoch_alone():
+    augment = Augment(pad=4, flip=True)
+    first = Tables.draw(500, augment, seed=2, epoch=9)
+    torch.manual_seed(123)
+    torch.rand(17)
+    before = torch.get_rng_state()
+    assert all(equal(first, Tables.draw(500, augment, seed=2, epoch=9)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        pytest.param((0, 0), (0, 1), id="epochs"),
+        pytest.param((0, 0), (1, 0), id="seeds"),
+        pytest.param((0, 1), (1, 0), id="swapped"),
+        pytest.param((1, 11), (11, 1), id="same digits"),
+    ],
+)
+def test_tables_differ_between_epochs_and_between_seeds(one, other):
+    augment = Augment(pad=4, flip=True)
+    assert not any(equal(Tables.draw(500, augment, *one), Tables.draw(500, augment, *other)))
+
+
+def test_the_order_of_the_images_is_the_same_with_and_without_augmentation():
+    with_it, without = Tables.draw(500, Augment(pad=4, flip=True), 1, 2), Tables.draw(500, Augment(), 1, 2)
+    assert torch.equal(with_it.order, without.order)
+    assert sorted(without.order.tolist()) == list(range(500))
+
+
+def test_shifts_cover_the_whole_range_evenly_and_half_the_images_are_mirrored():
+    tables = Tables.draw(7000, Augment(pad=3, flip=True), seed=0, epoch=0)
+    for shifts in (tables.dy, tables.dx):
+        counts = torch.bincount(shifts)
+        assert len(counts) == 7
+        assert counts.min() > 850  # of 1000 expected
+        assert counts.max() < 1150
+    assert tables.flip.float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert not torch.equal(tables.dy, tables.dx)
+
+
+def test_nothing_is_shifted_or_mirrored_unless_asked_for():
+    tables = Tables.draw(1000, Augment(), seed=0, epoch=0)
+    assert not tables.dy.any()
+    assert not tables.dx.any()
+    assert not tables.flip.any()
+
+
+@pytest.mark.parametrize(("n", "size", "updates"), [(100, 10, 10), (109, 10, 10), (10, 10, 1), (3, 10, 1)])
+def test_an_epoch_is_as_many_whole_batches_as_there_are_and_at_least_one(n, size, updates):
+    assert Train(epochs=1, batch_size=size).updates(n) == updates
