@@ -29,6 +29,8 @@ from .storage import connect, database, disconnect, persist, trouble, unusable
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+RETIRED = ("pruner", "parole")
+"""Keys of ``search`` that older studies have."""
 STATES = {
     "complete": TrialState.COMPLETE,
     "diverged": TrialState.PRUNED,  # told as FAIL, samplers would ignore it and come back to the cliff
@@ -269,7 +271,7 @@ def open_study(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise SpecError(f"the study's storage {redacted(storage)} {trouble(error)[0]}") from None
-    begun_with, science = study.user_attrs.get("science"), sweep.science()
+    begun_with, science = _science(study.user_attrs), sweep.science()
     if begun_with is None and (trials := study.get_trials(deepcopy=False)):
         if all("schedule" in trial.user_attrs for trial in trials):
             # What a sweep wrote while its study was being deleted: SQLite has given the number of that one again.
@@ -304,7 +306,7 @@ def stored_engine(
         if must:
             raise
         return None
-    begun, same = f"the study {sweep.name!r} was begun with", facts["science"] == sweep.science()
+    begun, same = f"the study {sweep.name!r} was begun with", _science(facts) == sweep.science()
     for what, now in fingerprints.items() if same else ():  # else ``open_study`` says what differs
         if not _alike(facts.get(what, now), now):
             other = "other images" if what == "images" else f"another {what}"
@@ -343,8 +345,17 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
         raise unusable(storage, error) from None
     finally:
         disconnect(there)
-    sign = Objective(**facts["science"]["objective"]).sign
-    return {"confirmed": [], **facts, "sign": sign}, records
+    # of a study that was reported before rows said by how many seeds
+    rows = [{"behind_seeds": row.get("seeds"), **row} for row in facts.get("confirmed", ())]
+    return facts | {"sign": Objective(**facts["science"]["objective"]).sign, "confirmed": rows}, records
+
+
+def _science(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a study was begun with, without the keys that sweep files no longer have."""
+    if "science" not in facts:
+        return None
+    search = {key: value for key, value in facts["science"]["search"].items() if key not in RETIRED}
+    return {**facts["science"], "search": search}
 
 
 def _alike(old: Any, new: Any) -> bool:

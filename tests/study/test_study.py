@@ -15,7 +15,8 @@ from runner.files.document import SpecError
 from runner.files.place import StorageError
 from runner.files.space import Leaf, parse
 from runner.files.sweep_file import load_sweep
-from runner.study.study import Study, load_study, objective
+from runner.study.storage import connect
+from runner.study.study import Study, load_study, objective, stored_engine
 
 METRICS = {"lr": 0.1, "train/loss": 1.0, "val/loss": 1.0, "val/accuracy": 0.5, "seconds": 1.0}
 
@@ -289,3 +290,15 @@ def test_reading_a_study_that_is_not_there_creates_nothing(tmp_path):
     with pytest.raises(SpecError, match="run a sweep first"):
         load_study("tiny", f"sqlite:///{tmp_path / 'none.db'}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_from_before_pruners_went_goes_on(sweep_file, storage):
+    plan = load_sweep(sweep_file())[0]
+    finish(Study(plan, storage))
+    database = connect(storage)
+    study = optuna.load_study(study_name=plan.name, storage=database)
+    science = study.user_attrs["science"]
+    study.set_user_attr("science", {**science, "search": {**science["search"], "pruner": "none", "parole": 0.1}})
+    more = load_sweep(sweep_file(search="search: {trials: 4}"))[0]
+    assert stored_engine(more, storage, "auto", {}, must=True) is None
+    assert len(finish(Study(more, storage))) == 4
