@@ -454,6 +454,13 @@ PAIRS = (("ours", "P0"), ("ours", "P1"), ("P1", "P0"))
 """The last says how far apart two scripts are; one of them computes in bf16, perhaps."""
 
 
+def same_schedules(sweep: Sweep) -> Sweep:
+    """The sweep with the schedules that the scripts train, each under a name of its own and with nothing open."""
+    names = {f"s{n:03}": s.to_json() for n, s in enumerate(random_schedules(sweep, sweep.search.trials))}
+    search = sweep.search.model_copy(update={"sampler": "grid", "balance": "free"})
+    return sweep.model_copy(update={"space": {"schedules": names}, "search": search})
+
+
 def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> Iterator[dict[str, Any]]:
     """Wall time of a whole sweep in a fresh process, from its imports to its last record; the arms take turns.
 
@@ -461,9 +468,8 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> Iterator[dict[str,
     comes after every sweep.
     """
     peer, where = [sys.executable, str(Path(__file__).resolve()), "script", "sweep.yaml"], (args.data_dir, device)
-    ours = [sys.executable, "-m", "runner.sweep", "sweep.yaml", "--data-dir", args.data_dir, "--device", device]
-    for schedule in random_schedules(sweep, sweep.search.trials):
-        ours += ["--enqueue", json.dumps(schedule.to_json())]
+    ours = [sys.executable, "-m", "runner.sweep", "ours.yaml", "--data-dir", args.data_dir, "--device", device]
+    given = same_schedules(sweep)
     ways = {"P0": Way(), "P1": way}
     commands = {"ours": ours} | {name: [*peer, json.dumps(asdict(ways[name])), *where] for name in args.against}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
@@ -471,6 +477,7 @@ def sweeps(sweep: Sweep, device: str, way: Way, args: Any) -> Iterator[dict[str,
     for _, (name, command) in product(range(args.sweep_repeats), commands.items()):
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "sweep.yaml").write_text(sweep.model_dump_json())
+            (Path(folder) / "ours.yaml").write_text(given.model_dump_json())
             start = time.perf_counter()
             done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
             seconds[name].append(time.perf_counter() - start)

@@ -62,7 +62,7 @@ class Setup:
 
 @contextmanager
 def prepare(sweep: Sweep, document: Document, place: Place, options: Options, stop: Stop) -> Iterator[Setup]:
-    """Make what a sweep needs; whatever is wrong with it is said before anything is made that stays.
+    """Make what a sweep needs; whatever is wrong with it is said before anything is trained.
 
     Raises:
         SpecError: data, device, study or tracking cannot be used.
@@ -75,15 +75,15 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
     lanes, ray = ("0", None) if options.sync else (options.lanes, options.ray)
     if device.type == "cpu" and ray is None and lanes != "0":
         start_forkserver()  # it imports what workers need, beside what follows
-    marks = fingerprints(sweep, dataset)
-    example = choose_engine(sweep, place, options, device, dataset, marks)
-    checkpoints = place.folder / "results" / sweep.name / "checkpoints"
-    kept = Checkpoints(checkpoints, place.file.study.checkpoint_seconds, echo)
+    fingerprints = take_fingerprints(sweep, dataset)
+    example = choose_engine(sweep, place, options, device, dataset, fingerprints)
+    folder = place.folder / "results" / sweep.name / "checkpoints"
+    checkpoints = Checkpoints(folder, place.file.study.checkpoint_seconds, echo)
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
     tags = {"device": str(device), "engine": str(example.engine)}
     with (
         open_lanes(
-            lanes, str(device), sweep.most_lanes, ray, example, stop=stop, checkpoints=kept, **resources
+            lanes, str(device), sweep.most_lanes, ray, example, stop=stop, checkpoints=checkpoints, **resources
         ) as opened,
         Tracker(place, sweep, document, dataset.facts(), tags, echo, keep_status=options.sync) as tracker,
         storage.hold(sweep.name, place.storage),  # one coordinator at a time
@@ -93,7 +93,7 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
         search = stack.enter_context(closing(Study(sweep, place.storage)))
         if "engine" in search.facts and Engine(**search.facts["engine"]) != example.engine:  # begun in the meantime
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
-        search.remember(engine=asdict(example.engine), id=search.facts.get("id", uuid.uuid4().hex), **marks)
+        search.remember(engine=asdict(example.engine), id=search.facts.get("id", uuid.uuid4().hex), **fingerprints)
         tracker.resume(search.facts["id"])
         info(f"{opened} on {device}; engine: {example.engine}")
         if device.type == "cpu" and example.engine.precision == "bf16" and not choice.has_bf16():
@@ -114,15 +114,15 @@ def dry_run(sweep: Sweep, place: Place, options: Options) -> list[str]:
     client.check(place)
     pick_device(options.device)
     dataset = data.load(sweep.data, options.data_dir)
-    marks = fingerprints(sweep, dataset)
-    if stored_engine(sweep, place.storage, options.engine, marks, must=options.sync):
+    fingerprints = take_fingerprints(sweep, dataset)
+    if stored_engine(sweep, place.storage, options.engine, fingerprints, must=options.sync):
         Study(sweep, place.storage).close()  # which says what differs
     length = sweep.train.length(sweep.train.updates(len(dataset.train)))
     warnings = [f"warning: {problem}" for problem in data_warnings(sweep, dataset)]
     return [*warnings, f"{sweep.name}: {sweep.size}; {length}; {dataset}"]
 
 
-def fingerprints(sweep: Sweep, dataset: Dataset) -> dict[str, Any]:
+def take_fingerprints(sweep: Sweep, dataset: Dataset) -> dict[str, Any]:
     """What a sweep file only names, for the study to remember: the images, and what one's own functions give.
 
     Raises:
@@ -140,14 +140,14 @@ def choose_engine(
     options: Options,
     device: torch.device,
     dataset: Dataset,
-    marks: Mapping[str, Any],
+    fingerprints: Mapping[str, Any],
 ) -> TrialConfig:
     """What all trials have in common: the engine that the study was begun with, else the fastest one here."""
     constant = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, constant, options.data_dir, images=dataset.digest)
     if device.type == "cuda":
         info(f"getting {device} ready, which takes up to a minute")
-    known = stored_engine(sweep, place.storage, options.engine, marks, must=options.sync)
+    known = stored_engine(sweep, place.storage, options.engine, fingerprints, must=options.sync)
     chosen = known or choice.choose(example, device, sweep.all_epochs, options.engine)
     example = replace(example, engine=chosen)
     if known and not options.sync and (reason := choice.obstacle(example, device)):

@@ -190,7 +190,7 @@ def command(args: argparse.Namespace) -> int:
         return 0
     if lengths:
         raise SpecError("--epochs, --updates: only with --schedule; a sweep file says how long it trains")
-    sweep, document = load_sweep(args.sweep or cli.DEFAULT, args.allow)
+    sweep, document = load_sweep(cli.DEFAULT if args.sweep is None else args.sweep, args.allow)
     out = args.out or load_place().folder / "results" / sweep.name / "preview.png"
     with document.locating():
         preview(sweep, args, out)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -93,13 +93,15 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+    gone: ClassVar[Mapping[str, str]] = {}
+    """Keys that it once had, and what to do without them."""
 
     @model_validator(mode="before")
     @classmethod
     def _know_every_key(cls, value: Any) -> Any:
         for key in value if isinstance(value, Mapping) else ():
             if key not in cls.model_fields:
-                hint = did_you_mean(key, list(cls.model_fields))
+                hint = cls.gone.get(key) or did_you_mean(key, list(cls.model_fields))
                 raise PydanticCustomError("unknown_key", "unknown key; {hint}", {"hint": hint, "key": key})
         return value
 

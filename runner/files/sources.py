@@ -70,7 +70,7 @@ def _custom(place: Place) -> Splits:
     name = place.function
 
     def split(images: Any, labels: Any) -> Arrays:
-        x, y = (a if isinstance(a, torch.Tensor) else torch.tensor(np.asarray(a)) for a in (images, labels))
+        x, y = (a if isinstance(a, torch.Tensor) else torch.tensor(np.ascontiguousarray(a)) for a in (images, labels))
         y = y if y.is_floating_point() else y.long()
         x = x[..., None] if x.ndim == 3 else x
         x = x.repeat(1, 1, 1, 3) if x.ndim == 4 and x.shape[3] == 1 else x

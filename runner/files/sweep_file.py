@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, field_validator, model_validator
 from pydantic_core import core_schema
@@ -28,7 +28,8 @@ FIRST_LOOK = 3
 ENOUGH = 10
 """Trials for each parameter below which importance is a hint."""
 STRIP = ("init_lr x0.5", "init_lr x2", "warmup x0", "warmup x2", "epochs x0.5", "epochs x2")
-"""What the robustness strip does to the winner, with as many seeds; of a warmup only where it has one."""
+"""What the strip does to the winner, with as many seeds; of a warmup only where it has one."""
+NO_PRUNER = "there is no pruner any more: curves that are cut off favour schedules that decay early; leave it out"
 Function = Annotated[
     str, Field(pattern=r"^[A-Za-z_][\w.:]*$", max_length=200), AfterValidator(lambda name: name.replace(":", "."))
 ]
@@ -133,6 +134,7 @@ class Train(Frozen):
 class Search(Frozen):
     """How the study searches."""
 
+    gone: ClassVar[Mapping[str, str]] = {"pruner": NO_PRUNER, "parole": NO_PRUNER}
     trials: Annotated[int, Field(ge=1, le=100_000)]
     """How many; with rungs, how many on the first one."""
     sampler: Literal["tpe", "random", "qmc", "grid"] = "tpe"

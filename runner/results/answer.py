@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..files.sweep_file import ENOUGH, Sweep
+from ..files.sweep_file import ENOUGH, Objective, Sweep
 from ..files.trial import Record, best_first, first_of_each
 from ..study.confidence import Noise, calibration, seeds_needed
 from ..study.confirm import Rows, Verdict, difference
@@ -42,13 +42,15 @@ def sentences(
         said.append(f"What mattered: {shares}.{unknown}{few}{biased}")
     if answer and answer.strip:
         winner = f"{answer.rows[0]['name']} (trial {answer.rows[0]['trial']})"
-        said.append(describe_strip(winner, answer.strip, sweep.objective.points))
+        said.append(describe_strip(winner, answer.strip, sweep.objective))
     return said
 
 
-def describe_strip(winner: str, strip: Rows, points: bool) -> str:
+def describe_strip(winner: str, strip: Rows, objective: Objective) -> str:
     """What the strip's changes did to the first of the table, in a sentence."""
-    unit, scale, parts = (" in points" if points else ", less is better"), (100 if points else 1), []
+    unit, scale, parts = " in points", 100 if objective.points else 1, list[str]()
+    if not objective.points:
+        unit = ", more is better" if objective.direction == "maximize" else ", less is better"
     for row in strip:
         lost = [f"{row[how]} of {row['seeds']} {how}" for how in ("diverged", "failed") if row[how]]
         if row["difference"] is None:
@@ -84,20 +86,20 @@ def next_steps(
     rows: Rows,
     sweep: Sweep,
     measured: Noise | None,
-    chance: float = 0.0,
+    majority: float = 0.0,
     searched: Sequence[Record] | None = None,
 ) -> list[str]:
     """What would make the answer better, each with how to do it; most urgent first.
 
-    ``chance`` is the accuracy that no learning at all would give; ``searched`` are the trials of the first rung, of a
-    search that has rungs.
+    ``majority`` is the accuracy of always giving the most frequent class; ``searched`` are the trials of the first
+    rung, of a search that has rungs.
     """
     said = list[str]()
     best = max((a for r in records for a in r.history if math.isfinite(a)), default=1.0)
-    if best < chance + (1 - chance) / 10:
+    if best < majority + (1 - majority) / 10:
         said.append(
             f"Hardly anything was learnt: the best accuracy is {best:.3g}, and always giving the most frequent class "
-            f"has {chance:.3g}. More images, more epochs or another range of init_lr come first."
+            f"has {majority:.3g}. More images, more epochs or another range of init_lr come first."
         )
     said += _hardly_tried(records if searched is None else searched, sweep)
     ended, full = {r.name for r in best_first(searched or [], 1)}, {r.name for r in records}

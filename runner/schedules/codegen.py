@@ -18,7 +18,7 @@ from typing import Any
 
 from .plugins import split_path
 from .schedule import Moment, Schedule
-from .zoo import TYPES, WARMUPS, Function
+from .zoo import TYPES, WARMUPS, Function, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ def code(
     draft = Draft(schedule, moment, T, native or _inlined(schedule, moment), native is not None, expression)
     if draft.plateau and library != "torch" and (not native or library == "transformers"):
         raise ValueError(f"plateau needs the validation accuracy, for which {library} has no place here")
+    if library not in LIBRARIES:
+        raise ValueError(f"unknown library {library!r}; {did_you_mean(library, [*LIBRARIES])}")
     return f"{head}\n# {json.dumps(schedule.to_json())}\n{LIBRARIES[library](draft)}"
 
 

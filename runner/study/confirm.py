@@ -239,7 +239,8 @@ def _answer(
         return f"{best}: {others} behind by more than seeds explain."
     seeds, means = max(map(len, done.values())), [float(np.mean(done[n])) for n in result.alive]
     first = [names[n] for n, mean in zip(result.alive, means, strict=True) if mean == means[0]]
-    best = f"{100 * means[0]:.1f} %" if points else f"{abs(means[0]):.4g}"
+    mean = means[0] if good == "highest" else -means[0]  # scores have the better ones above
+    best = f"{100 * mean:.1f} %" if points else f"{mean:.4g}"
     advice = f"take {first[0]}, whose mean is the {good} ({best})"
     if len(first) > 1:
         advice = f"take one of {' and '.join(first)}, which have the same {good} mean ({best})"

@@ -6,6 +6,7 @@ epoch is one record on the trial; the outcome ends it. Tables, figures and MLflo
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 RETIRED = ("pruner", "parole")
-"""Keys of ``search`` that older studies have."""
+"""Keys of ``search`` that older studies have, and that did nothing without a pruner."""
 STATES = {
     "complete": TrialState.COMPLETE,
     "diverged": TrialState.PRUNED,  # told as FAIL, samplers would ignore it and come back to the cliff
@@ -194,6 +195,8 @@ class Study:
         """End a trial. The objective is read from its committed epochs."""
         trial, record = self._trials[number], self._records[number]
         value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
+        if value is not None and not math.isfinite(value):  # a metric that is not defined for what was learnt
+            outcome, value, cause = "failed", None, f"{self.sweep.objective.metric} is {value}"
 
         def write() -> FrozenTrial:
             stored = self._read(trial._trial_id)
@@ -354,7 +357,9 @@ def _science(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a study was begun with, without the keys that sweep files no longer have."""
     if "science" not in facts:
         return None
-    search = {key: value for key, value in facts["science"]["search"].items() if key not in RETIRED}
+    search = facts["science"]["search"]
+    if search.get("pruner") == "none":
+        search = {key: value for key, value in search.items() if key not in RETIRED}
     return {**facts["science"], "search": search}
 
 

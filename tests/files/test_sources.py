@@ -387,6 +387,11 @@ def nothing():
     return None
 
 
+def mirrored():
+    pixels = np.arange(40 * 8 * 8 * 3, dtype=np.uint8).reshape(40, 8, 8, 3)
+    return pixels[:, :, ::-1, ::-1], (np.arange(40) % 4)[::-1]
+
+
 def named():
     return {"train": (images, np.arange(40) % 4)}
 
@@ -429,6 +434,15 @@ def test_what_an_own_function_gives_is_checked(tmp_path, monkeypatch, name, word
     monkeypatch.syspath_prepend(tmp_path)
     with complaint(f"own_images.{name}()", words):
         load(Data(source="custom", function=f"own_images.{name}"))
+
+
+def test_arrays_that_are_views_of_others_turned_round_are_read(tmp_path, monkeypatch):
+    (tmp_path / "own_mirrored.py").write_text(OWN_IMAGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = load(Data(source="custom", function="own_mirrored.mirrored"))
+    pixels = np.arange(40 * 8 * 8 * 3, dtype=np.uint8).reshape(40, 8, 8, 3)[:, :, ::-1, ::-1]
+    found = np.concatenate([split.images.numpy() for split in (data.train, data.val, data.test)])
+    assert sorted(map(bytes, found)) == sorted(map(bytes, np.ascontiguousarray(pixels)))
 
 
 def test_arrays_that_nobody_may_write_to_and_labels_of_any_whole_type_are_read(tmp_path, monkeypatch):

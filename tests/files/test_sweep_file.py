@@ -52,6 +52,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(tmp_path):
 BAD = {
     "an unknown section": ("sarch: {trials: 3}", ["sarch", "did you mean 'search'"]),
     "an unknown key": ("search: {trails: 3}", ["search.trails", "did you mean 'trials'"]),
+    "a key that has gone": ("search: {trials: 3, pruner: median}", ["search.pruner", "there is no pruner any more"]),
     "a missing key": ("search: {}", ["search.trials", "missing"]),
     "text for a number": ("search: {trials: many}", ["search.trials", "integer"]),
     "quoted number": ("search: {trials: '3'}", ["search.trials", "integer"]),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from runner import export, sweep
-from runner.files.sweep_file import load_sweep
+from runner.files.metrics import METRICS, Metric
+from runner.files.sweep_file import Objective, load_sweep
 from runner.files.trial import Record
 from runner.results.answer import describe_calibration, describe_strip, edge, next_steps
 from runner.schedules import load
@@ -24,15 +25,15 @@ def test_the_strip_in_words_has_the_unit_of_what_is_judged():
         {"change": "warmup x2", "diverged": 3, "difference": None, "low": math.nan, "high": math.nan},
     ]
     rows = [row | {"seeds": 3, "failed": 0} for row in rows]
-    assert describe_strip("cosine (trial 7)", rows, True) == (
+    assert describe_strip("cosine (trial 7)", rows, Objective()) == (
         "Around cosine (trial 7), seed by seed (mean difference in points, 95 % interval): "
         "warmup x0 -1.2 (-2 to -0.5); init_lr x2 +1 (-1 to +3), 1 of 3 diverged; warmup x2 diverged."
     )
     failed = rows[2] | {"diverged": 1, "failed": 2}
-    assert describe_strip("x", [failed], True).endswith(": warmup x2 1 of 3 diverged, 2 of 3 failed.")
+    assert describe_strip("x", [failed], Objective()).endswith(": warmup x2 1 of 3 diverged, 2 of 3 failed.")
     single = rows[1] | {"diverged": 2, "low": math.nan, "high": math.nan}
-    assert describe_strip("x", [single], True).endswith(": init_lr x2 +1, 2 of 3 diverged.")
-    assert describe_strip("x", rows[:1], False).endswith(
+    assert describe_strip("x", [single], Objective()).endswith(": init_lr x2 +1, 2 of 3 diverged.")
+    assert describe_strip("x", rows[:1], Objective(metric="val/loss")).endswith(
         "(mean difference, less is better, 95 % interval): warmup x0 -0.013 (-0.02 to -0.005)."
     )
 
@@ -107,10 +108,10 @@ def test_the_number_of_trials_that_the_report_asks_for_gives_what_it_says(tiny, 
 
 def test_the_report_says_where_hardly_anything_was_learnt(tiny):
     guessed = [trial_of(name, 5 * i + n, 0.37) for i, name in enumerate(["cosine", "step", "wsd"]) for n in range(5)]
-    (said,) = next_steps(guessed, [], tiny(), None, chance=1 / 3)
+    (said,) = next_steps(guessed, [], tiny(), None, majority=1 / 3)
     assert said.startswith("Hardly anything was learnt: the best accuracy is 0.37, and always giving the most")
     assert "has 0.33" in said
-    assert next_steps(guessed, [], tiny(), None, chance=0.1) == []
+    assert next_steps(guessed, [], tiny(), None, majority=0.1) == []
 
 
 def test_the_report_says_how_many_seeds_would_tell_the_first_two_apart(tiny):
@@ -156,3 +157,10 @@ def test_a_loss_is_no_percentage_in_the_report(project, capsys):
     said = Path("results/tiny/report.md").read_text()
     (noise,) = (line for line in said.splitlines() if line.startswith("Another seed moves a result by"))
     assert "point" not in noise
+
+
+def test_what_the_strip_says_follows_the_metric_and_its_direction(monkeypatch):
+    row = {"change": "warmup x2", "seeds": 3, "diverged": 0, "failed": 0, "difference": 0.5, "low": 0.4, "high": 0.6}
+    assert "difference, less is better" in describe_strip("x", [row], Objective(metric="val/loss"))
+    monkeypatch.setitem(METRICS, "loss", Metric(METRICS["loss"].total, "maximize", points=False))
+    assert "difference, more is better" in describe_strip("x", [row], Objective(metric="val/loss"))

@@ -262,3 +262,8 @@ def test_timms_own_schedulers_have_the_methods_that_ours_has():
     for method in ("step", "step_update", "state_dict", "load_state_dict"):
         assert callable(getattr(timm.CosineLRScheduler, method))
         assert callable(getattr(ours, method))
+
+
+def test_an_unknown_library_is_named_with_those_that_are_known():
+    with pytest.raises(ValueError, match="unknown library 'tim'; did you mean 'timm'"):
+        code(load({"type": "cosine"}), 10, library="tim")

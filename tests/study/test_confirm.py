@@ -19,9 +19,10 @@ from runner.files.sweep_file import STRIP, load_sweep
 from runner.files.trial import Record, best_first
 from runner.results.tables import best_table, for_people
 from runner.schedules import load
-from runner.study.confidence import Noise
+from runner.study.confidence import Noise, contest
 from runner.study.confirm import (
     Confirmation,
+    _answer,
     apply_change,
     best_of_each,
     choose_arms,
@@ -462,3 +463,9 @@ def test_what_may_still_be_trained_is_fewer_where_a_schedule_is_out(tiny, tmp_pa
     said = for_people(best_table(searched(0.9, 0.8, 0.7), confirmed=[out | {"behind_seeds": 2}]))
     assert said[0]["may be best"].endswith(" behind after 2 seeds")
     study.close()
+
+
+def test_what_to_take_of_a_tie_is_said_with_its_own_mean_where_less_is_better():
+    done = {1: [-0.05, -0.04, -0.045], 2: [-0.05, -0.05, -0.045]}
+    said = _answer(contest(done, 3), {1: "a", 2: "b"}, done, "lowest", True)
+    assert said.endswith("If you must choose, take a, whose mean is the lowest (4.5 %).")

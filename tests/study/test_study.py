@@ -302,3 +302,24 @@ def test_a_study_from_before_pruners_went_goes_on(sweep_file, storage):
     more = load_sweep(sweep_file(search="search: {trials: 4}"))[0]
     assert stored_engine(more, storage, "auto", {}, must=True) is None
     assert len(finish(Study(more, storage))) == 4
+
+
+def test_a_study_that_was_begun_with_a_pruner_is_another_study(sweep_file, storage):
+    plan = load_sweep(sweep_file())[0]
+    finish(Study(plan, storage))
+    study = optuna.load_study(study_name=plan.name, storage=connect(storage))
+    science = study.user_attrs["science"]
+    study.set_user_attr("science", {**science, "search": {**science["search"], "pruner": "median", "parole": 0.1}})
+    with pytest.raises(SpecError, match=r"begun with another search\.pruner"):
+        Study(plan, storage)
+
+
+def test_a_trial_whose_objective_is_no_number_has_failed_and_the_study_goes_on(sweep_file, storage):
+    study = Study(load_sweep(sweep_file())[0], storage)
+    first = study.next()
+    study.commit(first.number, 0, METRICS)
+    study.commit(first.number, 1, METRICS | {"val/accuracy": math.nan})
+    told = study.tell(first.number, "complete")
+    assert (told.outcome, told.value, told.cause) == ("failed", None, "val/accuracy is nan")
+    finish(study)
+    assert [r.outcome for r in Study(study.sweep, storage).records()].count("failed") == 1

@@ -125,25 +125,25 @@ def has_bf16() -> bool:
 @one_thread()
 def _on_a_cpu(config: TrialConfig, data: Dataset, network: nn.Module) -> Engine:
     """What one thread is fastest with, measured with a batch, or less of one; a few seconds."""
-    exact, rough, wanted, able = Engine("fast", "fp32"), Engine("fast", "bf16"), config.precision, has_bf16()
+    fp32, bf16, wanted, able = Engine("fast", "fp32"), Engine("fast", "bf16"), config.precision, has_bf16()
     flops, size = _flops(network, data), min(config.train.batch_size, len(data.train))
     if flops * size < WORTH_MEASURING or (wanted == "bf16" and not able):
-        return rough if wanted == "bf16" else exact
+        return bf16 if wanted == "bf16" else fp32
     size = min(size, max(2, int(ENOUGH / flops)))
     config = replace(config, train=config.train.model_copy(update={"batch_size": size}))
     engine.keep_memory()
     given = network, data.size, size
     if wanted != "fp32" and able:
-        rough = replace(rough, unfolded=worth_unfolding(*given, torch.bfloat16))
+        bf16 = replace(bf16, unfolded=worth_unfolding(*given, torch.bfloat16))
     if wanted == "bf16":
-        return rough
-    exact = replace(exact, tiled=worth_tiling(*given))  # products save 5 % more in fp32, and take seconds to find
-    return rough if wanted == "auto" and able and _faster(config, rough, exact) else exact
+        return bf16
+    fp32 = replace(fp32, tiled=worth_tiling(*given))  # products save 5 % more in fp32, and take seconds to find
+    return bf16 if wanted == "auto" and able and _faster(config, bf16, fp32) else fp32
 
 
-def _faster(config: TrialConfig, rough: Engine, exact: Engine, rounds: int = 4, margin: float = 1.15) -> bool:
+def _faster(config: TrialConfig, bf16: Engine, fp32: Engine, rounds: int = 4, margin: float = 1.15) -> bool:
     """Whether an update in bf16 takes less time, by ``margin`` at least; half or twice as much is plain at once."""
-    slots = [Slot(replace(config, engine=each), torch.device("cpu")) for each in (rough, exact)]
+    slots = [Slot(replace(config, engine=each), torch.device("cpu")) for each in (bf16, fp32)]
     for slot in slots:
         slot.network.train()
     updates = [partial(_first_update, slot) for slot in slots]

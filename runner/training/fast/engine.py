@@ -197,7 +197,7 @@ class Slot:
                 "weights": self.weights.detach().cpu(),
                 "buffers": {name: buffer.cpu() for name, buffer in self.network.named_buffers()},
                 "optimizer": [{k: t.cpu() for k, t in state.items()} for state in self.optimizer.state.values()],
-                "dead": self.unused,
+                "dead": self.unused,  # as older checkpoints call it
                 "trained": self.trained,
             }
 
@@ -310,7 +310,7 @@ def _network(
     # on a GPU one matrix product pays for a single pixel alone
     faster: dict[str, Any] = {"tiled": engine.tiled, "unfolded": engine.unfolded} if cpu else {"few": 1}
     network = compact(network, *size, **faster)
-    if cpu and engine.precision == "bf16":
+    if cpu and engine.precision == "bf16" and model.function is None:
         for module in network.modules():
             if isinstance(module, nn.ReLU):  # in place, CIFAR-10 takes 4 % longer with AMX; not measured elsewhere
                 module.inplace = False
