@@ -19,10 +19,11 @@ from .files.trial import Engine, Record, TrialConfig
 from .lanes.lane import Lanes
 from .lanes.open import open_lanes, start_forkserver
 from .lanes.stop import Stop
+from .results.answer import difference
 from .results.terminal import echo, info
 from .schedules.schedule import load
 from .study import storage
-from .study.confirm import Confirmation, difference
+from .study.confirm import Confirmation
 from .study.study import Study, stored_engine
 from .tracking import client
 from .tracking.tracker import Tracker

@@ -1,4 +1,4 @@
-"""Lanes as the coordinator sees them: an executor with room for one trial, and the trial and epoch under way on it.
+"""Lanes as the coordinator sees them: executors with room for one trial each, replaced where a worker dies.
 
 A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a share of some machine; the sweep submits
 "begin this config" and "the next epoch" and does not know which.

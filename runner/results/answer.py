@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from ..files.sweep_file import ENOUGH, Objective, Sweep
 from ..files.trial import Record, best_first, first_of_each
-from ..study.confidence import Noise, calibration, seeds_needed
-from ..study.confirm import Rows, Verdict, difference
+from ..study.confidence import Noise, calibration, seeds_needed, smallest_difference
+from ..study.confirm import Rows, Verdict
 from ..study.study import Study
 
 FEW = 5
@@ -27,7 +30,7 @@ def sentences(
     history: Study, rungs: Sequence[Study], answer: Verdict | None, weights: Mapping[str, float]
 ) -> list[str]:
     sweep, records = history.sweep, history.ended()
-    said = answer.sentences if answer else [ONE_SEED] * any(r.outcome == "complete" for r in records)
+    said = describe(answer, sweep.objective) if answer else [ONE_SEED] * any(r.outcome == "complete" for r in records)
     said = [*said, *(describe_calibration(rung.ended(), records, sweep) for rung in rungs)]
     if weights:
         shares = ", ".join(f"{name} {share:.0%}" if len(weights) > 1 else name for name, share in weights.items())
@@ -44,6 +47,68 @@ def sentences(
         winner = f"{answer.rows[0]['name']} (trial {answer.rows[0]['trial']})"
         said.append(describe_strip(winner, answer.strip, sweep.objective))
     return said
+
+
+def describe(verdict: Verdict, objective: Objective) -> list[str]:
+    """What a confirmation says, in sentences."""
+    names, done = {row["trial"]: f"{row['name']} (trial {row['trial']})" for row in verdict.rows}, verdict.scores
+    said = [_winner(verdict, names, objective)]
+    if verdict.noise is not None:
+        said.append(describe_noise(verdict.noise, max(map(len, done.values())), objective.points, len(done)))
+    if lost := [name for number, name in names.items() if number not in done]:
+        said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
+    return said
+
+
+def _winner(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
+    """Which arm to take, and how sure that is."""
+    result, done = verdict.contest, verdict.scores
+    if not result.alive:
+        return "Nothing could be confirmed."
+    if not result.decided:
+        return "The confirmation has not ended."
+    if len(done) == 1:
+        return f"Only {names[result.alive[0]]} was confirmed: there is nothing to compare it with."
+    if len(result.alive) == 1:
+        rest = len(done) - 1
+        others = f"the {rest} others are" if rest > 1 else "the other is"
+        best = f"{names[result.alive[0]]} is the best of the {len(done)} that were compared"
+        return f"{best}: {others} behind by more than seeds explain."
+    seeds, means = max(map(len, done.values())), [float(np.mean(done[n])) for n in result.alive]
+    first = [names[n] for n, mean in zip(result.alive, means, strict=True) if mean == means[0]]
+    mean, good = objective.sign * means[0], "highest" if objective.sign > 0 else "lowest"
+    best = f"{100 * mean:.1f} %" if objective.points else f"{mean:.4g}"
+    advice = f"take {first[0]}, whose mean is the {good} ({best})"
+    if len(first) > 1:
+        advice = f"take one of {' and '.join(first)}, which have the same {good} mean ({best})"
+    within = f"all {len(done)} are" if len(result.alive) == len(done) else f"{len(result.alive)} of {len(done)} are"
+    each = f"{seeds} seeds each ({', '.join(names[n] for n in result.alive)})"
+    return f"No clear winner: {within} within noise after {each}. If you must choose, {advice}."
+
+
+def difference(value: float, points: bool) -> str:
+    """A difference of the objective in words: of an accuracy in points."""
+    if not points:
+        return f"{value:.2g}"
+    shown = f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}"
+    return f"{shown} point{'s' * (shown != '1')}"
+
+
+def describe_noise(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> str:
+    """What seeds do, what so many of them can show of ``arms``, and how many would show more, in a sentence."""
+    said = partial(difference, points=points)
+    if measured.paired < 1e-9:
+        return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
+    wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
+    least = smallest_difference(measured.paired, seeds, arms)
+    needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted if w < least]
+    needs = [f"{what} needs {n} seeds" for n, what in needed if n <= 1000 or n == needed[0][0]]
+    shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"
+    return (
+        f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds detect "
+        f"{shown} between {'two' if arms < 3 else f'two of {arms}'} schedules (80 % power)"
+        f"{''.join(f'; {need}' for need in needs)}."
+    )
 
 
 def describe_strip(winner: str, strip: Rows, objective: Objective) -> str:

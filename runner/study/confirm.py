@@ -10,7 +10,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ import numpy as np
 from ..files.sweep_file import STRIP, Sweep
 from ..files.trial import Record, TrialConfig, best_first, first_of_each
 from ..schedules.schedule import Schedule
-from .confidence import Contest, Noise, contest, interval, looks, noise, seeds_needed, smallest_difference
+from .confidence import Contest, Noise, contest, interval, looks, noise
 from .study import Study, new_trial
 
 STAGE = "confirm"
@@ -161,13 +160,18 @@ def scores(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> d
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer of a confirmation: rows for the table, the set that holds the best, the noise, and all in words."""
+    """The answer of a confirmation: rows for the table, the contest and its scores by arm, the noise, the strip."""
 
     rows: list[dict[str, Any]]
-    alive: list[int]
+    contest: Contest[int]
+    scores: Mapping[int, Sequence[float]]
     noise: Noise | None
     strip: list[dict[str, Any]]
-    sentences: list[str]
+
+    @property
+    def alive(self) -> list[int]:
+        """The set that holds the best arm."""
+        return self.contest.alive
 
 
 def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> Verdict:
@@ -179,16 +183,8 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     rows = [_row(arm, records, done, result, sweep) | {"best_of_type": arm.number in typed} for arm in arms]
     place = {number: i for i, number in enumerate(result.alive)}  # the set first, ties as the sentence has them
     rows.sort(key=lambda r: (place.get(r["trial"], len(place)), math.inf if r["mean"] is None else -sign * r["mean"]))
-    measured = noise(list(done.values()))
-    names = {arm.number: f"{arm.name} (trial {arm.number})" for arm in arms}
-    said = [_answer(result, names, done, "highest" if sign > 0 else "lowest", sweep.objective.points)]
-    if measured is not None:
-        said.append(describe_noise(measured, max(map(len, done.values())), sweep.objective.points, len(done)))
-    lost = [names[arm.number] for arm in arms if arm.number not in done]
-    if lost:
-        said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
     strip = [_strip(change, records, result.alive[0]) for change in STRIP] if result.alive else []
-    return Verdict(rows, result.alive, measured, [s for s in strip if s["seeds"]], said)
+    return Verdict(rows, result, done, noise(list(done.values())), [s for s in strip if s["seeds"]])
 
 
 def _row(
@@ -221,57 +217,6 @@ def _row(
         "test_high": test_high,
         "selected_at": arm.value,
     }
-
-
-def _answer(
-    result: Contest[int], names: Mapping[int, str], done: Mapping[int, Sequence[float]], good: str, points: bool
-) -> str:
-    if not result.alive:
-        return "Nothing could be confirmed."
-    if not result.decided:
-        return "The confirmation has not ended."
-    if len(done) == 1:
-        return f"Only {names[result.alive[0]]} was confirmed: there is nothing to compare it with."
-    if len(result.alive) == 1:
-        rest = len(done) - 1
-        others = f"the {rest} others are" if rest > 1 else "the other is"
-        best = f"{names[result.alive[0]]} is the best of the {len(done)} that were compared"
-        return f"{best}: {others} behind by more than seeds explain."
-    seeds, means = max(map(len, done.values())), [float(np.mean(done[n])) for n in result.alive]
-    first = [names[n] for n, mean in zip(result.alive, means, strict=True) if mean == means[0]]
-    mean = means[0] if good == "highest" else -means[0]  # scores have the better ones above
-    best = f"{100 * mean:.1f} %" if points else f"{mean:.4g}"
-    advice = f"take {first[0]}, whose mean is the {good} ({best})"
-    if len(first) > 1:
-        advice = f"take one of {' and '.join(first)}, which have the same {good} mean ({best})"
-    within = f"all {len(done)} are" if len(result.alive) == len(done) else f"{len(result.alive)} of {len(done)} are"
-    each = f"{seeds} seeds each ({', '.join(names[n] for n in result.alive)})"
-    return f"No clear winner: {within} within noise after {each}. If you must choose, {advice}."
-
-
-def difference(value: float, points: bool) -> str:
-    """A difference of the objective in words: of an accuracy in points."""
-    if not points:
-        return f"{value:.2g}"
-    shown = f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}"
-    return f"{shown} point{'s' * (shown != '1')}"
-
-
-def describe_noise(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> str:
-    """What seeds do, what so many of them can show of ``arms``, and how many would show more, in a sentence."""
-    said = partial(difference, points=points)
-    if measured.paired < 1e-9:
-        return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
-    wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
-    least = smallest_difference(measured.paired, seeds, arms)
-    needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted if w < least]
-    needs = [f"{what} needs {n} seeds" for n, what in needed if n <= 1000 or n == needed[0][0]]
-    shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"
-    return (
-        f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds detect "
-        f"{shown} between {'two' if arms < 3 else f'two of {arms}'} schedules (80 % power)"
-        f"{''.join(f'; {need}' for need in needs)}."
-    )
 
 
 def _strip(change: str, records: Sequence[Record], winner: int) -> dict[str, Any]:

@@ -14,21 +14,20 @@ from mlflow import MlflowClient
 from runner import export, sweep
 from runner.export import best_schedules
 from runner.files.document import SpecError
+from runner.files.metrics import METRICS, Metric
 from runner.files.place import load_place
 from runner.files.sweep_file import STRIP, load_sweep
 from runner.files.trial import Record, best_first
+from runner.results.answer import describe, describe_noise, difference
 from runner.results.tables import best_table, for_people
 from runner.schedules import load
-from runner.study.confidence import Noise, contest
+from runner.study.confidence import Noise
 from runner.study.confirm import (
     Confirmation,
-    _answer,
     apply_change,
     best_of_each,
     choose_arms,
     confirmation_seed,
-    describe_noise,
-    difference,
     possible_changes,
     scores,
     verdict,
@@ -69,7 +68,7 @@ def test_an_arm_that_is_clearly_worse_gets_no_more_seeds(tiny, tmp_path):
     assert count == {"0": 6, "1": 6, "2": 3}
     answer = verdict(study.records(), study.arms, plan)
     assert sorted(answer.alive) == [0, 1]
-    first, second = answer.sentences
+    first, second = describe(answer, plan.objective)
     assert "No clear winner: 2 of 3 are within noise after 6 seeds each" in first
     assert "Another seed moves a result by 0.15 points (one standard deviation). 6 seeds detect" in second
 
@@ -79,7 +78,7 @@ def test_schedules_with_the_same_mean_stand_in_the_table_as_in_the_sentence(tiny
     values = {"0": [0.25, 0.5, 0.5, 0.75, 0.75], "1": [0.75, 0.5, 0.5, 0.5, 0.5]}  # 1 was ahead at the first look
     study = confirmed(plan, tmp_path / "a.db", searched(0.9, 0.8), lambda a, s: values[a][s - 1])
     answer = verdict(study.records(), study.arms, plan)
-    assert "after 5 seeds each (b (trial 1), a (trial 0)). " in answer.sentences[0]
+    assert "after 5 seeds each (b (trial 1), a (trial 0)). " in describe(answer, plan.objective)[0]
     assert [row["trial"] for row in answer.rows] == answer.alive == [1, 0]
 
 
@@ -90,7 +89,9 @@ def test_a_clear_winner_ends_the_confirmation_at_the_first_look(tiny, tmp_path):
     )
     assert len(study.records()) == 6
     answer = verdict(study.records(), study.arms, plan)
-    assert answer.sentences[0].startswith("b (trial 1) is the best of the 2 that were compared: the other is behind")
+    assert describe(answer, plan.objective)[0].startswith(
+        "b (trial 1) is the best of the 2 that were compared: the other is behind"
+    )
     assert [(row["trial"], row["in_set"]) for row in answer.rows] == [(1, True), (0, False)]
 
 
@@ -112,7 +113,7 @@ def test_an_arm_that_diverges_with_a_fresh_seed_is_no_answer(tiny, tmp_path):
     )
     answer = verdict(study.records(), study.arms, plan)
     assert answer.alive == [1]
-    assert "Not every seed of a (trial 0) came to its end" in answer.sentences[-1]
+    assert "Not every seed of a (trial 0) came to its end" in describe(answer, plan.objective)[-1]
     assert list(scores(study.records(), study.arms, plan)) == [1]
 
 
@@ -144,7 +145,9 @@ def test_what_is_said_of_an_arm_that_was_lost_is_not_that_it_is_worse(tiny, tmp_
         lambda a, s: math.nan if (a, s) == ("0", 2) else 0.9 - 0.4 * int(a) + 0.001 * s,
     )
     answer = verdict(study.records(), study.arms, plan)
-    assert answer.sentences[0] == "Only b (trial 1) was confirmed: there is nothing to compare it with."
+    assert (
+        describe(answer, plan.objective)[0] == "Only b (trial 1) was confirmed: there is nothing to compare it with."
+    )
     lost = next(row for row in answer.rows if row["trial"] == 0)
     assert (lost["mean"], lost["test_accuracy"]) == (None, None)
     assert [r.number for r in best_first(searched(0.9, 0.8, 0.7), 1, answer.rows)] == [1, 2, 0]
@@ -336,7 +339,7 @@ def test_schedules_with_the_same_mean_are_said_to_have_it(tiny, tmp_path):
     plan, found = tiny(confirm="{top: 3, types: false, seeds: 3}"), searched(0.9, 0.8, 0.7)
     given = {"0": (0.6, 0.7, 0.8), "1": (0.8, 0.6, 0.7), "2": (0.5, 0.7, 0.6)}
     study = confirmed(plan, tmp_path / "a.db", found, lambda arm, seed: given[arm][seed - 1])
-    (said, *_) = verdict(study.records(), found, plan).sentences
+    (said, *_) = describe(verdict(study.records(), found, plan), plan.objective)
     assert said.endswith(
         "If you must choose, take one of a (trial 0) and b (trial 1), which have the same highest mean (70.0 %)."
     )
@@ -465,7 +468,10 @@ def test_what_may_still_be_trained_is_fewer_where_a_schedule_is_out(tiny, tmp_pa
     study.close()
 
 
-def test_what_to_take_of_a_tie_is_said_with_its_own_mean_where_less_is_better():
-    done = {1: [-0.05, -0.04, -0.045], 2: [-0.05, -0.05, -0.045]}
-    said = _answer(contest(done, 3), {1: "a", 2: "b"}, done, "lowest", True)
-    assert said.endswith("If you must choose, take a, whose mean is the lowest (4.5 %).")
+def test_what_to_take_of_a_tie_is_said_with_its_own_mean_where_less_is_better(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(METRICS, "accuracy", Metric(METRICS["accuracy"].total, "minimize", points=True))
+    plan = tiny(confirm="{top: 2, types: false, seeds: 3}")
+    errors = {"0": (0.05, 0.04, 0.045), "1": (0.05, 0.05, 0.045)}
+    study = confirmed(plan, tmp_path / "a.db", searched(0.1, 0.2), lambda arm, seed: errors[arm][seed - 1])
+    said = describe(verdict(study.records(), study.arms, plan), plan.objective)[0]
+    assert said.endswith("If you must choose, take a (trial 0), whose mean is the lowest (4.5 %).")
