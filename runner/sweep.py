@@ -112,10 +112,10 @@ def report(setup: Setup, document: Document) -> None:
     """Write tables, figures and the report; print what was found."""
     from .results.report import write  # here: pandas and matplotlib take a second, before which lanes can train
 
-    data, plugins = setup.options.data_dir, setup.sweep.allow
-    again = ["python", "-m", "runner.sweep", str(document.path), *(["--data-dir", data] if data != "data" else [])]
-    again += [word for prefix in plugins for word in ("--allow-plugin", prefix)]
-    write(setup.search, setup.rungs, setup.replicates, setup.tracker, shlex.join(again) + setup.place.option)
+    data = setup.options.data_dir
+    words = ["python", "-m", "runner.sweep", str(document.path), *(["--data-dir", data] if data != "data" else [])]
+    again = shlex.join(words) + setup.sweep.allow_option + setup.place.option
+    write(setup.search, setup.rungs, setup.replicates, setup.tracker, again)
     setup.lanes.checkpoints.clear()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -229,6 +230,11 @@ class Sweep(Frozen):
     def allow(self) -> tuple[str, ...]:
         """The packages whose functions this file may name, as its reader was told."""
         return self._allow
+
+    @property
+    def allow_option(self) -> str:
+        """What a command needs to permit the same functions, with a leading space; empty without any."""
+        return "".join(f" --allow-plugin {shlex.quote(prefix)}" for prefix in self._allow)
 
     def schedule(self, mapping: Mapping[str, Any]) -> Schedule:
         """A schedule from its JSON, which may name a function of those packages."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -117,8 +116,8 @@ def _print(answer: Answer, sweep: Sweep, place: Place, path: Path, tracker: Trac
     here = Path.cwd()
     echo(f"report, tables, figures and code: {path.relative_to(here) if path.is_relative_to(here) else path}/")
     if len(answer.best):
-        plugins = "".join(f" --allow-plugin {shlex.quote(prefix)}" for prefix in sweep.allow)
-        echo(f"the first one's code: python -m runner.export {sweep.name} --code 1{plugins}{place.option}")
+        options = f"{sweep.allow_option}{place.option}"
+        echo(f"the first one's code: python -m runner.export {sweep.name} --code 1{options}")
     if missed:
         echo(f"MLflow lacks something ({missed}); {answer.again} --sync sends it")
     ui = f" python -m runner.ui {sweep.name}{place.option}   and open"
