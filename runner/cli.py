@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from .files.document import SpecError, first_line, no_control, printable
 from .files.place import StorageError
 from .files.secrets import redacted
-from .lanes.stop import GpuError, Stop, Stopped
+from .lanes.stop import ClusterError, GpuError, Stop, Stopped
 
 DEFAULT = "sweeps/digits.yaml"
 
@@ -111,8 +111,8 @@ def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
 def run_stoppable(command: Callable[[Stop], int], again: str) -> int:
     """A sweep's exit code: ``again`` is the command that continues it.
 
-    2: a mistake of the user's; 4: the storage, the disk or the GPU; 5: too many trials failed; 75, 129, 130, 143: a
-    signal; 1: a bug, with its traceback.
+    2: a mistake of the user's; 4: the storage, the disk, the cluster or the GPU; 5: too many trials failed; 75, 129,
+    130, 143: a signal; 1: a bug, with its traceback.
     """
     stop = Stop()
     try:
@@ -141,8 +141,8 @@ def run_stoppable(command: Callable[[Stop], int], again: str) -> int:
 
 
 def _outside_cause(error: Exception) -> str | None:
-    """What is wrong with the storage, the disk or the GPU, in a sentence; None where it is a bug."""
-    if isinstance(error, StorageError):
+    """What is wrong with the storage, the disk, the cluster or the GPU, in a sentence; None where it is a bug."""
+    if isinstance(error, (StorageError, ClusterError)):
         return str(error)
     if isinstance(error, GpuError):
         return f"the GPU failed, and everything on it with it: {error} (CUDA_LAUNCH_BLOCKING=1 shows where)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -18,6 +19,7 @@ from .files.sweep_file import Sweep
 from .files.trial import Engine, Record, TrialConfig
 from .lanes.lane import Lanes
 from .lanes.open import open_lanes, start_forkserver
+from .lanes.ray import NO_RAY
 from .lanes.stop import Stop
 from .results.answer import difference
 from .results.terminal import echo, info
@@ -48,6 +50,7 @@ class Setup:
     """In an epoch."""
     lanes: Lanes
     tracker: Tracker
+    hold: storage.Hold
     rungs: list[Study]
     """Shorter trainings that come first; often none."""
     search: Study
@@ -60,24 +63,79 @@ class Setup:
         self.replicates = self.resources.enter_context(closing(opened))
         return self.replicates
 
+    def check_files(self) -> None:
+        """Raise StorageError where something that the sweep stands on is no longer what it opened."""
+        for stage in filter(None, [self.search, *self.rungs, self.replicates]):
+            stage.check_file()
+        self.hold.check()
+        self.tracker.check_file()
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a sweep would run with, when nothing of it has been refused."""
+
+    device: torch.device
+    dataset: Dataset
+    fingerprints: Mapping[str, Any]
+    example: TrialConfig
+    """What all trials have in common, but for the engine where the study is new."""
+    engine: Engine | None
+    """The engine that the study was begun with."""
+
+    @property
+    def summary(self) -> str:
+        """How long a training is, and with which images."""
+        recipe = self.example.train
+        return f"{recipe.length(recipe.updates(len(self.dataset.train)))}; {self.dataset}"
+
+
+def check(sweep: Sweep, place: Place, options: Options) -> Checked:
+    """Check all that can be checked without training and without a cluster; makes nothing, changes nothing.
+
+    Raises:
+        SpecError: what a sweep refuses before its first trial.
+    """
+    with place.locating("study.storage"):
+        storage.check(place.storage)
+    storage.hold(sweep.name, place.storage, make=False).close()
+    client.check(place)
+    place.check_results(sweep.name)
+    if options.ray is not None and importlib.util.find_spec("ray") is None:
+        raise SpecError(NO_RAY)
+    device = pick_device(options.device)
+    dataset = data.load(sweep.data, options.data_dir)
+    fingerprints = take_fingerprints(sweep, dataset)
+    engine = stored_engine(sweep, place.storage, options.engine, fingerprints, must=options.sync)
+    constant = load({"type": "constant"})
+    example = TrialConfig(sweep.data, sweep.model, sweep.train, constant, options.data_dir, images=dataset.digest)
+    if engine is not None:
+        example = replace(example, engine=engine)
+        if not options.sync and (reason := choice.obstacle(example, device)):
+            wrong = f"the study {sweep.name!r} was begun with the engine {engine}, which cannot go on here: {reason}"
+            raise SpecError(
+                f"{wrong}; continue it where it can (--sync reports what there is), or name the sweep anew"
+            )
+    return Checked(device, dataset, fingerprints, example, engine)
+
 
 @contextmanager
 def prepare(sweep: Sweep, document: Document, place: Place, options: Options, stop: Stop) -> Iterator[Setup]:
-    """Make what a sweep needs; whatever is wrong with it is said before anything is trained.
+    """Make what a sweep needs; whatever is wrong with it is said before anything is made.
 
     Raises:
         SpecError: data, device, study or tracking cannot be used.
     """
-    storage.check(sweep.name, place.storage)
-    client.check(place)
-    device = pick_device(options.device)
-    dataset = data.load(sweep.data, options.data_dir)
-    info(str(dataset))
     lanes, ray = ("0", None) if options.sync else (options.lanes, options.ray)
+    checked = check(sweep, place, options)
+    device, dataset = checked.device, checked.dataset
+    info(str(dataset))
     if device.type == "cpu" and ray is None and lanes != "0":
         start_forkserver()  # it imports what workers need, beside what follows
-    fingerprints = take_fingerprints(sweep, dataset)
-    example = choose_engine(sweep, place, options, device, dataset, fingerprints)
+    if device.type == "cuda":
+        info(f"getting {device} ready, which takes up to a minute")
+    chosen = checked.engine or choice.choose(checked.example, device, sweep.all_epochs, options.engine)
+    example = replace(checked.example, engine=chosen)
     folder = place.folder / "results" / sweep.name / "checkpoints"
     checkpoints = Checkpoints(folder, place.file.study.checkpoint_seconds, echo)
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
@@ -86,41 +144,34 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
         open_lanes(
             lanes, str(device), sweep.most_lanes, ray, example, stop=stop, checkpoints=checkpoints, **resources
         ) as opened,
-        Tracker(place, sweep, document, dataset.facts(), tags, echo, keep_status=options.sync) as tracker,
-        storage.hold(sweep.name, place.storage),  # one coordinator at a time
+        Tracker(place, sweep, document, dataset.facts(), tags, echo, sync=options.sync) as tracker,
+        storage.hold(sweep.name, place.storage) as hold,  # one coordinator at a time
         ExitStack() as stack,
     ):
         place.results(sweep.name)
         search = stack.enter_context(closing(Study(sweep, place.storage)))
         if "engine" in search.facts and Engine(**search.facts["engine"]) != example.engine:  # begun in the meantime
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
-        search.remember(engine=asdict(example.engine), id=search.facts.get("id", uuid.uuid4().hex), **fingerprints)
-        tracker.resume(search.facts["id"])
+        begun = search.facts.get("id") or uuid.uuid4().hex
+        search.remember(engine=asdict(example.engine), id=begun, **checked.fingerprints)
+        tracker.resume(begun)
         info(f"{opened} on {device}; engine: {example.engine}")
         if device.type == "cpu" and example.engine.precision == "bf16" and not choice.has_bf16():
             info("warning: this CPU does not compute in bf16, which takes several times as long; auto does without")
         for problem in data_warnings(sweep, dataset):
             info(f"warning: {problem}")
+        if search.others:
+            info(f"warning: {len(search.others)} trials of this study are another program's, and are left out")
         rungs = [stack.enter_context(closing(Study(sweep, place.storage, f"rung-{n}"))) for n in sweep.rungs[:-1]]
         updates = sweep.train.updates(len(dataset.train))
-        yield Setup(sweep, place, options, stop, example, updates, opened, tracker, rungs, search, stack)
+        yield Setup(sweep, place, options, stop, example, updates, opened, tracker, hold, rungs, search, stack)
 
 
 def dry_run(sweep: Sweep, place: Place, options: Options) -> list[str]:
-    """Check what can be checked without training, and without a cluster; makes nothing. Warnings, then a summary.
-
-    Raises:
-        SpecError: what a sweep would refuse.
-    """
-    client.check(place)
-    pick_device(options.device)
-    dataset = data.load(sweep.data, options.data_dir)
-    fingerprints = take_fingerprints(sweep, dataset)
-    if stored_engine(sweep, place.storage, options.engine, fingerprints, must=options.sync):
-        Study(sweep, place.storage).close()  # which says what differs
-    length = sweep.train.length(sweep.train.updates(len(dataset.train)))
-    warnings = [f"warning: {problem}" for problem in data_warnings(sweep, dataset)]
-    return [*warnings, f"{sweep.name}: {sweep.size}; {length}; {dataset}"]
+    """Warnings, then a summary, of a sweep that would not be refused; errors as in ``check``."""
+    checked = check(sweep, place, options)
+    warnings = [f"warning: {problem}" for problem in data_warnings(sweep, checked.dataset)]
+    return [*warnings, f"{sweep.name}: {sweep.size}; {checked.summary}"]
 
 
 def take_fingerprints(sweep: Sweep, dataset: Dataset) -> dict[str, Any]:
@@ -133,28 +184,6 @@ def take_fingerprints(sweep: Sweep, dataset: Dataset) -> dict[str, Any]:
     network = answers if sweep.model.function is not None else {}
     schedules = {f"schedule {name}": lrs for name, lrs in sweep.schedules.custom_lrs(sweep.allow).items()}
     return {"images": dataset.digest, **network, **schedules}
-
-
-def choose_engine(
-    sweep: Sweep,
-    place: Place,
-    options: Options,
-    device: torch.device,
-    dataset: Dataset,
-    fingerprints: Mapping[str, Any],
-) -> TrialConfig:
-    """What all trials have in common: the engine that the study was begun with, else the fastest one here."""
-    constant = load({"type": "constant"})
-    example = TrialConfig(sweep.data, sweep.model, sweep.train, constant, options.data_dir, images=dataset.digest)
-    if device.type == "cuda":
-        info(f"getting {device} ready, which takes up to a minute")
-    known = stored_engine(sweep, place.storage, options.engine, fingerprints, must=options.sync)
-    chosen = known or choice.choose(example, device, sweep.all_epochs, options.engine)
-    example = replace(example, engine=chosen)
-    if known and not options.sync and (reason := choice.obstacle(example, device)):
-        wrong = f"the study {sweep.name!r} was begun with the engine {known}, which cannot go on here: {reason}"
-        raise SpecError(f"{wrong}; continue it where it can (--sync reports what there is), or name the sweep anew")
-    return example
 
 
 def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:

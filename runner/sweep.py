@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
 from .cli import Options, TooManyFailedError, run_stoppable, sweep_parser
 from .files.document import Document, printable
-from .files.place import Place, load_place
+from .files.place import Place, StorageError, load_place
 from .files.secrets import redacted
 from .files.sweep_file import Sweep, load_sweep
 from .files.trial import Record
@@ -77,7 +77,11 @@ def run(
     with prepare(sweep, document, place, options or Options(), Stop() if stop is None else stop) as setup:
         if search(setup) and confirm(setup):
             report(setup, document)
-        return setup.search.records()
+        lacking = setup.tracker.flush() if setup.options.sync else None
+        records = setup.search.records()
+    if lacking:
+        raise StorageError(f"MLflow lacks something: {lacking}")
+    return records
 
 
 def search(setup: Setup) -> bool:
@@ -155,7 +159,7 @@ def train_trials(setup: Setup, study: Study, display: Display) -> None:
         for lane in lanes.free()[: len(ready)]:
             start(lane)
         unrecorded = [trial.number for trial, _, _ in arrived]
-        for lane in lanes.finished(wait_for_one=not arrived):  # first every lane goes on
+        for lane in lanes.finished(not arrived, setup.check_files):  # first every lane goes on
             trial, result = lane.result()
             if trial.number in unrecorded:
                 continue  # its epoch before is not on record yet

@@ -23,6 +23,7 @@ from .files.place import Place, load_place
 from .files.secrets import redacted
 from .lanes.stop import exit_with
 from .schedules.zoo import did_you_mean
+from .tracking.client import make_database
 from .tracking.views import pages
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -47,11 +48,17 @@ def server(place: Place, expose: str | None = None, port: int | None = None) -> 
     if expose is not None and not re.fullmatch(r"[A-Za-z0-9.-]{1,253}", expose):
         raise SpecError(f"--expose takes the one name that others use for this machine, not {expose!r}")
     host = "0.0.0.0" if expose and ui.host in LOOPBACK else ui.host
-    names = ["localhost", "127.0.0.1", *([expose] if expose else [])]
+    # with and without a port: `ssh -L 8080:localhost:5000` and a proxy have ports of their own
+    names = [*LOOPBACK, *([expose] if expose else [])]
+    hosts = [pattern for name in names for pattern in (name, f"{name}:*")]
+    origins = [f"{scheme}://{name}{port}" for name in names for scheme in ("http", "https") for port in ("", ":*")]
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
-    return command, {
+    return command, {  # each is set: what the environment says of them could open the server to everybody
         "MLFLOW_BACKEND_STORE_URI": place.tracking_uri,
-        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(f"{name}:{port}" for name in names),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(hosts),
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),
+        "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false",
+        "MLFLOW_SERVER_X_FRAME_OPTIONS": "SAMEORIGIN",
         "MLFLOW_DISABLE_TELEMETRY": "false" if place.file.telemetry else "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
@@ -80,15 +87,20 @@ def _serve(args: argparse.Namespace) -> int:
     no_control([args.sweep or "", args.mlflow or ""])
     place = load_place(args.mlflow)
     command, environment = server(place, args.expose, args.port)
-    sweeps = pages(place, args.port)
+    sweeps, deleted = pages(place, args.port)
     if args.sweep and args.sweep not in sweeps:
         hint = did_you_mean(args.sweep, sorted(sweeps)) if sweeps else "it has none"
+        if args.sweep in deleted:
+            hint = f"it lies in MLflow's bin: python -m runner.sweep FILE --sync{place.option} brings it back"
         raise SpecError(f"MLflow has no sweep {args.sweep!r}; {hint}")
     _check_port(place.file.ui.port if args.port is None else args.port)
     for name, shown in sweeps.items():
         if args.sweep in (None, name):
             for what, page in shown.items():
                 print(printable(f"{name}, {what}: {page}"))
+    if deleted and not args.sweep:
+        print(printable(f"in MLflow's bin: {', '.join(deleted)} (--sync of the sweep brings it back)"))
+    make_database(place)
     print("starting; Ctrl-C ends it", flush=True)
     os.chdir(place.folder)
     return os.execve(command[0], command, os.environ | environment)

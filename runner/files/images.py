@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import time
 import warnings
@@ -21,9 +22,27 @@ SLOW = 0.001
 Pixels = np.ndarray[Any, Any]
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+_AFFINITY = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset[int]()
+
+
+def affinity() -> frozenset[int]:
+    """The CPUs that this process was given when it began: torch, told to bind threads, leaves its first thread one.
+    Empty where the system does not say."""
+    return _AFFINITY
+
+
+def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """CPU cores that this process may use: those it was given, or as many as a container's quota comes to."""
+    given = len(_AFFINITY) or os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:  # the first version of control groups
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{what}_us").read_text() for what in ("quota", "period"))
+        except OSError:
+            return given
+    limited = quota.strip().isdigit() and int(period) > 0  # not "max", nor -1
+    return max(1, min(given, math.ceil(int(quota) / int(period)))) if limited else given
 
 
 def decode_all(sources: Sequence[bytes | Path], size: int | None = None) -> Iterator[Pixels | Exception]:

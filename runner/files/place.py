@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import re
 import shlex
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from . import sqlite
 from .document import Document, Frozen, SpecError, read
 from .secrets import refuse_secrets
 
-Tags = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-. :/]{1,250}$")], str]
+RESERVED = {"schedule", "outcome", "cause", "device", "engine", "platform", "git.commit"}
+"""Tags that the sweep writes itself."""
+SPACES = ("mlflow.", "sweep.", "trial.", "schedule.", "version.")
+"""How the others begin, and MLflow's."""
+
+
+def _not_reserved(tags: dict[str, str]) -> dict[str, str]:
+    for key in tags:
+        if key in RESERVED or key.startswith(SPACES):
+            raise ValueError(f"{key} is a tag that MLflow or the sweep writes itself; give yours another name")
+    return tags
+
+
+Tags = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-. :/]{1,250}$")], str], AfterValidator(_not_reserved)
+]
 
 
 class Server(Frozen):
@@ -71,6 +87,14 @@ class StorageError(Exception):
     """The study's storage failed in the middle of a sweep: the same command goes on from what is on record."""
 
 
+VARIABLES = {
+    "server.mlflow_tracking_uri": "MLFLOW_TRACKING_URI",
+    "study.storage": "RUNNER_STUDY_STORAGE",
+    "tracking.experiment.name": "MLFLOW_EXPERIMENT_NAME",
+}
+"""The keys that an environment variable overrides."""
+
+
 @dataclass(frozen=True)
 class Place:
     """The resolved place: absolute paths, environment applied."""
@@ -81,6 +105,16 @@ class Place:
     tracking_uri: str
     experiment: str
     storage: str
+    document: Document | None = None
+    """mlflow.yaml as it was read, where there is one."""
+
+    @contextmanager
+    def locating(self, key: str) -> Iterator[None]:
+        """What is wrong inside is said of the environment variable, or of the line of mlflow.yaml, behind ``key``."""
+        try:
+            yield
+        except SpecError as error:
+            raise _error(self.document, key, str(error)) from None
 
     @property
     def folder(self) -> Path:
@@ -96,13 +130,21 @@ class Place:
         """Whether a tracking server keeps the runs; else this process writes to their database itself."""
         return self.tracking_uri.startswith(("http://", "https://"))
 
+    def check_results(self, sweep: str) -> None:
+        """Raise SpecError where the folder of a sweep's results could not be made or written to; makes nothing."""
+        path = self.folder / "results" / sweep
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = "cannot be written to" if there.is_dir() else "is no folder"
+            raise SpecError(f"the results cannot be written to {path}: {there} {what}")
+
     def results(self, sweep: str) -> Path:
         """The folder of a sweep's results; made now, or raises SpecError: no sweep is to be trained for nothing."""
         path = self.folder / "results" / sweep
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / ".write").touch()
-            (path / ".write").unlink()
+            with tempfile.TemporaryFile(dir=path):  # a full disk, a file system that is only read
+                pass
         except OSError as error:
             raise SpecError(f"the results cannot be written to {path}: {error.strerror}") from None
         return path
@@ -119,60 +161,58 @@ class Place:
 def load_place(path: Path | str | None = None) -> Place:
     """Read mlflow.yaml; without one, and without a ``path``, everything has its default. Raises SpecError with file,
     line and key, or of an environment variable that cannot be."""
-    given = Path(path or "mlflow.yaml")
-    if path is None and not given.exists():
-        file, document, given = File(), None, Path.cwd() / given
-    else:
+    given, document = Path(path or "mlflow.yaml"), None
+    if path is not None or given.exists():
         document = read(given)
         refuse_secrets(document, "put the whole address into the environment variable instead")
-        file, given = document.parse(File), given.resolve()
-    folder = given.parent
-    uri = _uri("MLFLOW_TRACKING_URI", file.server.mlflow_tracking_uri, folder, document, "server.mlflow_tracking_uri")
-    storage = _uri("RUNNER_STUDY_STORAGE", file.study.storage, folder, document, "study.storage")
-    return Place(file, given, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME") or file.tracking.experiment.name, storage)
-
-
-def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite database; None for a server."""
-    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-@contextlib.contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """Where a database is a file: one process at a time, or two that begin at once would both make it."""
-    path = sqlite_path(uri)
-    if path is None:
-        yield
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
+    file, given = document.parse(File) if document else File(), given.resolve()
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)
+        str(given).encode()
+    except UnicodeEncodeError:
+        wrong = f"{os.fsencode(given.parent)!r} has bytes that are no UTF-8, which no database's address can hold"
+        raise SpecError(f"{wrong}; give the folder another name") from None
+    uri, storage = (
+        _uri(key, file, given.parent, document) for key in ("server.mlflow_tracking_uri", "study.storage")
+    )
+    if _same_database(uri, storage):
+        wrong = "is MLflow's database, too, and both note the version of their tables in the same place"
+        raise _error(document, "study.storage", f"{wrong}; give each its own, as in sqlite:///optuna.db")
+    name = os.environ.get(VARIABLES["tracking.experiment.name"]) or file.tracking.experiment.name
+    return Place(file, given, uri, name, storage, document)
 
 
 DRIVER = "pip install 'lr-sweep-runner[postgresql]', and postgresql+psycopg:// in the address"
 
 
-def _uri(variable: str, default: str, folder: Path, document: Document | None, key: str) -> str:
-    """The environment's URI or the file's, a SQLite path made absolute."""
-    uri = os.environ.get(variable) or default
+def _error(document: Document | None, key: str, message: str) -> SpecError:
+    variable = VARIABLES.get(key, "")
+    if os.environ.get(variable):
+        return SpecError(f"{variable}: {message}")
+    return document.error(tuple(key.split(".")), message) if document else SpecError(message)
 
-    def wrong(message: str) -> SpecError:  # the address is not shown: nobody knows what is a secret in it
-        if os.environ.get(variable) or document is None:
-            return SpecError(f"{variable}: {message}")
-        return document.error(tuple(key.split(".")), message)
 
+def _uri(key: str, file: File, folder: Path, document: Document | None) -> str:
+    """The environment's URI or the file's, a SQLite path made absolute. What is wrong with it is said without it:
+    nobody knows what is a secret there."""
+    default = file.server.mlflow_tracking_uri if "mlflow" in key else file.study.storage
+    uri = os.environ.get(VARIABLES[key]) or default
     schemes = ["sqlite", "postgresql"] + ["mysql", "mssql", "http", "https"] * ("mlflow" in key)
-    scheme, prefix = re.split(r"[+:]", uri, maxsplit=1)[0], "sqlite:///"
+    scheme = re.split(r"[+:]", uri, maxsplit=1)[0]
     if scheme not in schemes or not re.search(r":/{2,4}[^/]", uri):
-        raise wrong(f"is no address of a store; it starts with one of {', '.join(schemes)}, as in sqlite:///runs.db")
+        wrong = f"is no address of a store; it starts with one of {', '.join(schemes)}, as in sqlite:///runs.db"
+        raise _error(document, key, wrong)
     if scheme == "sqlite":
-        path = (folder / uri.removeprefix(prefix)).resolve()
-        if not uri.startswith(prefix) or path.is_dir():
-            raise wrong("SQLite's address is sqlite:/// and the path of a file, as in sqlite:///runs.db")
-        return prefix + str(path)
+        given = uri.removeprefix(sqlite.PREFIX)
+        path = (folder / given).resolve()
+        if not uri.startswith(sqlite.PREFIX) or path.is_dir() or given == ":memory:":
+            raise _error(
+                document, key, "SQLite's address is sqlite:/// and the path of a file, as in sqlite:///runs.db"
+            )
+        if "?" in given:
+            raise _error(
+                document, key, "SQLite's address has no parameters here: leave out the ? and what follows it"
+            )
+        return sqlite.address(path)
     try:
         if scheme in ("http", "https"):
             _ = urlsplit(uri).port
@@ -182,7 +222,20 @@ def _uri(variable: str, default: str, folder: Path, document: Document | None, k
             make_url(uri).get_dialect().import_dbapi()
     except ImportError as error:
         driver = error.name or scheme
-        raise wrong(f"needs a driver that is not installed ({driver}); for PostgreSQL: {DRIVER}") from None
+        wrong = f"needs a driver that is not installed ({driver}); for PostgreSQL: {DRIVER}"
+        raise _error(document, key, wrong) from None
     except Exception as error:  # SQLAlchemy has several; its words may hold the password
-        raise wrong(f"is no address ({type(error).__name__}): check its host, its port and its driver") from None
+        wrong = f"is no address ({type(error).__name__}): check its host, its port and its driver"
+        raise _error(document, key, wrong) from None
     return uri
+
+
+def _same_database(one: str, other: str) -> bool:
+    """Whether two addresses are of one database; on a server they may still be of two schemas (``search_path``)."""
+    if sqlite.path_of(one) or not one.startswith("postgresql"):
+        return sqlite.path_of(one) is not None and sqlite.path_of(one) == sqlite.path_of(other)
+    from sqlalchemy import make_url
+
+    first, second = make_url(one), make_url(other)
+    same = (first.host, first.port or 5432, first.database) == (second.host, second.port or 5432, second.database)
+    return same and first.get_backend_name() == second.get_backend_name() and first.query == second.query

@@ -153,7 +153,8 @@ class Lanes:
     """The lanes of a sweep. ``with`` them: their workers are warm from the first trial to the last.
 
     One for each of ``devices``, with an executor that ``make`` gives. ``capacity`` says how many the cluster has room
-    for at the moment, and ``note`` more about them, for people.
+    for at the moment, None where that is not known; ``check`` raises ClusterError where it is gone; ``note`` says
+    more about them, for people.
     """
 
     def __init__(
@@ -162,11 +163,12 @@ class Lanes:
         make: Callable[[], Executor],
         stop: Stop,
         checkpoints: Checkpoints,
-        capacity: Callable[[], int] | None = None,
+        capacity: Callable[[], int | None] = lambda: None,
+        check: Callable[[], None] = lambda: None,
         note: str = "",
     ) -> None:
         self.stop, self.checkpoints = stop, checkpoints
-        self._make, self._capacity, self._note = make, capacity or (lambda: len(devices)), note
+        self._make, self._capacity, self._check, self._note = make, capacity, check, note
         self.all = [Lane(device, make(), self) for device in devices]
 
     def __enter__(self) -> Lanes:
@@ -192,12 +194,15 @@ class Lanes:
         """The lanes on which an epoch is under way that is still wanted."""
         return [lane for lane in self.all if lane.future is not None and self.stop.left]
 
-    def finished(self, wait_for_one: bool = True) -> list[Lane]:
-        """The lanes on which an epoch has ended: waits until there is one, or until it is stopped."""
+    def finished(self, wait_for_one: bool = True, meanwhile: Callable[[], None] = lambda: None) -> list[Lane]:
+        """The lanes on which an epoch has ended: waits until there is one, or until it is stopped. Every second
+        ``meanwhile`` is called."""
         futures = {lane.future: lane for lane in self.all if lane.future is not None}
         while True:
             patience = min(1.0, self.stop.left) if wait_for_one else 0.0
             done, _ = wait(futures, timeout=patience, return_when=FIRST_COMPLETED)
+            self._check()
+            meanwhile()
             for lane in self.free():
                 self._make_room(lane)  # a new worker may be waiting for the place that an idle one holds
             if done or not patience:
@@ -210,7 +215,7 @@ class Lanes:
 
     def _make_room(self, lane: Lane) -> None:
         """Give a free lane up where the cluster has become too small for all of them."""
-        if 0 < self._capacity() < len(self.all):
+        if 0 < (self._capacity() or 0) < len(self.all):
             lane.executor.shutdown(wait=False, cancel_futures=True)
             self.all.remove(lane)
 

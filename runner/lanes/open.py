@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import sys
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.context import BaseContext
 from typing import TYPE_CHECKING
 
-from ..files.images import cores
+from ..files.images import affinity, cores
 from ..files.trial import TrialConfig
 from .lane import Lanes, out_of_memory
+from .process import Context, ProcessExecutor
 from .ray import ray_lanes
 from .stop import Stop, signals_blocked
 from .worker import Shared, start_cpu_worker
@@ -58,7 +58,7 @@ def open_lanes(
         context, shared = start_forkserver(), _shared(config)
 
         def process() -> Executor:
-            return ProcessPoolExecutor(1, context, initializer=start_cpu_worker, initargs=(shared,))
+            return ProcessExecutor(context, start_cpu_worker, shared, affinity())
 
         return Lanes(["cpu"] * number(cores()), process, stop, checkpoints)
     devices = _gpus() if device == "cuda" else [device]
@@ -102,7 +102,7 @@ def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 0.5
     return threads[:kept], size
 
 
-def start_forkserver() -> BaseContext:
+def start_forkserver() -> Context:
     """Begin the process that workers on a CPU are copied from: it imports what they need, once and in good time.
 
     Where the system's libraries do not bear that, as on macOS, every worker is begun anew.

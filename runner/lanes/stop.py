@@ -40,6 +40,10 @@ class GpuError(Exception):
     """A GPU has failed, for all that this process has on it."""
 
 
+class ClusterError(Exception):
+    """The cluster that all lanes are on has gone."""
+
+
 class Stop:
     """``with`` it: the first signal sets it where somebody looks (``listening``), and raises Stopped elsewhere.
 
@@ -69,6 +73,11 @@ class Stop:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def take_back(self) -> None:
+        """Have the signals again that it had, where a library has put handlers of its own in their place."""
+        for number in self._before:
+            signal.signal(number, self._received)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

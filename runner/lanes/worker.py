@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 import traceback
 from collections.abc import Mapping
@@ -58,11 +59,13 @@ def save() -> bytes | None:
     return checkpoint.pack(_local.config, _local.state()) if _local.state else None
 
 
-def start_cpu_worker(shared: Shared | None) -> None:
-    """What a worker process does first: it depends on the coordinator, and has one thread."""
+def start_cpu_worker(shared: Shared | None, cpus: frozenset[int]) -> None:
+    """What a worker process does first: it depends on the coordinator, and has one thread on any of ``cpus``."""
     follow_parent()
     import torch
 
+    if cpus:  # OpenMP, told to bind threads, has bound this one to the first, as that of every other worker
+        os.sched_setaffinity(0, cpus)
     set_up_worker(shared)
     torch.set_num_threads(1)
 

@@ -88,7 +88,8 @@ def write(
     paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
     paths["report.md"] = path / "report.md"
     paths["report.md"].write_text(answer.page(list(drawn), str), encoding="utf-8")
-    missed = tracker.finish(paths.values(), lambda at: answer.page(list(drawn), at), _summary(history, found))
+    ended = max((int(r.epochs[-1]["timestamp"]) for r in trainings() if r.epochs), default=0)
+    missed = tracker.finish(paths.values(), lambda at: answer.page(list(drawn), at), _summary(history, found), ended)
     _print(answer, sweep, place, path, tracker, missed)
 
 

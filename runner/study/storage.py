@@ -7,6 +7,7 @@ import fcntl
 import os
 import socket
 import sqlite3
+import stat
 import time
 import zlib
 from collections.abc import Callable
@@ -19,44 +20,77 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.orm.exc import StaleDataError
 
+from ..files import sqlite
 from ..files.document import SpecError, first_line
-from ..files.place import StorageError, alone, sqlite_path
+from ..files.place import StorageError
 from ..files.secrets import redacted
 
 PATIENCE = 60.0
 """Seconds for which a database may be locked, or its server away, in the middle of a sweep."""
+ASKED_EVERY = 5.0
+"""Seconds after which a server is asked whether the coordinator still holds its lock."""
 
 T = TypeVar("T")
+
+
+class NoStudyError(SpecError):
+    """There is no such study, and nothing else is wrong."""
 
 
 def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
     """Optuna's storage at a database URL. SQLite writes ahead and waits for locks.
 
     Raises:
-        SpecError: the database cannot be used, or is a SQLite file that is not there, with ``create=False``.
+        NoStudyError: with ``create=False``, there is no database, or none with Optuna's tables.
+        SpecError: the database cannot be used.
     """
-    path = sqlite_path(storage)
+    path = sqlite.path_of(storage)
     # seconds that one attempt waits for a lock; Optuna makes five to create a trial, and ``persist`` has patience
     options: dict[str, Any] = {"connect_args": {"timeout": 5}} if path else {"pool_pre_ping": True}
+    if "+psycopg" in storage:  # which would prepare statements, and a pooler may give the next one another session
+        options["connect_args"] = {"prepare_threshold": None}
     try:
-        if not create:
-            if not (path.exists() if path else _has_studies(storage)):
-                where = path or redacted(storage)
-                raise SpecError(f"there is no study in {where}; run a sweep first, with python -m runner.sweep")
-            return optuna.storages.RDBStorage(storage, options, skip_table_creation=True)
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with alone(storage):
-            if path:
-                with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
-                    connection.execute("PRAGMA journal_mode=WAL")
-            return optuna.storages.RDBStorage(storage, options)
+        there = _has_studies(storage)
+        if not (there or create):
+            where = path or redacted(storage)
+            raise NoStudyError(f"there is no study in {where}; run a sweep first, with python -m runner.sweep")
+        if path and not there:
+            sqlite.make_whole(path, _make)
+        with sqlite.alone(path if create else None):
+            if path and create:
+                _write_ahead(path)
+            return optuna.storages.RDBStorage(storage, options, skip_table_creation=there or path is not None)
     except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError, StorageInternalError) as error:
         raise unusable(storage, error) from None
 
 
+def _make(path: Path) -> None:
+    disconnect(optuna.storages.RDBStorage(sqlite.address(path)))
+
+
+def _write_ahead(path: Path) -> None:
+    """Let SQLite write ahead, which lets others read while it writes, where the file system can."""
+    with contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            return
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise
+            connection.execute("PRAGMA journal_mode=DELETE")  # no memory that processes share: slower, and as safe
+
+
 def _has_studies(storage: str) -> bool:
-    """Whether a server's database has Optuna's tables."""
+    """Whether a database has Optuna's tables; raises SpecError where it is another program's."""
+    if path := sqlite.path_of(storage):
+        tables = sqlite.look(path).tables
+        if tables and "version_info" not in tables:
+            others = ", ".join(sorted(tables)[:3])
+            raise SpecError(f"{path} is another program's database (it has {others}); give the study its own")
+        return bool(tables)
     with sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool).connect() as connection:
         return sqlalchemy.inspect(connection).has_table("studies")
 
@@ -89,6 +123,23 @@ def persist(study: optuna.Study, write: Callable[[], T]) -> T:
             time.sleep(pause := min(2 * pause, 2.0))
 
 
+def rescue(study: optuna.Study, path: Path) -> StorageError:
+    """Write what a study has on record beside ``path``, which is no longer its file: this process has that open.
+
+    Returns: what happened, and how to go on.
+    """
+    kept = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.rescued")
+    gone = f"{path} was {'replaced' if path.exists() else 'removed'} while the sweep ran"
+    try:
+        with contextlib.closing(sqlite3.connect(kept)) as copy, database(study).engine.connect() as connection:
+            source = cast("sqlite3.Connection", connection.connection.driver_connection)
+            source.backup(copy)
+    except (OSError, sqlite3.Error, SQLAlchemyError) as error:
+        return StorageError(f"{gone}, and what was on record could not be saved ({first_line(error)})")
+    mend = f"mv {kept.name} {path.name}" if path.parent == Path.cwd() else f"mv {kept} {path}"
+    return StorageError(f"{gone}; what is on record lies in {kept.name} beside it: put it back ({mend})")
+
+
 def trouble(error: BaseException) -> tuple[str, bool]:
     """What is wrong with a storage that worked before, and what to do; and whether it may pass by itself.
 
@@ -119,62 +170,143 @@ def trouble(error: BaseException) -> tuple[str, bool]:
 
 
 def unusable(storage: str, error: Exception) -> SpecError:
+    if isinstance(error, SpecError):
+        return error
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return SpecError(f"the study's storage {redacted(storage)} cannot be used: {redacted(first_line(error))}")
 
 
-def check(name: str, storage: str) -> None:
-    """Refuse a study that another process runs, before anything is made for it; errors as in ``hold``."""
-    path = _lock(name, storage)
-    if path is None or path.exists():
-        hold(name, storage).close()
+def check(storage: str) -> None:
+    """Raise SpecError where a database cannot be used; makes and changes nothing."""
+    try:
+        _has_studies(storage)
+    except (OSError, sqlite3.Error, SQLAlchemyError, ImportError) as error:
+        raise unusable(storage, error) from None
 
 
-def hold(name: str, storage: str) -> contextlib.ExitStack:
-    """Become the one coordinator of a study, until the stack is closed or this process ends, however it ends.
+class Hold(contextlib.AbstractContextManager["Hold"]):
+    """The one coordinator's hold of a study: closed with its process, however that ends."""
 
-    A lock of the operating system beside a SQLite file, an advisory lock of the server in PostgreSQL.
+    def __init__(self, stack: contextlib.ExitStack, check: Callable[[], str | None]) -> None:
+        self._stack, self._check = stack, check
+
+    def check(self) -> None:
+        """Raise StorageError where the lock is no longer held: another process may have it by now."""
+        if wrong := self._check():
+            raise StorageError(
+                f"{wrong}; another process may run this study now: the same command goes on, or says so"
+            )
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def hold(name: str, storage: str, make: bool = True) -> Hold:
+    """Become the one coordinator of a study, until this is closed or this process ends, however it ends.
+
+    A lock of the operating system beside a SQLite file, an advisory lock of the server in PostgreSQL. Without
+    ``make`` no file is made for it: where there is none, nobody has it.
 
     Raises:
-        SpecError: another process holds it; the message names its host and pid.
+        SpecError: another process holds it; the message names its host and pid. Or there can be no lock.
     """
-    me, stack = f"{socket.gethostname()} (pid {os.getpid()})", contextlib.ExitStack()
-    path = _lock(name, storage)
-    if path is not None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("a+", encoding="utf-8"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            stack.close()
-            raise _taken(name, holder) from None
-        except OSError as error:
-            raise unusable(storage, error) from None
+    me, path = f"{socket.gethostname()} (pid {os.getpid()})", _lock_path(name, storage)
+    if path is None:
+        return _hold_on_server(name, storage, me)
+    if not (make or path.exists() or path.is_symlink()):
+        return Hold(contextlib.ExitStack(), lambda: None)
+    return _hold_file(name, storage, path, me)
+
+
+def _hold_file(name: str, storage: str, path: Path, me: str) -> Hold:
+    stack = contextlib.ExitStack()
+    try:
+        while True:
+            try:
+                number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+            except OSError as error:
+                if path.is_symlink() or (path.exists() and not path.is_file()):
+                    raise SpecError(f"{path} is no regular file, and the study's lock is one; remove it") from None
+                raise unusable(storage, error) from None
+            file = stack.enter_context(os.fdopen(number, "r+", encoding="utf-8", errors="replace"))
+            if not stat.S_ISREG(os.fstat(number).st_mode):
+                raise SpecError(f"{path} is no regular file, and the study's lock is one; remove it")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _taken(name, file.read(200).strip()) from None
+            except OSError as error:
+                raise sqlite.no_locks(path.parent, error) from None
+            ours, locked = sqlite.Unmoved(path), os.fstat(number)
+            if ours.identity == (locked.st_dev, locked.st_ino):
+                break
+            stack.close()  # it was removed between the two
         file.truncate(0)
         file.write(me)
         file.flush()
-        return stack
-    key = zlib.crc32(f"runner/{name}".encode())
+    except BaseException:
+        stack.close()
+        raise
+    return Hold(stack, lambda: None if ours else f"the study's lock {path} was removed or replaced")
+
+
+def _hold_on_server(name: str, storage: str, me: str) -> Hold:
+    """In one transaction that stays open: so the lock is also held behind a pooler, which hands sessions out by
+    transaction. It has read nothing that keeps old rows alive."""
+    key, stack = zlib.crc32(f"runner/{name}".encode()), contextlib.ExitStack()
     query = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
-    try:
-        engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool)
-        connection = stack.enter_context(engine.connect().execution_options(isolation_level="AUTOCOMMIT"))
-        connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, false)"), {"me": me[:63]})
-        if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_lock(:key)"), {"key": key}).scalar():
+    options = {"connect_args": {"prepare_threshold": None}} if "+psycopg" in storage else {}
+
+    def take() -> sqlalchemy.Connection:
+        engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool, **options)
+        connection = stack.enter_context(engine.connect())
+        connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, true)"), {"me": me[:63]})
+        if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": key}).scalar():
             who = connection.execute(sqlalchemy.text(f"{query} AND objid = :key"), {"key": key}).scalar()
             stack.close()
             raise _taken(name, who)
+        return connection
+
+    try:
+        held, asked = take(), time.monotonic()
     except (SQLAlchemyError, ImportError) as error:
+        stack.close()
         raise unusable(storage, error) from None
-    return stack
+
+    def lost() -> str | None:
+        """Why the lock is lost. Asking keeps it from a server that ends what is idle; one that was away for a while
+        is asked for the lock anew."""
+        nonlocal held, asked
+        if time.monotonic() - asked < ASKED_EVERY:
+            return None
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                held.execute(sqlalchemy.text("SELECT 1"))
+                asked = time.monotonic()
+                return None
+            except SQLAlchemyError as error:
+                with contextlib.suppress(SQLAlchemyError):
+                    stack.close()
+                if time.monotonic() > until:
+                    return f"the server of the study's lock does not answer ({redacted(first_line(error))})"
+            with contextlib.suppress(SQLAlchemyError):
+                try:
+                    held = take()
+                except SpecError as error:
+                    return str(error)
+            time.sleep(0.5)
+
+    return Hold(stack, lost)
 
 
-def _lock(name: str, storage: str) -> Path | None:
+def _lock_path(name: str, storage: str) -> Path | None:
     """The file that the coordinator of a study locks; None for a server, which has locks of its own."""
-    path = sqlite_path(storage)
+    path = sqlite.path_of(storage)
     return path and path.with_name(f"{path.name}.{name}.lock")
 
 

@@ -6,30 +6,36 @@ epoch is one record on the trial; the outcome ends it. Tables, figures and MLflo
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..files import sqlite
 from ..files.document import Key, SpecError
+from ..files.place import StorageError
 from ..files.secrets import redacted
 from ..files.sweep_file import Objective, Sweep
 from ..files.trial import Engine, Record, TrialConfig, best_first, first_of_each
 from ..schedules.schedule import Schedule
 from .proposals import as_running, propose
-from .storage import connect, database, disconnect, persist, trouble, unusable
+from .storage import NoStudyError, connect, database, disconnect, persist, rescue, trouble, unusable
+from .stored import facts_of, is_ours, record_of, records_of, trials_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+T = TypeVar("T")
 RETIRED = ("pruner", "parole")
 """Keys of ``search`` that older studies have, and that did nothing without a pruner."""
 STATES = {
@@ -46,12 +52,17 @@ class Study:
 
     def __init__(self, sweep: Sweep, storage: str, stage: str = "") -> None:
         self.sweep, self.stage, self._study = sweep, stage, open_study(sweep, storage, stage)
+        path = sqlite.path_of(storage)
+        self._file = sqlite.Unmoved(path) if path else None
         self._target = sweep.search.trials
         self._trials: dict[int, optuna.Trial] = {}
-        # What is in storage, kept here too: nobody else writes it, so nothing needs to be read again.
-        self._frozen = list(self._study.get_trials(deepcopy=False))
-        self._records = {r.number: r for r in _records(self._study, self._frozen)}
+        # What is in storage, kept here too: nobody else writes these, so nothing needs to be read again.
+        trials = trials_of(self._study)
+        self._frozen = {trial.number: trial for trial in trials if is_ours(trial)}
+        self._records = {r.number: r for r in records_of(self._study, trials, self.facts)}
         self._queue: dict[str, Any] = self.facts.get("queue", {})
+        self.others = [trial.number for trial in trials if not is_ours(trial)]
+        """The numbers of trials that another program has put into this study: they are left out."""
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
@@ -64,7 +75,7 @@ class Study:
     @property
     def facts(self) -> dict[str, Any]:
         """What is true of the study as a whole, such as its parent run."""
-        return dict(self._study.user_attrs)
+        return facts_of(self._study)
 
     @property
     def target(self) -> int:
@@ -79,7 +90,22 @@ class Study:
 
     def remember(self, **facts: Any) -> None:
         for key, value in facts.items():
-            persist(self._study, partial(self._study.set_user_attr, key, value))
+            self._persist(partial(self._study.set_user_attr, key, value))
+
+    def _persist(self, write: Callable[[], T]) -> T:
+        """``persist``, into the file that was opened: one that was removed or replaced keeps nothing."""
+        try:
+            written = persist(self._study, write)
+        except StorageError:
+            self.check_file()
+            raise
+        self.check_file()
+        return written
+
+    def check_file(self) -> None:
+        """Raise StorageError where the study's file was removed or replaced."""
+        if self._file is not None and not self._file:
+            raise rescue(self._study, self._file.path)
 
     def remember_runs(self, runs: Mapping[tuple[str, int], str]) -> None:
         """Put on record under which run MLflow has each trial of this stage."""
@@ -99,23 +125,28 @@ class Study:
         None at the target, and while the trial ``window`` before it has not ended: what is proposed depends on the
         trials up to that one, and on no other's result, however many lanes there are and whichever is faster.
         """
-        for trial in self._frozen:
+        for trial in self._frozen.values():
             if trial.state == TrialState.RUNNING and trial.number not in self._trials:
                 return self._begin(trial)
         proposed = self._proposed()
         if proposed is None:
             return None
-        self._frozen.append(persist(self._study, lambda: self._create(proposed)))
-        return self._begin(self._frozen[-1])
+        created = self._persist(self._creating(proposed))
+        self._frozen[created.number] = created
+        return self._begin(created)
 
-    def _create(self, proposed: FrozenTrial) -> FrozenTrial:
-        """The next trial in storage: put there now, or by an attempt whose answer was lost."""
-        storage, study = self._study._storage, self._study._study_id
-        try:
-            trial_id = storage.get_trial_id_from_study_id_trial_number(study, len(self._frozen))
-        except KeyError:
-            trial_id = storage.create_new_trial(study, proposed)
-        return self._read(trial_id)
+    def _creating(self, proposed: FrozenTrial) -> Callable[[], FrozenTrial]:
+        """What puts the next trial into storage, if an attempt before, whose answer was lost, has not."""
+        storage, study, attempts = self._study._storage, self._study._study_id, itertools.count()
+
+        def create() -> FrozenTrial:
+            if next(attempts):
+                for trial in storage.get_all_trials(study, deepcopy=False):
+                    if trial.number not in self._frozen and trial.user_attrs == proposed.user_attrs:
+                        return trial
+            return self._read(storage.create_new_trial(study, proposed))
+
+        return create
 
     def _read(self, trial_id: int) -> FrozenTrial:
         return self._study._storage.get_trial(trial_id)
@@ -130,7 +161,8 @@ class Study:
         if number >= self.target:
             return None
         first = max(0, number + 1 - self.sweep.search.window)  # whose result it must not know, however few the lanes
-        known, unknown = self._frozen[:first], self._frozen[first:]
+        trials = list(self._frozen.values())
+        known, unknown = trials[:first], trials[first:]
         if any(not trial.state.is_finished() for trial in known):
             return None
         enqueued = self._queue.get(str(number))
@@ -168,7 +200,7 @@ class Study:
 
     def _begin(self, trial: FrozenTrial) -> Record:
         self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)
-        return self._records.setdefault(trial.number, _record(trial, self.stage))
+        return self._records.setdefault(trial.number, record_of(trial, self.stage))
 
     def config(self, record: Record, example: TrialConfig) -> TrialConfig:
         """What a trial trains, given what all of them have in common."""
@@ -179,13 +211,14 @@ class Study:
         record = self._records[number]
         if all(e["epoch"] != epoch for e in record.epochs):
             entry = {"epoch": epoch, "timestamp": int(time.time() * 1000), **metrics}
-            persist(self._study, lambda: self._trials[number].set_user_attr(f"epoch:{epoch}", entry))
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # by another program: see ``tell``
+                self._persist(lambda: self._trials[number].set_user_attr(f"epoch:{epoch}", entry))
             self._records[number] = replace(record, epochs=(*record.epochs, entry))
         return self._records[number]
 
     def complete_trials(self) -> list[FrozenTrial]:
         """Optuna's own view of the trials that have an objective."""
-        return self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return list(filter(is_ours, self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
 
     def best(self) -> Record | None:
         """The best complete trial so far; of equals, the first."""
@@ -200,7 +233,7 @@ class Study:
 
         def write() -> FrozenTrial:
             stored = self._read(trial._trial_id)
-            if stored.state.is_finished():  # by an earlier attempt, whose answer was lost
+            if stored.state.is_finished():  # by an earlier attempt, whose answer was lost, or by another program
                 return stored
             for key, text in (("outcome", outcome), ("cause", cause)):
                 if text is not None:
@@ -210,8 +243,10 @@ class Study:
                     trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
             return self._study.tell(trial, value, state=STATES[outcome])
 
-        self._frozen[number] = persist(self._study, write)
+        self._frozen[number] = ended = self._persist(write)
         del self._trials[number]
+        if "outcome" not in ended.user_attrs:
+            outcome, value, cause = "failed", None, f"another program ended it ({ended.state.name})"
         self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
         return self._records[number]
 
@@ -233,29 +268,6 @@ def objective(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> float
     return max(values) if wanted.direction == "maximize" else min(values)
 
 
-def _records(study: optuna.Study, trials: Iterable[FrozenTrial]) -> list[Record]:
-    facts, stage = study.user_attrs, study.study_name.partition("@")[2]
-    return [replace(_record(t, stage), run_id=facts.get(f"run:{t.number}")) for t in trials]
-
-
-def _record(trial: FrozenTrial, stage: str) -> Record:
-    attrs = trial.user_attrs
-    epochs = sorted((v for k, v in attrs.items() if k.startswith("epoch:")), key=lambda e: e["epoch"])
-    return Record(
-        number=trial.number,
-        name=attrs["name"],
-        schedule=attrs["schedule"],
-        params=trial.params,
-        outcome=attrs.get("outcome") if trial.state.is_finished() else None,
-        value=trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
-        epochs=tuple(epochs),
-        cause=attrs.get("cause"),
-        stage=stage,
-        train=attrs.get("train", {}),
-        arm=attrs.get("arm"),
-    )
-
-
 def open_study(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
     """Open the sweep's study, or create it; with ``stage`` the one beside it that holds another stage's trials.
 
@@ -274,22 +286,32 @@ def open_study(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise SpecError(f"the study's storage {redacted(storage)} {trouble(error)[0]}") from None
-    begun_with, science = _science(study.user_attrs), sweep.science()
-    if begun_with is None and (trials := study.get_trials(deepcopy=False)):
-        if all("schedule" in trial.user_attrs for trial in trials):
+    begun_with = _science(study.user_attrs)
+    if begun_with is None and (trials := trials_of(study)):
+        if all(map(is_ours, trials)):
             # What a sweep wrote while its study was being deleted: SQLite has given the number of that one again.
             optuna.delete_study(study_name=study.study_name, storage=there)
             disconnect(there)
             return open_study(sweep, storage, stage)
-        raise SpecError(f"{redacted(storage)} has a study {sweep.name!r} of another program; give this sweep a name")
+        raise SpecError(_foreign(sweep.name, storage))
     if begun_with is None:
-        study.set_user_attr("science", science)
-    elif begun_with != science:
+        study.set_user_attr("science", sweep.science())
+    else:
+        refuse_another(sweep, begun_with)
+    return study
+
+
+def refuse_another(sweep: Sweep, begun_with: Mapping[str, Any]) -> None:
+    """Raise SpecError where a study was begun with another search space, data, model, recipe or objective."""
+    if begun_with != (science := sweep.science()):
         key, differs = _difference(begun_with, science)
         wrong = f"the study {sweep.name!r} was begun with another {'.'.join(map(str, key))} ({differs})"
         mend = f"give this sweep another name (name: {sweep.name}-2), or undo the change"
         raise SpecError(f"{wrong}; {mend}", key=key)
-    return study
+
+
+def _foreign(name: str, storage: str) -> str:
+    return f"{redacted(storage)} has a study {name!r} of another program; give this sweep another name"
 
 
 def stored_engine(
@@ -300,17 +322,19 @@ def stored_engine(
     ``fingerprints`` are of what the file only names: the images, and what one's own functions give.
 
     Raises:
-        SpecError: the reference is ``wanted``, and it was the fast one; it was begun with other images or functions;
-            or it ``must`` be there and is not.
+        SpecError: the storage cannot be used; the study is another program's, or was begun with another sweep file,
+            other images or functions; the reference is ``wanted``, and it was the fast one; or it ``must`` be there
+            and is not.
     """
     try:
         facts, _ = load_study(sweep.name, storage)
-    except SpecError:  # what else is wrong with the storage, ``open_study`` says
+    except NoStudyError:
         if must:
             raise
         return None
-    begun, same = f"the study {sweep.name!r} was begun with", _science(facts) == sweep.science()
-    for what, now in fingerprints.items() if same else ():  # else ``open_study`` says what differs
+    begun = f"the study {sweep.name!r} was begun with"
+    refuse_another(sweep, _science(facts) or {})
+    for what, now in fingerprints.items():
         if not _alike(facts.get(what, now), now):
             other = "other images" if what == "images" else f"another {what}"
             in_files = what == "images" and sweep.data.function is None
@@ -339,11 +363,15 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
         if name not in names:
             names = [other for other in names if "@" not in other]
             has = f" (it has {', '.join(names[:9])}{', ...' * (len(names) > 9)})" * bool(names)
-            raise SpecError(f"there is no study {name!r} in this storage{has}; run the sweep first")
+            raise NoStudyError(f"there is no study {name!r} in this storage{has}; run the sweep first")
         study = optuna.load_study(study_name=name, storage=there)
+        trials = trials_of(study)
         if "science" not in study.user_attrs:
-            raise SpecError(f"the study {name!r} in this storage is another program's")
-        facts, records = dict(study.user_attrs), _records(study, study.get_trials(deepcopy=False))
+            if all(map(is_ours, trials)):  # one that ended before anything was trained, or is being deleted
+                raise NoStudyError(f"there is no study {name!r} in this storage yet; run the sweep first")
+            raise SpecError(_foreign(name, storage))
+        facts = facts_of(study)
+        records = records_of(study, trials, facts)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise unusable(storage, error) from None
     finally:

@@ -23,14 +23,17 @@ class Sender:
     (the server is away) is tried again, ever more rarely, and all others wait behind it; one that is refused is set
     aside until ``retry``; any other error is a bug, and ends the thread.
 
-    ``first`` comes before each job; ``say`` is told when the server goes away (False), and when it is back (True).
+    ``first`` comes before each job; ``say`` is told when the server goes away and why, and when it is back (None);
+    ``refuse`` of every job that is refused.
     """
 
-    def __init__(self, first: Job, say: Callable[[bool], None]) -> None:
+    def __init__(
+        self, first: Job, say: Callable[[Exception | None], None], refuse: Callable[[Exception], None]
+    ) -> None:
         self.bug: Exception | None = None
         self.unreachable: Exception | None = None
         """Why the server cannot be reached at the moment."""
-        self._first, self._say, self._changed = first, say, threading.Condition()
+        self._first, self._say, self._refuse, self._changed = first, say, refuse, threading.Condition()
         self._jobs: dict[Hashable, Job] = {}
         """What is to be done; one that is under way stays here until it is done."""
         self._refused: dict[Hashable, tuple[Job, Exception]] = {}
@@ -97,12 +100,16 @@ class Sender:
                 self._first()
                 job()
             except Exception as error:
+                theirs = is_server_error(error)
+                refused = theirs and not is_transient(error)
+                if refused:
+                    self._refuse(error)
                 with self._changed:
-                    if not is_server_error(error):
+                    if not theirs:
                         self.bug = error
                         self._changed.notify_all()
                         return
-                    if not is_transient(error):
+                    if refused:
                         self._refused[name] = job, error
                         self._end(name, job)
                         continue
@@ -110,12 +117,12 @@ class Sender:
                     self.unreachable = error
                     self._changed.notify_all()
                     if not away:
-                        self._say(False)
+                        self._say(error)
                     self._changed.wait_for(lambda: self._closed or self.unreachable is None, pause)
                     pause, away = min(2 * pause, 60.0), True
             else:
                 if away:
-                    self._say(True)
+                    self._say(None)
                 pause, away = 1.0, False
                 with self._changed:
                     self.unreachable = None

@@ -12,29 +12,34 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import subprocess
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
+from ..files import sqlite
 from ..files.document import Document, SpecError
-from ..files.place import Place, alone, sqlite_path
+from ..files.place import Place, StorageError
 from ..files.secrets import redacted
 from ..files.sweep_file import Sweep
 from ..files.trial import Record
 from ..schedules.schedule import Schedule
-from .client import all_runs, is_transient, make_client, unusable
-from .sender import Sender
+from .client import all_runs, in_bin, is_server_error, is_transient, make_client, make_database, said, unusable
+from .sender import PATIENCE, Sender
 from .views import links, saved_view, view_key
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+MOST_TAG, MOST_PARAM = 8_000, 6_000
+"""Characters of a tag and of a param that every store of MLflow's keeps."""
 STATUS = {"complete": "FINISHED", "diverged": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 """How a trial ended, and the status its run shows."""
+FILES = "sweep.files"
+"""The tag that says of a trial's run whether its files are there."""
 NOTE = "mlflow.note.content"
 """The tag that holds a run's description."""
 Note = Callable[[Callable[[str], str]], str]
@@ -55,7 +60,7 @@ class Tracker:
         data: Mapping[str, Any],
         tags: Mapping[str, str],
         say: Callable[[str], None],
-        keep_status: bool = False,
+        sync: bool = False,
     ) -> None:
         """
         Args:
@@ -63,13 +68,13 @@ class Tracker:
             data: ``name``, ``digest``, ``classes`` and the sizes of ``train``, ``val`` and ``test``.
             tags: what trains: ``device`` and ``engine``.
             say: is told when a server goes away, and when it is back.
-            keep_status: leave the status of a parent run that has ended as it is.
+            sync: this is all that is done: wait for the server; leave the status of a parent run that has ended.
         """
         self.place, self.sweep, self.document, self.data = place, sweep, document, data
         self.updates = sweep.train.updates(data["train"])
         length = {"sweep.updates_per_epoch": str(self.updates)}
         self.facts = {**facts(), **tags, **length, "sweep.direction": sweep.objective.direction}
-        self._say, self._keep_status = say, keep_status
+        self._say, self._sync = say, sync
         self.client: MlflowClient
         self.experiment_id = self.parent = ""
         self.runs: dict[tuple[str, int], str] = {}
@@ -82,9 +87,11 @@ class Tracker:
         self._identity = ""
         self._status = "KILLED"
         """What the parent run is left as where the sweep does not end."""
-        self._local = sqlite_path(place.tracking_uri) is not None
+        self._local = sqlite.path_of(place.tracking_uri)
+        self._database: sqlite.Unmoved | None = None
         self._finished = False
-        self._sender = Sender(self._reach, self._say_whether_it_answers)
+        self._refusals = set[str]()
+        self._sender = Sender(self._reach, self._say_whether_it_answers, self._say_what_is_refused)
 
     def __enter__(self) -> Tracker:
         """Reach MLflow and the experiment; nothing of the sweep is written yet.
@@ -96,11 +103,13 @@ class Tracker:
         sender = self._sender
         sender.start()
         sender.submit("experiment", self._reach)
-        sender.wait(600.0 if self._local else 2.0)
+        sender.wait(600.0 if self._local else PATIENCE if self._sync else 2.0)
         if sender.bug is not None:
             raise sender.bug
         if wrong := sender.refused or (sender.unreachable if self._local else None):
-            raise unusable(self.place, wrong)
+            refusal = unusable(self.place, wrong)
+            raise StorageError(str(refusal)) if self._sync else refusal
+        self._database = sqlite.Unmoved(self._local) if self._local else None
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -124,7 +133,7 @@ class Tracker:
         """Bring MLflow to where these trials are; what it has stays as it is."""
         for record in records:
             if _key(record) not in self._ended:
-                self._sender.submit(_key(record), partial(self._send_trial, record))
+                self._sender.submit(_key(record), partial(self._send_trial, record, self._send_news))
 
     def flush(self, records: Sequence[Record] = ()) -> str | None:
         """Wait until these are sent, those too whose runs somebody has deleted since; ``runs`` is complete then.
@@ -139,54 +148,83 @@ class Tracker:
         if self._sender.idle:
             return None
         sender = self._sender
-        error = sender.bug or sender.unreachable or sender.refused or TimeoutError("it does not answer")
-        return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
+        return said(sender.bug or sender.unreachable or sender.refused or TimeoutError("it does not answer"))
 
-    def finish(self, files: Iterable[Path], note: Note, summary: Mapping[str, float]) -> str | None:
-        """End the parent run with the sweep's results; why MLflow lacks something, or None."""
+    def check_file(self) -> None:
+        """Raise StorageError where MLflow's database was removed or replaced."""
+        if self._database is not None and not self._database:
+            what = "replaced" if self._database.path.exists() else "removed"
+            wrong = f"MLflow's database {self._database.path} was {what} while the sweep ran"
+            raise StorageError(f"{wrong}; the study has everything, and the same command brings it to MLflow again")
+
+    def finish(self, files: Iterable[Path], note: Note, summary: Mapping[str, float], timestamp: int) -> str | None:
+        """End the parent run with the sweep's results; why MLflow lacks something, or None. ``timestamp``, in ms, is
+        the results' own: what is sent again leaves one point."""
         self._finished = True
-        self._sender.submit("report", partial(self._finish, list(files), note, summary))
+        self._sender.submit("report", partial(self._finish, list(files), note, summary, timestamp))
         return self.flush()
 
-    def _say_whether_it_answers(self, back: bool) -> None:
-        if back:
+    def _say_whether_it_answers(self, error: Exception | None) -> None:
+        if error is None:
             self._say("MLflow answers again")
         elif self._identity or not self._local:  # else it ends the sweep before it begins
-            wrong = f"MLflow at {redacted(self.place.tracking_uri)} does not answer"
+            wrong = f"MLflow at {redacted(self.place.tracking_uri)} does not answer ({said(error)})"
             self._say(f"warning: {wrong}; training goes on, and what it misses is sent when it is back")
+
+    def _say_what_is_refused(self, error: Exception) -> None:
+        """At once, and every reason once."""
+        if self._identity and (why := said(error)) not in self._refusals:
+            self._refusals.add(why)
+            wrong = f"MLflow at {redacted(self.place.tracking_uri)} refuses something ({why})"
+            self._say(f"warning: {wrong}; training goes on; mend it, and --sync sends what it lacks")
 
     def _reach(self) -> None:
         """Before anything else is sent: the experiment; and, once the sweep is known, what it has of that."""
         if not self.experiment_id:
-            with alone(self.place.tracking_uri):
+            make_database(self.place)
+            with sqlite.alone(self._local):
                 self.client = make_client(self.place)  # which asks a database at once, and again and again
-                self.experiment_id = _experiment(self.client, self.place)
+                self.experiment_id = _experiment(self.client, self.place, self._say)
         if self._identity and not self._known:
             self._find_runs()
 
     def _find_runs(self) -> None:
         """Find the runs of this sweep as they are now, and make the parent where there is none."""
         ours = all_runs(self.client, self.experiment_id, f"tags.`sweep.id` = '{self._identity}'", "ASC")
-        runs, ended = dict[tuple[str, int], str](), set[tuple[str, int]]()
-        before = next((run for run in ours if run.data.tags.get("sweep.role") == "study"), None)
+        ours.sort(key=in_bin)  # what is in the bin comes last, and is taken out where nothing is in its place
+        runs, ended, restored = dict[tuple[str, int], str](), set[tuple[str, int]](), 0
+        parents = [run for run in ours if run.data.tags.get("sweep.role") == "study"]
+        before = parents[0] if parents else None
         parent = before.info.run_id if before else self._create(self.sweep.name, {"sweep.role": "study"})
         if before:
-            if self._keep_status and before.info.status != "RUNNING":
+            if in_bin(before):
+                self.client.restore_run(parent)
+                restored += 1
+            if self._sync and before.info.status != "RUNNING":
                 self._status = before.info.status
             self.client.update_run(parent, status="RUNNING")
+        for other in parents[1:]:  # of a sweep whose parent was in the bin for a while
+            if not in_bin(other):
+                self.client.delete_run(other.info.run_id)
         if not before or "sweep.described" not in before.data.tags:
             self._sender.submit("describe", partial(self._describe, parent))
         for run in ours:
             run_id, key = run.info.run_id, _trial(run)
             if key is None:
                 continue
-            if runs.setdefault(key, run_id) != run_id:  # made twice: the first answer was lost
-                self.client.delete_run(run_id)
+            if runs.setdefault(key, run_id) != run_id:
+                if not in_bin(run):  # made twice: the first answer was lost
+                    self.client.delete_run(run_id)
                 continue
+            if in_bin(run):
+                self.client.restore_run(run_id)
+                restored += 1
             if run.data.tags.get("mlflow.parentRunId") != parent:
                 self.client.set_tag(run_id, "mlflow.parentRunId", parent)
-            if run.info.status != "RUNNING":
+            if run.info.status != "RUNNING" and run.data.tags.get(FILES) != "lacking":
                 ended.add(key)
+        if restored:
+            self._say(f"{restored} of this sweep's runs lay in MLflow's bin: brought back")
         self.parent, self.runs, self._ended, self._known = parent, runs, ended, True
 
     def _create(self, name: str, tags: Mapping[str, str]) -> str:
@@ -194,7 +232,9 @@ class Tracker:
 
         named = {"sweep.study": self.sweep.name, "sweep.id": self._identity, "mlflow.runName": name}
         all_tags = resolve_tags({**self.place.file.tracking.run.tags, **self.facts, **tags, **named})
-        return str(self.client.create_run(self.experiment_id, tags=all_tags).info.run_id)
+        # MLflow's own, too: the address of a checkout may hold a token
+        shown = {key: shortened(redacted(value), MOST_TAG) for key, value in all_tags.items()}
+        return str(self.client.create_run(self.experiment_id, tags=shown).info.run_id)
 
     def _describe(self, run: str) -> None:
         """Write what the sweep is onto its parent run: question, settings, data, environment."""
@@ -203,38 +243,51 @@ class Tracker:
         self._params(run, flat({key: part for key, part in self.sweep.science().items() if key != "space"}))
         if not self._finished:  # else its report is there, or comes
             self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
-        self.client.log_text(run, self.document.text, self.document.path.name)
-        self.client.log_text(run, "\n".join(_environment()) + "\n", "environment.txt")
         self._dataset(run)
         if self.place.file.ui.saved_view:
             with contextlib.suppress(MlflowException):  # undocumented tags of MLflow's own: a failure is none
                 for grouped in (False, True):
                     key = f"mlflow.sharedViewState.{view_key(self.sweep.name, grouped)}"
                     self.client.set_experiment_tag(self.experiment_id, key, saved_view(self.sweep.name, grouped))
+        texts = {self.document.path.name: self.document.text, "environment.txt": "\n".join(_environment()) + "\n"}
+        self._each([partial(self.client.log_text, run, text, name) for name, text in texts.items()])
         self.client.set_tag(run, "sweep.described", "yes")
 
-    def _finish(self, files: Sequence[Path], note: Note, summary: Mapping[str, float]) -> None:
-        for path in files:
-            folder = "figures" if path.suffix == ".png" else "tables"
-            self.client.log_artifact(self.parent, str(path), folder)
-        self.client.set_tag(self.parent, NOTE, note(self.figure))
-        self._metrics(self.parent, [(summary, 0, int(time.time() * 1000))])
+    def _finish(self, files: Sequence[Path], note: Note, summary: Mapping[str, float], timestamp: int) -> None:
+        self.client.set_tag(self.parent, NOTE, _note(note(self.figure)))
+        self._metrics(self.parent, [(summary, 0, timestamp)])
         self.client.set_terminated(self.parent, "FINISHED")
+        folders = {path: "figures" if path.suffix == ".png" else "tables" for path in files}
+        self._each([partial(self.client.log_artifact, self.parent, str(p), to) for p, to in folders.items()])
 
-    def _send_trial(self, record: Record) -> None:
-        """Bring a trial's run to where the trial is; a run that somebody has deleted is made again."""
+    def _each(self, uploads: Iterable[Callable[[], object]]) -> None:
+        """Send files, each alone; raises the first refusal when all have been tried. What is away is tried later."""
+        refused: Exception | None = None
+        for upload in uploads:
+            try:
+                upload()
+            except Exception as error:
+                if not is_server_error(error) or is_transient(error):
+                    raise
+                refused = refused or error
+        if refused is not None:
+            raise refused
+
+    def _send_trial(self, record: Record, send: Callable[[Record], None]) -> None:
+        """Bring a trial's run, or its files, to where the trial is; one that somebody has deleted is brought back."""
         from mlflow.exceptions import MlflowException
 
         key = _key(record)
         try:
-            self._send_news(record)
+            send(record)
         except MlflowException as error:
             if key not in self.runs or is_transient(error):
                 raise
+            before = self.runs[key]
             self._find_runs()
-            if key in self.runs:
-                raise
-            self._send_news(record)
+            if self.runs.get(key) == before:  # it was in the bin; another reason comes again
+                self._sent.pop(before, None)
+            send(record)
 
     def _send_news(self, record: Record) -> None:
         key = _key(record)
@@ -275,29 +328,47 @@ class Tracker:
         )
 
     def _end(self, run: str, record: Record) -> None:
-        epochs, summary = record.recipe(self.sweep).epochs, {"total_seconds": record.seconds}
-        T, lrs = self.updates * epochs, list[float]()
-        if record.outcome != "failed":
-            with contextlib.suppress(ArithmeticError, ValueError):  # one's own function, in an epoch never trained
-                lrs = self.sweep.schedule(record.schedule).lrs(T, epochs=epochs, history=record.history)
+        """First what is known of the trial, then its files: a store of files may refuse what a database takes."""
+        from mlflow.entities import RunTag
+
+        lrs, summary = self._lrs(record), {"total_seconds": record.seconds}
         if lrs:
             mean, peak = math.fsum(lrs) / len(lrs), max(lrs)
             summary |= {"schedule/mean_lr": mean, "schedule/max_lr": peak}
             if peak > 0:  # a piecewise schedule, or one's own, may be 0 throughout
                 summary["schedule/final_over_peak"] = lrs[-1] / peak
-            rows = "".join(f"{t},{t // self.updates},{lr!r}\n" for t, lr in enumerate(lrs))
-            self.client.log_text(run, f"update,epoch,lr\n{rows}", "lr_per_update.csv")
         accuracies = [a for a in record.history if math.isfinite(a)]
         if accuracies:
             summary["best/val_accuracy"] = max(accuracies)
         if record.value is not None:
             summary["objective"] = record.value
         self._metrics(run, [(summary, 0, int(record.epochs[-1]["timestamp"]) if record.epochs else 0)])
-        self.client.log_dict(run, dict(record.schedule), "schedule.json")
-        if record.cause:
-            self.client.set_tag(run, "cause", record.cause[:500])
-        self.client.set_tag(run, "outcome", record.outcome)
+        tags = {"outcome": record.outcome or "failed", FILES: "lacking"} | (
+            {"cause": record.cause[:500]} if record.cause else {}
+        )
+        self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
         self.client.set_terminated(run, STATUS[record.outcome or "failed"])
+        self._sender.submit(("files", *_key(record)), partial(self._send_trial, record, self._send_files))
+
+    def _send_files(self, record: Record) -> None:
+        run = self.runs[_key(record)]
+        rows = "".join(f"{t},{t // self.updates},{lr!r}\n" for t, lr in enumerate(self._lrs(record)))
+        uploads: list[Callable[[], object]] = [
+            partial(self.client.log_dict, run, dict(record.schedule), "schedule.json")
+        ]
+        if rows:
+            uploads.append(partial(self.client.log_text, run, f"update,epoch,lr\n{rows}", "lr_per_update.csv"))
+        self._each(uploads)
+        self.client.set_tag(run, FILES, "there")
+
+    def _lrs(self, record: Record) -> list[float]:
+        """The learning rates of all updates of a trial; none of one that failed."""
+        epochs = record.recipe(self.sweep).epochs
+        if record.outcome != "failed":
+            with contextlib.suppress(ArithmeticError, ValueError):  # one's own function, in an epoch never trained
+                schedule = self.sweep.schedule(record.schedule)
+                return schedule.lrs(self.updates * epochs, epochs=epochs, history=record.history)
+        return []
 
     def _metrics(self, run: str, points: Iterable[tuple[Mapping[str, float], int, int]]) -> None:
         """Log metrics, each mapping with its step and its timestamp, which may stand in it too."""
@@ -315,7 +386,8 @@ class Tracker:
     def _params(self, run: str, params: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 
-        self.client.log_batch(run, params=[Param(k, v) for k, v in params.items()], synchronous=True)
+        short = [Param(key, shortened(value, MOST_PARAM)) for key, value in params.items()]
+        self.client.log_batch(run, params=short, synchronous=True)
 
     def _dataset(self, run: str) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -347,11 +419,29 @@ def _trial(run: Any) -> tuple[str, int] | None:
     """The key of the trial that a run is of, by its tags; None where somebody has edited them."""
     tags = run.data.tags
     number = tags.get("trial.number", "")
-    return (tags.get("sweep.stage", ""), int(number)) if number.isdecimal() and "sweep.role" in tags else None
+    return (
+        (tags.get("sweep.stage", ""), int(number))
+        if re.fullmatch("[0-9]{1,9}", number) and "sweep.role" in tags
+        else None
+    )
 
 
-def _experiment(client: MlflowClient, place: Place) -> str:
-    """The experiment's id; created, or restored from the bin, where needed."""
+def shortened(text: str, most: int) -> str:
+    """``text`` where a store keeps all of it, else what fits, and that it is cut."""
+    return text if len(text) <= most else f"{text[: most - 40]}... (cut: see schedule.json)"
+
+
+def _note(text: str) -> str:
+    """A description that every store keeps: where it is too long, its first paragraphs."""
+    rest = "\n\nThe rest is in report.md, below Artifacts."
+    while len(text) > MOST_TAG:
+        text = text.removesuffix(rest)[: MOST_TAG - len(rest)].rpartition("\n\n")[0] + rest
+    return text
+
+
+def _experiment(client: MlflowClient, place: Place, say: Callable[[str], None]) -> str:
+    """The experiment's id; created, or restored from the bin, where needed. Raises SpecError where its artifacts were
+    moved away with the folder that they are in."""
     settings = place.file.tracking.experiment
     experiment = client.get_experiment_by_name(place.experiment)
     if experiment is None:
@@ -361,7 +451,23 @@ def _experiment(client: MlflowClient, place: Place) -> str:
         if not settings.restore_if_deleted:
             raise SpecError(f"the experiment {place.experiment!r} is deleted; restore it or name another one")
         client.restore_experiment(experiment.experiment_id)
+        say(f"the experiment {place.experiment!r} lay in MLflow's bin: brought back, with its runs")
+    if not place.served and (moved := _moved(experiment.artifact_location, place.artifacts)):
+        old, new = moved
+        wrong = f"MLflow keeps this experiment's artifacts in {old}, and this folder has some in {new}: was it moved?"
+        if not old.exists():
+            raise SpecError(f"{wrong} Move it back, or lead the old path here: ln -s {new.parent} {old.parent}")
+        say(f"warning: {wrong} What comes now goes into the first")
     return str(experiment.experiment_id)
+
+
+def _moved(recorded: str, wanted: str | None) -> tuple[Path, Path] | None:
+    """The folders where an experiment keeps its artifacts and where this project does, where these are two, and both
+    or only the second is there."""
+    if not (wanted and wanted.startswith("file:") and recorded.startswith("file:")) or recorded == wanted:
+        return None
+    old, new = (Path(unquote(urlsplit(uri).path)) for uri in (recorded, wanted))
+    return (old, new) if new.is_dir() and any(new.iterdir()) and old.resolve() != new.resolve() else None
 
 
 def plain(schedule: Schedule) -> dict[str, Any]:

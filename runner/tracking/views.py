@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from typing import Any
 from urllib.parse import quote
 
 from ..files.place import Place
 from ..files.secrets import redacted
-from .client import all_runs, check, is_server_error, make_client, missing_database, unusable
+from .client import all_runs, check, in_bin, is_server_error, make_client, missing_database, unusable
 
-ML = "workflowType=machine_learning"
-"""What a link says so that MLflow's UI shows runs, not traces."""
+
+def _query() -> str:
+    """What a link says so that MLflow's UI shows runs, not traces; and of which workspace, where there are some."""
+    workspace = os.environ.get("MLFLOW_WORKSPACE")
+    return "workflowType=machine_learning" + (f"&workspace={quote(workspace, safe='')}" if workspace else "")
 
 
 def page(place: Place, experiment_id: str, sweep: str, port: int | None = None, grouped: bool = False) -> str:
@@ -23,30 +27,33 @@ def page(place: Place, experiment_id: str, sweep: str, port: int | None = None, 
     base = redacted(place.tracking_uri).rstrip("/") if place.served else f"http://{ui.host}:{port or ui.port}"
     if not experiment_id:  # never reached
         return base
-    charts = f"{base}/#/experiments/{experiment_id}/runs?{ML}&compareRunsMode=CHART"
+    charts = f"{base}/#/experiments/{experiment_id}/runs?{_query()}&compareRunsMode=CHART"
     if ui.saved_view:
         return f"{charts}&viewStateShareKey={view_key(sweep, grouped)}"
     query = quote(f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{sweep}'")
     return f"{charts}&searchFilter={query}&orderByKey={quote('metrics.`objective`')}&orderByAsc=false"
 
 
-def pages(place: Place, port: int | None = None) -> dict[str, dict[str, str]]:
-    """The pages of every sweep that MLflow has by what they show, the newest sweep first.
+def pages(place: Place, port: int | None = None) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """The pages of every sweep that MLflow has by what they show, the newest sweep first; and the sweeps that are in
+    its bin.
 
     Raises:
-        SpecError: its database cannot be used.
+        SpecError: its database cannot be used, or not without a change.
     """
     check(place)
     if missing_database(place):
-        return {}
+        return {}, []
     try:
         client = make_client(place)
         experiment = client.get_experiment_by_name(place.experiment)
         if experiment is None:
-            return {}
+            return {}, []
         runs = all_runs(client, experiment.experiment_id, "tags.`sweep.role` = 'study'", "DESC")
-        newest = {run.data.tags.get("sweep.study", ""): run.info.run_id for run in reversed(runs)}
-        return {name: links(place, experiment.experiment_id, name, newest[name], port) for name in reversed(newest)}
+        named = [(str(run.data.tags.get("sweep.study", "")), run) for run in reversed(runs)]
+        newest = {name: run.info.run_id for name, run in named if not in_bin(run)}
+        shown = {n: links(place, experiment.experiment_id, n, newest[n], port) for n in reversed(newest)}
+        return shown, sorted({name for name, _ in named} - set(newest))
     except Exception as error:
         if not is_server_error(error):
             raise
@@ -58,7 +65,7 @@ def links(place: Place, experiment_id: str, sweep: str, parent: str, port: int |
     charts, types = (page(place, experiment_id, sweep, port, grouped) for grouped in (False, True))
     if not (experiment_id and parent):
         return {"MLflow": charts}
-    report = f"{charts.partition('#')[0]}#/experiments/{experiment_id}/runs/{parent}?{ML}"
+    report = f"{charts.partition('#')[0]}#/experiments/{experiment_id}/runs/{parent}?{_query()}"
     return {"curves": charts} | ({"types": types} if place.file.ui.saved_view else {}) | {"report": report}
 
 

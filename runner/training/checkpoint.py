@@ -5,10 +5,12 @@ A lane packs, the coordinator writes. A file holds all epochs so far; a trial th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 from ..files.trial import Record, TrialConfig
 
 MAGIC = b"lr-sweep-runner checkpoint 1\n"
+LARGEST = 2**32
+"""Bytes of a file that may be a checkpoint: weights and optimizer state of 350 million parameters."""
 KEPT = 2
 """Files of each trial: the newest, and the one before in case that one is damaged."""
 
@@ -58,6 +62,18 @@ def verify(content: bytes, config: TrialConfig) -> bytes:
     return body[66:]
 
 
+def read(path: Path, config: TrialConfig) -> bytes:
+    """A file's content. Nothing is waited for, and no more is read than a checkpoint can have; errors as in
+    ``verify``, or OSError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_size > LARGEST or file.read(len(MAGIC)) != MAGIC:
+            raise DamagedError("is no checkpoint")
+        content = MAGIC + file.read(LARGEST)
+    verify(content, config)
+    return content
+
+
 def unpack(content: bytes, config: TrialConfig) -> State:
     """The state in a file's content, on the CPU; runs no code that stands there. Errors as in ``verify``."""
     import torch
@@ -69,8 +85,9 @@ def unpack(content: bytes, config: TrialConfig) -> State:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file, on disk when this returns, or raise OSError: what was there before stays until then."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -113,13 +130,12 @@ class Checkpoints:
         """The content of a trial's newest file that is what it should be; damaged ones are set aside, with a word."""
         for path in sorted(self._of(record).glob("*.ckpt"), reverse=True):
             try:
-                content = path.read_bytes()
-                verify(content, config)
-                return content
+                return read(path, config)
             except (OSError, DamagedError) as error:
-                wrong = error.strerror if isinstance(error, OSError) else error
+                wrong = f"cannot be read ({error.strerror})" if isinstance(error, OSError) else error
                 self.warn(f"{path} {wrong}; the one before it is used, or the trial begins again")
-                path.replace(path.with_suffix(".damaged"))
+                with contextlib.suppress(OSError):  # where nothing can be written either
+                    path.replace(path.with_suffix(".damaged"))
         return None
 
     def drop(self, record: Record) -> None:

@@ -533,7 +533,7 @@ def test_a_database_that_does_not_answer_is_named_without_its_password(project, 
 def test_a_file_that_is_no_database_is_named(project, capsys):
     Path("optuna.db").write_text("not a database at all, but long enough to look like one" * 10)
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--lanes", "0"]) == 2
-    assert "cannot be used: file is not a database" in capsys.readouterr().err
+    assert "optuna.db is no SQLite database (file is not a database); give another path" in capsys.readouterr().err
 
 
 # --- Ray -------------------------------------------------------------------------------------------------------

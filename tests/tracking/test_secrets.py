@@ -152,14 +152,15 @@ def test_what_is_no_secret_stays():
 def test_the_ui_is_for_this_machine_alone_unless_somebody_says_so(project, monkeypatch):
     command, environment = server(load_place())
     assert command[command.index("--host") + 1] == "127.0.0.1"
-    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"] == "localhost:5000,127.0.0.1:5000"
+    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"] == "127.0.0.1,127.0.0.1:*,localhost,localhost:*"
     assert environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
     Path("mlflow.yaml").write_text("ui: {host: 0.0.0.0}\n")
     with pytest.raises(SpecError, match="say --expose NAME"):
         server(load_place())
     command, environment = server(load_place(), "lab.example.org", 5001)
     assert command[command.index("--host") + 1] == "0.0.0.0"
-    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"].endswith(",lab.example.org:5001")
+    assert environment["MLFLOW_SERVER_ALLOWED_HOSTS"].endswith(",lab.example.org,lab.example.org:*")
+    assert "https://lab.example.org" in environment["MLFLOW_SERVER_CORS_ALLOWED_ORIGINS"].split(",")
     for port in (-1, 0, 99_999):
         with pytest.raises(SpecError, match="a port is 1 to 65535"):
             server(load_place(), port=port)

@@ -1,0 +1,175 @@
+"""What a study's storage holds, read with its types: others can write there, and what they write runs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..files.document import SpecError, first_line, printable
+from ..files.sweep_file import Data, Objective, Train
+from ..files.trial import Engine, Record
+from ..schedules.schedule import load
+from ..schedules.zoo import ScheduleError
+
+MEASURED = ("epoch", "timestamp", "lr", "val/accuracy", "seconds")
+"""What every epoch on record has, and is read again."""
+Number = float | int
+
+
+class _Science(BaseModel):
+    """What a study was begun with, as far as it is read again."""
+
+    data: Data
+    train: Train
+    objective: Objective
+    search: dict[str, Any]
+
+
+class _Row(BaseModel):
+    """A row of the table of the confirmation."""
+
+    model_config = ConfigDict(strict=True)
+    trial: int
+    name: str
+    type: str
+    mean: Number | None
+    in_set: bool
+    init_lr: Number
+    seeds: int
+    low: Number | None = None
+    high: Number | None = None
+    deviation: Number | None = None
+    behind: Number | None = None
+    behind_low: Number | None = None
+    behind_high: Number | None = None
+    behind_seeds: int | None = None
+    best_of_type: bool | None = None
+    test_accuracy: Number | None = None
+    test_low: Number | None = None
+    test_high: Number | None = None
+
+
+class _Facts(BaseModel):
+    """What is true of a study as a whole; every one may be lacking."""
+
+    science: _Science | None = None
+    engine: Engine | None = None
+    updates_per_epoch: int = Field(1, ge=1)
+    confirmed: list[_Row] = Field(default_factory=list)
+    answer: list[str] = Field(default_factory=list)
+    noise: dict[str, Number] = Field(default_factory=dict)
+    queue: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    id: str = ""
+
+
+class _Attributes(BaseModel):
+    """What a trial has beside its parameters."""
+
+    name: str
+    schedule: dict[str, Any]
+    train: dict[str, int] = Field(default_factory=dict)
+    arm: str | None = None
+    outcome: Literal["complete", "diverged", "stopped", "failed"] | None = None
+    cause: str | None = None
+    epochs: list[dict[str, Number]] = Field(default_factory=list)
+
+
+def is_ours(trial: FrozenTrial) -> bool:
+    """Whether a sweep has made a trial: other tools may ask and enqueue in the same study."""
+    return "schedule" in trial.user_attrs
+
+
+def trials_of(study: optuna.Study) -> list[FrozenTrial]:
+    """All trials in a study, whoever made them; SpecError where they cannot be read."""
+    try:
+        return study.get_trials(deepcopy=False)
+    except (ValueError, TypeError, KeyError, AttributeError, AssertionError) as error:
+        wrong = f"the study {study.study_name!r} has a trial that Optuna cannot read"
+        raise SpecError(f"{wrong} ({type(error).__name__}: {first_line(error):.120})") from None
+
+
+def facts_of(study: optuna.Study) -> dict[str, Any]:
+    """What is on record of a study as a whole, without characters that could act; SpecError where it cannot be."""
+    facts: dict[str, Any] = _shown(study.user_attrs)
+    try:
+        _Facts.model_validate(facts)
+        for key, value in facts.items():
+            if key.startswith("run:") and not isinstance(value, str):
+                raise _edited(f"the study {study.study_name!r}", key, "should be text")
+    except ValidationError as error:
+        raise _invalid(f"the study {study.study_name!r}", error) from None
+    return facts
+
+
+def records_of(study: optuna.Study, trials: Iterable[FrozenTrial], facts: Mapping[str, Any]) -> list[Record]:
+    """The trials that are a sweep's, as records; errors as in ``facts_of``."""
+    stage = study.study_name.partition("@")[2]
+    return [_record(trial, stage, facts.get(f"run:{trial.number}")) for trial in trials if is_ours(trial)]
+
+
+def _record(trial: FrozenTrial, stage: str, run_id: str | None = None) -> Record:
+    attrs: dict[str, Any] = _shown(trial.user_attrs)
+    what = f"trial {trial.number} of the study"
+    epochs = [value for key, value in attrs.items() if key.startswith("epoch:")]
+    try:
+        found = _Attributes.model_validate({**attrs, "epochs": epochs})
+        if not found.train.keys() <= {"seed", "epochs"}:
+            raise _edited(what, "train", "may have seed and epochs")
+        if "type" not in trial.params and not found.arm:
+            raise _edited(what, "params", "lacks type")
+        for entry in found.epochs:
+            if lacking := [name for name in MEASURED if name not in entry]:
+                raise _edited(what, "epoch", f"lacks {lacking[0]}")
+        if found.schedule.get("type") != "custom":
+            load(found.schedule)
+        elif not isinstance(found.schedule.get("function"), str) or "warmup" not in found.schedule:
+            raise ScheduleError(["function"], "is no name of a function")
+    except ValidationError as error:
+        raise _invalid(what, error) from None
+    except ScheduleError as error:
+        raise _edited(what, ".".join(map(str, ("schedule", *error.key))), error.message) from None
+    ended, outcome, cause = trial.state.is_finished(), found.outcome, found.cause
+    if ended and outcome is None:
+        outcome, cause = "failed", f"another program ended it ({trial.state.name})"
+    return Record(
+        number=trial.number,
+        name=found.name,
+        schedule=found.schedule,
+        params=trial.params,
+        outcome=outcome if ended else None,
+        value=trial.values[0] if trial.state == TrialState.COMPLETE and trial.values else None,
+        epochs=tuple(sorted(found.epochs, key=lambda e: e["epoch"])),
+        run_id=run_id,
+        cause=cause,
+        stage=stage,
+        train=found.train,
+        arm=found.arm,
+    )
+
+
+def record_of(trial: FrozenTrial, stage: str) -> Record:
+    """A trial that this process has made."""
+    return _record(trial, stage)
+
+
+def _shown(value: Any) -> Any:
+    """``value`` with every text in it as it may be shown anywhere: no line breaks, nothing that moves a cursor."""
+    if isinstance(value, str):
+        return printable(value).replace("\n", "\\n")
+    if isinstance(value, Mapping):
+        return {_shown(key): _shown(inner) for key, inner in value.items()}
+    return [_shown(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def _invalid(what: str, error: ValidationError) -> SpecError:
+    first = error.errors()[0]
+    return _edited(what, ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:])
+
+
+def _edited(what: str, key: str, message: str) -> SpecError:
+    wrong = f"{what} has been edited: its {key} is not what a sweep writes ({message})"
+    return SpecError(f"{wrong}; put it right, or give this sweep another name")
