@@ -96,23 +96,21 @@ def make_whole(path: Path, make: Callable[[Path], None]) -> None:
             make(new)
             with contextlib.closing(sqlite3.connect(new)) as connection:
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            if path.exists():  # and is empty
-                new.replace(path)
-            else:
-                _link(new, path)
+            _give_name(new, path)
         finally:
             for ending in BESIDE:
                 Path(f"{new}{ending}").unlink(missing_ok=True)
 
 
-def _link(new: Path, path: Path) -> None:
-    """Give a file its name, but take that from nobody."""
+def _give_name(new: Path, path: Path) -> None:
+    """Give a database its name, but take that from no other."""
+    if not path.exists():  # what is left of one that was removed would be read into this one
+        for ending in BESIDE[1:]:
+            Path(f"{path}{ending}").unlink(missing_ok=True)
     try:
         path.hardlink_to(new)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        if not path.exists():
+    except OSError:  # there is one, perhaps an empty file; or the file system has no links
+        if not (path.exists() and path.stat().st_size):
             new.replace(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shlex
 import socket
 import sqlite3
 import stat
@@ -136,8 +137,10 @@ def rescue(study: optuna.Study, path: Path) -> StorageError:
             source.backup(copy)
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
         return StorageError(f"{gone}, and what was on record could not be saved ({first_line(error)})")
-    mend = f"mv {kept.name} {path.name}" if path.parent == Path.cwd() else f"mv {kept} {path}"
-    return StorageError(f"{gone}; what is on record lies in {kept.name} beside it: put it back ({mend})")
+    # what SQLite has left of the other one would be read into this one
+    mend = f"cd {shlex.quote(str(path.parent))} && rm -f {path.name} {path.name}-wal {path.name}-shm"
+    mend += f" && mv {kept.name} {path.name}"
+    return StorageError(f"{gone}; what is on record lies in {kept.name} beside it; to put it back: {mend}")
 
 
 def trouble(error: BaseException) -> tuple[str, bool]:
@@ -232,22 +235,21 @@ def _hold_file(name: str, storage: str, path: Path, me: str) -> Hold:
                 if path.is_symlink() or (path.exists() and not path.is_file()):
                     raise SpecError(f"{path} is no regular file, and the study's lock is one; remove it") from None
                 raise unusable(storage, error) from None
-            file = stack.enter_context(os.fdopen(number, "r+", encoding="utf-8", errors="replace"))
+            stack.callback(os.close, number)
             if not stat.S_ISREG(os.fstat(number).st_mode):
                 raise SpecError(f"{path} is no regular file, and the study's lock is one; remove it")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise _taken(name, file.read(200).strip()) from None
+                raise _taken(name, os.read(number, 200).decode(errors="replace").strip()) from None
             except OSError as error:
                 raise sqlite.no_locks(path.parent, error) from None
             ours, locked = sqlite.Unmoved(path), os.fstat(number)
             if ours.identity == (locked.st_dev, locked.st_ino):
                 break
             stack.close()  # it was removed between the two
-        file.truncate(0)
-        file.write(me)
-        file.flush()
+        os.truncate(number, 0)
+        os.write(number, me.encode())
     except BaseException:
         stack.close()
         raise

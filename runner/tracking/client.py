@@ -137,8 +137,12 @@ def _check_artifacts(location: str) -> None:
 
     if scheme not in _artifact_repository_registry._registry:
         raise SpecError(f"MLflow knows no artifact store {scheme}://; a folder has no scheme, as in mlartifacts")
-    package = STORES.get(scheme, "mlflow").partition(".")[0]
-    if importlib.util.find_spec(package) is None:
+    package = STORES.get(scheme, "mlflow")
+    try:
+        there = importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        there = False
+    if not there:
         raise SpecError(f"{scheme}:// needs a package that is not installed ({package})")
 
 
