@@ -214,7 +214,7 @@ def is_transient(error: Exception) -> bool:
 def said(error: Exception) -> str:
     """What a server or a store says, in one line that can be shown: what went wrong, no secret, not a page of it."""
     line = redacted(f"{type(error).__name__}: {first_line(error)}")
-    return line if len(line) < 300 else f"{line[:300]}..."
+    return line if len(line) < 400 else f"{line[:250]} ... {line[-120:]}"  # the reason is often the last word
 
 
 def unusable(place: Place, error: Exception) -> SpecError:
