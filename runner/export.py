@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loop = "with --code: whose training loop (default: torch)"
     parser.add_argument("--for", dest="library", choices=list(LIBRARIES), default="torch", help=loop)
     for what, words in (("epochs", "epochs"), ("updates", "updates, that is batches, in each epoch")):
-        length = f"with --code: for N {words} (default: the sweep's)"
+        length = f"with --code: for a training of N {words} (default: whatever it is pasted into has)"
         parser.add_argument(f"--{what}", type=int, metavar="N", help=length)
     cli.add_mlflow(parser)
     cli.add_allow_plugin(parser)
@@ -95,8 +95,10 @@ def _export(args: argparse.Namespace) -> int:
         if args.code > len(best):
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
         record = best_first(records, facts["sign"], facts["confirmed"])[args.code - 1]
-        updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
-        text = print_or_write(code_of(record, facts, updates, epochs, args.allow, args.library), args.out)
+        length = args.updates, args.epochs
+        if any(length):
+            length = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
+        text = print_or_write(code_of(record, facts, *length, args.allow, args.library), args.out)
     else:
         kind = _kind(args.out, args.format)
         first = best["trial"][: args.top].tolist()

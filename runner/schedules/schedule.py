@@ -27,7 +27,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .plugins import find_function
-from .zoo import LONG, TYPES, UNITS, WARMUPS, Function, Length, Param, ScheduleError, choice, did_you_mean, length
+from .zoo import (
+    LONG,
+    TYPES,
+    UNITS,
+    WARMUPS,
+    Function,
+    Length,
+    Param,
+    ScheduleError,
+    choice,
+    did_you_mean,
+    length,
+    shown,
+)
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -100,8 +113,7 @@ class Schedule:
             return float(warm * self.decay(0, moment))
         skipped = moment.w if self.clock == "prefix" else 0
         seen = history[math.ceil(skipped * moment.epochs / moment.total) : moment.epoch]
-        past = moment.D < 1  # the warmup took all of training, and t lies after it
-        return self.decay(1 if past else min(moment.t - skipped, moment.D), moment, seen)
+        return self.decay(moment.t - skipped, moment, seen)
 
     def lr(self, t: int, T: int, *, epochs: int | None = None, history: Sequence[float] = ()) -> float:
         """The learning rate of update ``t``; arguments and errors as in ``factor``."""
@@ -123,8 +135,8 @@ class Schedule:
             total, per_epoch, per_update = T, T / epochs, 1.0
         units = {"fraction": float(total), "epochs": per_epoch, "updates": per_update}
         w = min(math.floor(self.warmup.length.value * units[self.warmup.length.unit] + 0.5), total)
-        D = total - w if self.clock == "prefix" else total
-        return Moment(t, total, w, D, units | {"fraction": float(D)}, epoch, epochs)
+        D = max(total - w, 1) if self.clock == "prefix" else total
+        return Moment(min(t, total), total, w, D, units | {"fraction": float(D)}, epoch, epochs)
 
     def arguments(self, moment: Moment) -> dict[str, Any]:
         """The keyword arguments of this type's function: the parameters with every length in updates."""
@@ -142,7 +154,7 @@ class Schedule:
 
     def decay(self, tau: int, moment: Moment, history: Sequence[float] = ()) -> float:
         """The factor at ``tau`` updates on the decay's clock, floor included."""
-        D, arguments = max(moment.D, 1), self.arguments(moment)
+        D, arguments = moment.D, self.arguments(moment)
         if self.type == "custom":
             if self.function is None:
                 raise ScheduleError(["function"], "is not loaded: build the schedule with load()")
@@ -290,14 +302,14 @@ def summary(schedule: Mapping[str, Any], also: Collection[str] = ()) -> str:
     defaults |= {"clock": "prefix", "interval": "update", "floor": 0.0}
     own |= {k: schedule[k] for k, default in defaults.items() if schedule[k] != default or k in also}
 
-    def shown(value: Any) -> str:
+    def short(value: Any) -> str:
         if isinstance(value, (list, tuple)):
-            return "[" + ", ".join(map(shown, value)) + "]"
+            return "[" + ", ".join(map(short, value)) + "]"
         if isinstance(value, Mapping):
-            return ", ".join(f"{shown(v)} {k}" for k, v in value.items())
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
+            return ", ".join(f"{short(v)} {k}" for k, v in value.items())
+        return f"{value:.3g}" if isinstance(value, float) else shown(value)
 
-    return ", ".join(f"{k} {shown(v)}" for k, v in own.items() if v is not None)
+    return ", ".join(f"{k} {short(v)}" for k, v in own.items() if v is not None)
 
 
 def _load_warmup(value: Any) -> Warmup:

@@ -10,6 +10,7 @@ import difflib
 import inspect
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,28 @@ def did_you_mean(word: object, known: Sequence[str]) -> str:
     """The closest known word, or all of them: the end of an error sentence."""
     close = difflib.get_close_matches(str(word), known, n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+PLAIN = re.compile(
+    r"(?!(?:true|false|null|nan|inf)\Z)[A-Za-z_/$][\w./$()%+*=<>-]*(?: [\w./$()%+*=<>-]+)*", re.IGNORECASE
+)
+"""Text that YAML needs no quotes for."""
+
+
+def shown(value: object) -> str:
+    """A value as it stands in a YAML file: ``null``, ``true``, ``{epochs: 50.0}``, ``abc``, ``'5'``; no longer than a
+    sentence bears."""
+    if value is None or isinstance(value, bool):
+        text = {None: "null", True: "true", False: "false"}[value]
+    elif isinstance(value, Mapping):
+        text = "{" + ", ".join(f"{shown(k)}: {shown(v)}" for k, v in value.items()) + "}"
+    elif isinstance(value, (list, tuple)):
+        text = "[" + ", ".join(map(shown, value)) + "]"
+    elif isinstance(value, str):
+        text = value if PLAIN.fullmatch(value) else "'" + value.replace("'", "''") + "'"
+    else:
+        text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 # Parameters: what a value may be. One table per type drives validation, JSON, the docs and the search space.
@@ -221,8 +244,7 @@ def cosine_restarts(
     The first cycle is as long as it takes for training to end with a cycle, or t_0 where that is given.
     Loshchilov and Hutter 2017, arXiv 1608.03983; torch CosineAnnealingWarmRestarts, timm cosine.
     """
-    share = cycles if t_mult == 1 else (t_mult**cycles - 1) / (t_mult - 1)
-    length = max(t_0, 1.0) if t_0 else T / share
+    length = T / (cycles if t_mult == 1 else (t_mult**cycles - 1) / (t_mult - 1)) if t_0 is None else max(t_0, 1.0)
     if t_mult == 1:
         last = max(0, math.ceil(T / length - 1e-9) - 1)
         i = min(math.floor(t / length + 1e-9), last)
@@ -288,8 +310,9 @@ def one_cycle(
     """
     start, end = 1 / div_factor, 1 / (div_factor * final_div_factor)
     top = max(pct_start * T - 1, 0.0)
-    middle = [(2 * top, start)] if three_phase and top > 0 else []
-    knots = [(0.0, start), (top, 1.0), *middle, (T - 1.0, end)]
+    knots = [(0.0, start), (top, 1.0), (T - 1.0, end)]
+    if three_phase and top > 0:
+        knots.insert(2, (2 * top, start))
     if t > T - 1 > 0:
         return end
     for (t0, f0), (t1, f1) in itertools.pairwise(knots):
@@ -322,7 +345,7 @@ def inverse_sqrt(t: int, T: int, timescale: float | None, warmup: int) -> float:
 
     Vaswani et al. 2017, arXiv 1706.03762; transformers inverse_sqrt, timm rsqrt.
     """
-    s = timescale or warmup or T / 10
+    s = (warmup or T / 10) if timescale is None else timescale
     return math.sqrt(s / (t + s))
 
 
