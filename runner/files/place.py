@@ -15,49 +15,55 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from .document import Document, Frozen, SpecError, read
+from ..schedules.words import PLACE_KEYS
+from .document import Document, Frozen, SpecError, matching, read
 from .secrets import refuse_secrets
 
-Tags = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-. :/]{1,250}$")], str]
+TAG = "a tag's name is 1 to 250 letters (a to z), digits, dashes, underscores, dots, spaces, colons and slashes"
+Tags = dict[Annotated[str, matching(r"[A-Za-z0-9_\-. :/]{1,250}", TAG)], str]
 
 
-class Server(Frozen):
+class Block(Frozen):
+    elsewhere = PLACE_KEYS
+
+
+class Server(Block):
     mlflow_tracking_uri: str = "sqlite:///mlflow.db"
 
 
-class ExperimentKwargs(Frozen):
+class ExperimentKwargs(Block):
     artifact_location: str | None = "mlartifacts"
     tags: Tags = Field(default_factory=dict)
 
 
-class Experiment(Frozen):
+class Experiment(Block):
     name: Annotated[str, Field(min_length=1, max_length=250)] = "lr-schedules"
     restore_if_deleted: bool = True
     create_experiment_kwargs: ExperimentKwargs = ExperimentKwargs()
 
 
-class Run(Frozen):
+class Run(Block):
     tags: Tags = Field(default_factory=dict)
 
 
-class Tracking(Frozen):
+class Tracking(Block):
     experiment: Experiment = Experiment()
     run: Run = Run()
 
 
-class Ui(Frozen):
+class Ui(Block):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65_535)] = 5000
     saved_view: bool = True
 
 
-class Storage(Frozen):
+class Storage(Block):
     storage: str = "sqlite:///optuna.db"
     checkpoint_seconds: Annotated[float, Field(ge=0.0, le=86_400.0)] = 60.0
     """A trial keeps what it has after so many seconds of training; briefer ones simply begin again."""
 
 
-class File(Frozen):
+class File(Block):
     """mlflow.yaml, in the blocks and names of kedro-mlflow, and a block for the study's storage."""
 
     server: Server = Server()
@@ -167,7 +173,8 @@ def _uri(variable: str, default: str, folder: Path, document: Document | None, k
     schemes = ["sqlite", "postgresql"] + ["mysql", "mssql", "http", "https"] * ("mlflow" in key)
     scheme, prefix = re.split(r"[+:]", uri, maxsplit=1)[0], "sqlite:///"
     if scheme not in schemes or not re.search(r":/{2,4}[^/]", uri):
-        raise wrong(f"is no address of a store; it starts with one of {', '.join(schemes)}, as in sqlite:///runs.db")
+        such = f"sqlite:///runs.db{' or http://localhost:5000' * ('http' in schemes)}"
+        raise wrong(f"is no address of a store; it starts with one of {', '.join(schemes)}, as in {such}")
     if scheme == "sqlite":
         path = (folder / uri.removeprefix(prefix)).resolve()
         if not uri.startswith(prefix) or path.is_dir():

@@ -20,7 +20,8 @@ from typing import Any
 
 from .plugins import split_path
 from .schedule import Schedule, summary
-from .zoo import TYPES, WARMUPS, Function, Length, did_you_mean
+from .words import did_you_mean
+from .zoo import TYPES, WARMUPS, Function, Length
 
 
 @dataclass(frozen=True)

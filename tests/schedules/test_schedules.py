@@ -358,7 +358,7 @@ CORNERS = [
     {"type": "wsd", "cooldown": 0.0},
     {"type": "wsd", "cooldown": 1.0, "shape": "1-sqrt"},
     {"type": "knee", "explore": 1.0},
-    {"type": "step", "step_size": 0.0},
+    {"type": "step", "step_size": {"updates": 1e-6}},
     {"type": "exponential", "gamma": 0.9},
     {"type": "cosine_restarts", "cycles": 100, "t_mult": 10},
     {"type": "cosine_restarts", "t_0": {"updates": 1e-6}, "t_mult": 1.0001},
