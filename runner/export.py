@@ -11,7 +11,6 @@ python -m runner.export cifar10 --table epochs --out epochs.parquet
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import pandas as pd
 from . import cli
 from .files.document import SpecError, read
 from .files.place import load_place
-from .files.space import NAME
+from .files.space import name_fault
 from .files.trial import best_first
 from .lanes.stop import exit_with
 from .results.tables import FORMATS, best_table, code_of, epochs_table, print_or_write, trials_table, write
@@ -87,8 +86,8 @@ def _export(args: argparse.Namespace) -> int:
     name = args.sweep
     if name.endswith((".yaml", ".yml")):
         name = str(read(name).data.get("name", Path(name).stem))
-    if not re.fullmatch(NAME, name):
-        raise SpecError("a sweep's name has letters (a to z), digits, dots, dashes and underscores only")
+    if wrong := name_fault(name):
+        raise SpecError(wrong)
     facts, records = load_study(name, load_place(args.mlflow).storage)
     best = best_table(records, facts["sign"], confirmed=facts["confirmed"])
     if args.code is not None:

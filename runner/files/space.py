@@ -34,8 +34,7 @@ from ..schedules.zoo import GAMMA, TYPES, UNITS, ScheduleError
 from .document import SECTIONS, first_line
 
 LONGEST = 100
-NAME = rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST - 1}}}"
-"""What a sweep or a schedule may be called: it becomes part of files' names, tags and columns."""
+"""How long a sweep's or a schedule's name may be: it becomes part of files' names, tags and columns."""
 
 KINDS = ("uniform", "log_uniform", "int", "choice")
 SHARED = ("init_lr", "warmup", "gamma", "floor", "clock", "interval")
@@ -329,7 +328,7 @@ def name_fault(name: str) -> str:
         return f"a name has letters (a to z), digits, dots, dashes and underscores only, not {quoted(foreign)}"
     if len(name) > LONGEST:
         return f"a name has at most {LONGEST} characters, not {len(name)}"
-    return "" if re.fullmatch(NAME, name) else f"a name begins with a letter or a digit, not {quoted(name[:1])}"
+    return f"a name begins with a letter or a digit, not {quoted(name[:1])}" if name[:1] in "._-" else ""
 
 
 def _fill(value: Any, leaf: Callable[[Leaf], Any]) -> Any:

@@ -126,7 +126,7 @@ def _torch(draft: Draft) -> str:
         advice += "; before the one that ends an epoch call\n# history.append(validation_accuracy)"
     use = f"scheduler = {draft.call(T='math.ceil(len(loader) / accumulation) * epochs', epochs='epochs')}\n"
     if "accumulation" in use:
-        use = f"accumulation = 1  # batches for one update\n{use}"
+        use = f"accumulation = 1  # batches for one update; loader and epochs are your training's\n{use}"
     if not by_epoch:
         advice += (
             "\n# with Accelerate: after prepare(loader); a scheduler that is prepared steps once for every process"
