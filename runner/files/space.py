@@ -214,7 +214,7 @@ def parse(section: Mapping[str, Any]) -> Space:
     schedules = section.get("schedules")
     if not isinstance(schedules, Mapping) or not schedules:
         listed = schedules if isinstance(schedules, list) else [schedules] if isinstance(schedules, str) else []
-        named = ", ".join(f"{shown(name)}: {{}}" for name in listed) or "cosine: {}"
+        named = ", ".join(f"{name}: {{}}" for name in listed if name in TYPES) or "cosine: {}"
         raise ScheduleError(["schedules"], f"should be a mapping of names to schedules, such as {{{named}}}")
     shared = {k: _open(v, [k], k) for k, v in section.items() if k != "schedules"}
     for key, value in shared.items():  # here, so that a mistake is named where it stands

@@ -254,7 +254,7 @@ def _sure(record: Record, confirmed: Rows) -> str:
         behind = f"{row['behind']:.2g} behind the best with {row['behind_seeds']} fresh seeds"
         return f"{behind}, not among those that may be the best ({alike} of {len(confirmed)})"
     if alike > 1:
-        return f"any of {alike} schedules, this one too, may be the best, they could not be told apart"
+        return f"one of {alike} that may be the best and could not be told apart"
     return f"the best of {len(confirmed)} with 95 % confidence"
 
 

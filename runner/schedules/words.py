@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 PLAIN = re.compile(
-    r"(?!(?:true|false|null|nan|inf)\Z)[a-z_/$][\w./$()%+*=<>-]*(?: [\w./$()%+*=<>-]+)*", re.IGNORECASE
+    r"(?!(?:true|false|null|nan|inf)\Z)(?:[^\W\d]|[/$])[\w./$()%+*=<>-]*(?: [\w./$()%+*=<>-]+)*", re.IGNORECASE
 )
 """Text that YAML needs no quotes for."""
 SHOWN = 60

@@ -44,7 +44,7 @@ def test_exported_code_takes_its_length_from_the_training_or_from_what_it_is_tol
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (0, "any of 2 schedules, this one too, may be the best, they could not be told apart"),
+        (0, "one of 2 that may be the best and could not be told apart"),
         (2, "0.1 behind the best with 3 fresh seeds, not among those that may be the best (2 of 4)"),
         (3, "not every fresh seed of it came to its end, no answer to rely on"),
         (4, "with one seed, and not trained again with fresh ones"),
