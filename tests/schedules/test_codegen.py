@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from runner.files.optimizers import OPTIMIZERS
 from runner.files.sweep_file import Train
-from runner.schedules import load
+from runner.schedules import ScheduleError, load
 from runner.schedules.codegen import LIBRARIES, code
+from runner.schedules.zoo import TYPES
 
 EPOCHS, UPDATES = 6, 5
 SCHEDULES = [
@@ -191,6 +194,64 @@ def test_plateau_watches_the_metric_where_a_library_has_one_and_is_refused_elsew
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**2)
     with pytest.raises(ValueError, match="transformers has no place"):
         code(plateau, 30, epochs=6, library="transformers")
+
+
+LENGTHS = st.floats(0.01, 1) | st.builds(
+    lambda unit, n: {unit: n}, st.sampled_from(["epochs", "updates"]), st.integers(1, 9)
+)
+
+
+def values(param):
+    """What a parameter of the zoo may be."""
+    if param.kind == "lengths":
+        some = st.lists(st.floats(0.01, 1), min_size=3, max_size=3).map(sorted)
+    elif param.kind in ("choice", "flag"):
+        some = st.sampled_from(param.choices or (True, False))
+    elif param.kind == "length":
+        some = LENGTHS
+    elif param.integer:
+        some = st.integers(max(1, int(param.low)), 5)
+    else:
+        some = st.floats(max(param.low, -5), min(param.high, 5))
+    return some | st.none() if param.optional else some
+
+
+@settings(max_examples=60)
+@given(data=st.data(), kind=st.sampled_from(sorted(set(TYPES) - {"plateau", "piecewise"})))
+def test_the_code_of_any_schedule_gives_the_same_rates_in_any_library_and_stays_at_its_end(data, kind):
+    free = {name: values(param) for name, param in TYPES[kind].params.items()}
+    shared = {
+        "interval": st.sampled_from(["update", "epoch"]), "clock": st.sampled_from(["prefix", "absolute"]),
+        "floor": st.sampled_from([0.0, 0.2]), "warmup": LENGTHS | st.just(0.0),
+    }  # fmt: skip
+    try:
+        schedule = load({"type": kind} | data.draw(st.fixed_dictionaries(shared, optional=free)))
+    except ScheduleError:  # two parameters that exclude each other
+        assume(False)
+    batches, epochs = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+    T, late = batches * epochs, 2 * batches
+    expected = [schedule.lr(t, T, epochs=epochs) for t in range(T + late)]
+    for library in ("torch", "transformers", "timm"):
+        optimizer, source = torch.optim.SGD(network().parameters(), lr=17.0), code(schedule, library=library)
+        scope, seen = {"optimizer": optimizer, "loader": range(batches), "epochs": epochs}, []
+        exec(source, scope)
+        asked = source.partition("def make_scheduler(")[2].partition(")")[0].split(", ")[1:]
+        if library == "timm":
+            move = scope["Scheduler"](optimizer, T=T, epochs=epochs).step_update
+        elif library == "transformers":
+            step = scope["make_scheduler"](
+                optimizer, **{name: {"T": T, "epochs": epochs}[name] for name in asked}
+            ).step
+        else:
+            step = scope["scheduler"].step
+        for t in range(T + late):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if library == "timm":
+                move(t + 1)
+            elif library == "transformers" or schedule.interval == "update" or (t + 1) % batches == 0:
+                step()
+        assert seen == pytest.approx(expected, rel=1e-9, abs=1e-15), source
 
 
 def test_the_json_of_the_best_loads_with_one_call(tmp_path):

@@ -304,6 +304,13 @@ def test_a_warmup_length_is_rounded_half_up():
     assert [load({"type": "cosine", "warmup": 0.05}).moment(0, T).w for T in (10, 30, 50)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("kind", ["multistep", "piecewise", "wsd", "step", "cosine"])
+def test_a_warmup_that_takes_all_of_training_rises_to_where_the_decay_begins_and_stays_there(kind):
+    schedule = load({"type": kind, "init_lr": 1.0, "warmup": 1.0})
+    begins = load({"type": kind, "init_lr": 1.0}).lr(0, 100)
+    assert [schedule.lr(t, 4) for t in range(7)] == [begins * f for f in (0.25, 0.5, 0.75, 1, 1, 1, 1)]
+
+
 def test_the_prefix_clock_starts_after_the_warmup_and_the_absolute_one_at_zero():
     common = {**STEP30, "warmup": {"epochs": 5}, "init_lr": 1.0}
     for clock, expected in (("prefix", [34, 64, 94]), ("absolute", [29, 59, 89])):
