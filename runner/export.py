@@ -11,7 +11,6 @@ python -m runner.export cifar10 --table epochs --out epochs.parquet
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import pandas as pd
 from . import cli
 from .files.document import SpecError, read
 from .files.place import load_place
-from .files.space import NAME
+from .files.space import name_fault
 from .files.trial import best_first
 from .lanes.stop import exit_with
 from .results.tables import FORMATS, best_table, code_of, epochs_table, print_or_write, trials_table, write
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loop = "with --code: whose training loop (default: torch)"
     parser.add_argument("--for", dest="library", choices=list(LIBRARIES), default="torch", help=loop)
     for what, words in (("epochs", "epochs"), ("updates", "updates, that is batches, in each epoch")):
-        length = f"with --code: for N {words} (default: the sweep's)"
+        length = f"with --code: for a training of N {words} (default: whatever it is pasted into has)"
         parser.add_argument(f"--{what}", type=int, metavar="N", help=length)
     cli.add_mlflow(parser)
     cli.add_allow_plugin(parser)
@@ -87,16 +86,18 @@ def _export(args: argparse.Namespace) -> int:
     name = args.sweep
     if name.endswith((".yaml", ".yml")):
         name = str(read(name).data.get("name", Path(name).stem))
-    if not re.fullmatch(NAME, name):
-        raise SpecError("a sweep's name has letters (a to z), digits, dots, dashes and underscores only")
+    if wrong := name_fault(name):
+        raise SpecError(wrong)
     facts, records = load_study(name, load_place(args.mlflow).storage)
     best = best_table(records, facts["sign"], confirmed=facts["confirmed"])
     if args.code is not None:
         if args.code > len(best):
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
         record = best_first(records, facts["sign"], facts["confirmed"])[args.code - 1]
-        updates, epochs = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
-        text = print_or_write(code_of(record, facts, updates, epochs, args.allow, args.library), args.out)
+        length = args.updates, args.epochs
+        if any(length):
+            length = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
+        text = print_or_write(code_of(record, facts, *length, args.allow, args.library), args.out)
     else:
         kind = _kind(args.out, args.format)
         first = best["trial"][: args.top].tolist()

@@ -205,4 +205,4 @@ def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
             "count from 0 without gaps; data.limit and the other splits may have the images of a small class"
         )
     epochs = sweep.train.epochs
-    return said + problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)
+    return said + sweep.warnings + problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)

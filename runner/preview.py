@@ -146,10 +146,10 @@ def parse_schedule(text: str, allow: Sequence[str]) -> tuple[str, Schedule]:
     try:
         mapping = json.loads(text) if text.lstrip().startswith("{") else {"type": text}
         schedule = load(mapping, allow=allow)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SpecError(f"--schedule is not JSON: {error}") from None
     except ScheduleError as error:
         raise SpecError(f"--schedule: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"--schedule is not JSON: {error}") from None
     own = {k: v for k, v in mapping.items() if k != "type"}
     return schedule.type + (f" {json.dumps(own)}" if own else ""), schedule
 

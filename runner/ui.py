@@ -22,7 +22,7 @@ from .files.document import SpecError, no_control, printable
 from .files.place import Place, load_place
 from .files.secrets import redacted
 from .lanes.stop import exit_with
-from .schedules.zoo import did_you_mean
+from .schedules.words import did_you_mean
 from .tracking.client import make_database
 from .tracking.views import pages
 

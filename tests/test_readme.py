@@ -74,7 +74,7 @@ def test_the_code_on_schedules_runs(project, capsys):
     exec(module, scope)
     assert scope["schedule"].factor(0, 90) == 0.2
     exec(five_ways, scope)
-    assert "StepLR(optimizer, 30, 0.1)" in capsys.readouterr().out
+    assert "0.1 ** drops" in capsys.readouterr().out
     assert [g["lr"] for g in scope["optimizer"].param_groups] == [pytest.approx(0.02)]
 
 

@@ -733,15 +733,19 @@ def test_the_exported_code_gives_the_winners_learning_rates(swept, capsys):
     assert export.main(["tiny", "--code", "1"]) == 0
     code = capsys.readouterr().out
     assert code == Path("results/tiny/best_schedule.py").read_text()
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=best["init_lr"])
-    scope = {"optimizer": optimizer}
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=17.0)
+    scope = {"optimizer": optimizer, "loader": range(3), "epochs": 2}
     exec(code, scope)
     rates = []
     for _ in range(6):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scope["scheduler"].step()
-    assert rates == pytest.approx(load(json.loads(best["schedule"])).lrs(6, epochs=2), rel=1e-12)
+    schedule = load(json.loads(best["schedule"]))
+    assert rates == pytest.approx(schedule.lrs(6, epochs=2), rel=1e-12)
+    assert export.main(["tiny", "--code", "1", "--epochs", "90", "--updates", "500"]) == 0
+    exec(capsys.readouterr().out, {"optimizer": optimizer})
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule.lr(0, 45_000, epochs=90))
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from ..schedules.zoo import did_you_mean
+from ..schedules.words import SHOWN, SWEEP_KEYS, as_number, as_range, did_you_mean, quoted, shown, where
 
 Key = tuple[str | int, ...]
 Model = TypeVar("Model", bound=BaseModel)
 
+SECTIONS = ("data", "model", "train", "search", "confirm", "objective")
+"""Of a sweep file: what is the same for all trials, and how they are searched and judged."""
 MAX_BYTES, MAX_EVENTS, MAX_DEPTH, MAX_SCALAR = 256 * 1024, 10_000, 20, 4096
 INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*)\Z")
 NUMBER = re.compile(r"[-+]?(?!0[0-9]+\Z)(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?\Z")
@@ -39,7 +41,7 @@ class SpecError(Exception):
         self.path, self.line, self.key, self.message = str(path), line, key, message
         place = ", ".join(filter(None, [self.path, f"line {line}" if line else ""]))
         shortened = message if len(message) < 600 else message[:600] + "..."
-        text = ": ".join(filter(None, [place, ".".join(map(str, key)), shortened]))
+        text = ": ".join(filter(None, [place, ".".join(str(part) or "''" for part in key), shortened]))
         super().__init__(printable(text).replace("\n", "\\n"))
 
 
@@ -84,7 +86,7 @@ class Document:
         try:
             return model.model_validate(self.data)
         except ValidationError as error:
-            raise self.error(*_explain(error)) from None
+            raise self.error(*_explain(error, self.data)) from None
 
 
 class Frozen(BaseModel):
@@ -93,46 +95,102 @@ class Frozen(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-    gone: ClassVar[Mapping[str, str]] = {}
-    """Keys that it once had, and what to do without them."""
+    elsewhere: ClassVar[Mapping[str, str]] = SWEEP_KEYS
+    """Keys of other tools' files, and where they stand in ours."""
 
     @model_validator(mode="before")
     @classmethod
     def _know_every_key(cls, value: Any) -> Any:
-        for key in value if isinstance(value, Mapping) else ():
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, Mapping):
+            raise at((), f"should be a mapping of keys to values, not {shown(value)}{cls._meant(value)}")
+        for key in value:
             if key not in cls.model_fields:
-                hint = cls.gone.get(key) or did_you_mean(key, list(cls.model_fields))
-                raise PydanticCustomError("unknown_key", "unknown key; {hint}", {"hint": hint, "key": key})
+                raise at((key,), f"unknown key; {where(cls.elsewhere, key, value[key], cls.model_fields)}")
         return value
 
+    @classmethod
+    def _meant(cls, value: Any) -> str:
+        """A hint where a value stands for the section: it is that of its first key, or there is nothing to say."""
+        first = next(iter(cls.model_fields))
+        try:
+            cls.model_validate({first: value})
+            return f"; did you mean {shown({first: value})}?"
+        except ValidationError:
+            return "" if any(f.is_required() for f in cls.model_fields.values()) else "; {} takes the defaults"
 
-def _explain(error: ValidationError) -> tuple[Key, str]:
-    """The key and the sentence of the first thing that pydantic found wrong."""
+
+def at(key: Key, message: str) -> PydanticCustomError:
+    """The error of a validator, at a key below what it validates; raise it."""
+    return PydanticCustomError("at", "{message}", {"message": message, "key": key})
+
+
+def matching(pattern: str, rule: str) -> AfterValidator:
+    """``Annotated[str, matching(...)]``: text of a form, whose ``rule`` is said where it has another one."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{rule}, not {quoted(value)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _explain(error: ValidationError, data: Any) -> tuple[Key, str]:
+    """The key and the sentence of the first thing that pydantic found wrong with the data of a file."""
     first = error.errors()[0]
-    key, value, kind, context = tuple(first["loc"]), first["input"], first["type"], first.get("ctx", {})
-    if kind == "unknown_key":
-        return (*key, context["key"]), first["msg"]
-    if kind == "literal_error":
-        known = re.findall(r"'([^']*)'", context["expected"])
-        return key, f"unknown value {value!r}; {did_you_mean(value, known)}"
+    value, kind, context = first["input"], first["type"], first.get("ctx", {})
+    key = (*first["loc"], *context["key"]) if kind == "at" else first["loc"]
     if kind == "missing":
         return key, "is missing"
+    key = _written(key[:-1], data) + key[-1:] if kind == "at" else _written(key, data)
+    if kind in ("at", "value_error"):
+        return key, first["msg"].removeprefix("Value error, ")
+    single = {"int_type": "whole number", "float_type": "number", "bool_type": "value", "literal_error": "value"}
+    if kind in single and key[0] in SECTIONS and isinstance(value, (dict, list)) and as_range(value):
+        fixed = "is fixed for all trials: " * (key[0] in ("train", "model", "data"))
+        one = f"{fixed}write one {single[kind]}, not {shown(value)}"
+        return key, f"{one}; ranges belong into space, and only schedules have them"
+    if kind == "literal_error":
+        known = re.findall(r"'([^']*)'", context["expected"])
+        return key, f"unknown value {quoted(value)}; {did_you_mean(value, known, str(key[-1]))}"
     if kind == "bool_type":
-        return key, f"is true or false, not {value!r:.60}"
+        return key, f"is true or false, not {shown(value)}{_as_text(kind, value)}"
     if kind in ("too_short", "too_long"):
         bound = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
         return key, f"needs {bound} values, not {len(value)}"
-    if kind == "string_pattern_mismatch":
-        return key, f"may have letters (a to z), digits, dots, dashes and underscores, not {value!r:.60}"
-    ranges = set(value) & {"uniform", "log_uniform", "int", "choice"} if isinstance(value, dict) else None
-    if ranges and kind.endswith("_type"):
-        return key, "cannot be open: ranges belong into space"
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = first["msg"].removeprefix("Input ")
     message = message[:1].lower() + message[1:]
-    if kind in ("model_type", "dict_type"):
+    if kind == "dict_type":
         message = "should be a mapping of keys to values"
-    shown = repr(value)
-    return key, message if kind == "value_error" else f"{message}, not {shown[:60] + '...' * (len(shown) > 60)}"
+    return key, f"{message}, not {shown(value)}{_as_text(kind, value)}"
+
+
+def _written(key: Key, data: Any) -> Key:
+    """As much of pydantic's path as stands in a file: it has words of its own in it, such as ``[key]``."""
+    for n, part in enumerate(key):
+        if not (part in data if isinstance(data, dict) else isinstance(data, list) and isinstance(part, int)):
+            return key[:n]
+        data = data[part]
+    return key
+
+
+def _as_text(kind: str, value: Any) -> str:
+    """How a value is written that has the wrong type by its spelling alone; empty where that is not clear."""
+    text = value.strip().lower() if isinstance(value, str) else ""
+    meant = ""
+    if kind == "string_type" and isinstance(value, (bool, int, float)):
+        meant = f"'{shown(value)}'"
+    elif kind == "bool_type":
+        yes, no = ("yes", "on", "y", "true", "1"), ("no", "off", "n", "false", "0")
+        word = text or str(value)
+        meant = "true" if word in yes else "false" if word in no else ""
+    elif kind.startswith(("int", "float")):
+        meant = as_number(value, whole=kind.startswith("int"))
+    elif kind == "list_type" and value is not None and not isinstance(value, dict):
+        meant = f"[{shown(value)}]"
+    return f"; write {meant}" if meant else ""
 
 
 def read(path: Path | str) -> Document:
@@ -194,7 +252,12 @@ def _value(node: yaml.Node, key: Key, lines: dict[Key, int], path: Path) -> Any:
         for name_node, value_node in node.value:
             line = name_node.start_mark.line + 1
             if not isinstance(name_node, yaml.ScalarNode) or not isinstance(_scalar(name_node, key, path), str):
-                raise SpecError("a key must be text: quote it", path=path, line=line, key=key)
+                wrong = (
+                    f"a key must be text, not {str(name_node.value)[:SHOWN]}: quote it"
+                    if isinstance(name_node, yaml.ScalarNode)
+                    else "a key must be text: quote it"
+                )
+                raise SpecError(f"{wrong}, or put a list into brackets", path=path, line=line, key=key)
             name = unicodedata.normalize("NFC", name_node.value)
             if (first := lines.get((*key, name))) is not None:
                 raise SpecError(f"stands twice; first on line {first}", path=path, line=line, key=(*key, name))

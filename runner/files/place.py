@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from ..schedules.words import PLACE_KEYS
 from . import sqlite
-from .document import Document, Frozen, SpecError, read
+from .document import Document, Frozen, SpecError, matching, read
 from .secrets import refuse_secrets
 
 RESERVED = {"schedule", "outcome", "cause", "device", "engine", "platform", "git.commit"}
@@ -32,48 +33,53 @@ def _not_reserved(tags: dict[str, str]) -> dict[str, str]:
     return tags
 
 
+TAG = "a tag's name is 1 to 250 letters (a to z), digits, dashes, underscores, dots, spaces, colons and slashes"
 Tags = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-. :/]{1,250}$")], str], AfterValidator(_not_reserved)
+    dict[Annotated[str, matching(r"[A-Za-z0-9_\-. :/]{1,250}", TAG)], str], AfterValidator(_not_reserved)
 ]
 
 
-class Server(Frozen):
+class Block(Frozen):
+    elsewhere = PLACE_KEYS
+
+
+class Server(Block):
     mlflow_tracking_uri: str = "sqlite:///mlflow.db"
 
 
-class ExperimentKwargs(Frozen):
+class ExperimentKwargs(Block):
     artifact_location: str | None = "mlartifacts"
     tags: Tags = Field(default_factory=dict)
 
 
-class Experiment(Frozen):
+class Experiment(Block):
     name: Annotated[str, Field(min_length=1, max_length=250)] = "lr-schedules"
     restore_if_deleted: bool = True
     create_experiment_kwargs: ExperimentKwargs = ExperimentKwargs()
 
 
-class Run(Frozen):
+class Run(Block):
     tags: Tags = Field(default_factory=dict)
 
 
-class Tracking(Frozen):
+class Tracking(Block):
     experiment: Experiment = Experiment()
     run: Run = Run()
 
 
-class Ui(Frozen):
+class Ui(Block):
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65_535)] = 5000
     saved_view: bool = True
 
 
-class Storage(Frozen):
+class Storage(Block):
     storage: str = "sqlite:///optuna.db"
     checkpoint_seconds: Annotated[float, Field(ge=0.0, le=86_400.0)] = 60.0
     """A trial keeps what it has after so many seconds of training; briefer ones simply begin again."""
 
 
-class File(Frozen):
+class File(Block):
     """mlflow.yaml, in the blocks and names of kedro-mlflow, and a block for the study's storage."""
 
     server: Server = Server()
@@ -164,7 +170,11 @@ def load_place(path: Path | str | None = None) -> Place:
     given, document = Path(path or "mlflow.yaml"), None
     if path is not None or given.exists():
         document = read(given)
-        refuse_secrets(document, "put the whole address into the environment variable instead")
+        refuse_secrets(
+            document,
+            "put the whole address into the environment variable instead, or give a tracking server's "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD in the environment",
+        )
     file, given = document.parse(File) if document else File(), given.resolve()
     try:
         str(given).encode()
@@ -199,7 +209,8 @@ def _uri(key: str, file: File, folder: Path, document: Document | None) -> str:
     schemes = ["sqlite", "postgresql"] + ["mysql", "mssql", "http", "https"] * ("mlflow" in key)
     scheme = re.split(r"[+:]", uri, maxsplit=1)[0]
     if scheme not in schemes or not re.search(r":/{2,4}[^/]", uri):
-        wrong = f"is no address of a store; it starts with one of {', '.join(schemes)}, as in sqlite:///runs.db"
+        such = f"sqlite:///runs.db{' or http://localhost:5000' * ('http' in schemes)}"
+        wrong = f"is no address of a store; it starts with one of {', '.join(schemes)}, as in {such}"
         raise _error(document, key, wrong)
     if scheme == "sqlite":
         given = uri.removeprefix(sqlite.PREFIX)

@@ -8,7 +8,6 @@ inside a schedule has the schedule's name in front.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -19,12 +18,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..schedules.schedule import Schedule, load, summary
-from ..schedules.zoo import GAMMA, TYPES, ScheduleError, did_you_mean
-from .document import first_line
+from ..schedules.schedule import Schedule, load, refuse_others, summary
+from ..schedules.words import (
+    PARAMETERS,
+    SWEEP_KEYS,
+    advice,
+    as_range,
+    did_you_mean,
+    quoted,
+    schedule_type,
+    shown,
+    where,
+)
+from ..schedules.zoo import GAMMA, TYPES, UNITS, ScheduleError
+from .document import SECTIONS, first_line
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""What a sweep or a schedule may be called: it becomes part of files' names, tags and columns."""
+LONGEST = 100
+"""How long a sweep's or a schedule's name may be: it becomes part of files' names, tags and columns."""
 
 KINDS = ("uniform", "log_uniform", "int", "choice")
 SHARED = ("init_lr", "warmup", "gamma", "floor", "clock", "interval")
@@ -191,19 +201,21 @@ def problems(schedules: Mapping[str, Sequence[Schedule]], T: int, epochs: int) -
 
 
 def _sentence(name: str, problem: str, schedule: Schedule) -> str:
-    warmup = f"warmup {schedule.warmup.length.to_json()}" if schedule.warmup.length.value else ""
+    warmup = f"warmup {shown(schedule.warmup.length.to_json())}" if schedule.warmup.length.value else ""
     parameters = ", ".join(filter(None, [warmup, summary(schedule.to_json())]))
     return f"{name} {problem}" + (f" (with {parameters})" if parameters else "")
 
 
 def parse(section: Mapping[str, Any]) -> Space:
     """The ``space`` section of a sweep file; raises ScheduleError, whose key is the path inside the section."""
+    for key, value in section.items():
+        if key != "schedules" and key not in SHARED:
+            raise ScheduleError([key], f"unknown key; {_elsewhere(key, value)}")
     schedules = section.get("schedules")
     if not isinstance(schedules, Mapping) or not schedules:
-        raise ScheduleError(["schedules"], "should be a mapping of names to schedules, such as {cosine: {}}")
-    for key in section:
-        if key != "schedules" and key not in SHARED:
-            raise ScheduleError([key], f"unknown key; {did_you_mean(key, ['schedules', *SHARED])}")
+        listed = schedules if isinstance(schedules, list) else [schedules] if isinstance(schedules, str) else []
+        named = ", ".join(f"{name}: {{}}" for name in listed if name in TYPES) or "cosine: {}"
+        raise ScheduleError(["schedules"], f"should be a mapping of names to schedules, such as {{{named}}}")
     shared = {k: _open(v, [k], k) for k, v in section.items() if k != "schedules"}
     for key, value in shared.items():  # here, so that a mistake is named where it stands
         for end in value.ends() if isinstance(value, Leaf) else (_fill(value, lambda leaf: leaf.ends()[0]),):
@@ -211,15 +223,22 @@ def parse(section: Mapping[str, Any]) -> Space:
     result = {}
     for name, own in schedules.items():
         at, own = ["schedules", name], {} if own is None else own
-        if not re.fullmatch(NAME, name):
-            raise ScheduleError(at, "a name has letters (a to z), digits, dots, dashes and underscores only")
+        if wrong := name_fault(name):
+            raise ScheduleError(at, wrong)
         if not isinstance(own, Mapping):
-            raise ScheduleError(at, "should be a mapping of parameters; {} takes the defaults")
+            hint = f"; under a name, as in {{{shown(own)}: {{}}}}" if name == "type" else "; {} takes the defaults"
+            raise ScheduleError(at, f"should be a mapping of parameters, not {shown(own)}{hint}")
         kind = own.get("type", name)
         if not isinstance(kind, str) or (kind != "custom" and kind not in TYPES):
-            hint = did_you_mean(kind, [*TYPES, "custom"])
+            hint = schedule_type(kind, [*TYPES, "custom"])
             hint = "a function of one's own has type: custom" if "function" in own else hint
-            raise ScheduleError([*at, "type"], f"unknown type {kind!r}; {hint}")
+            if "type" not in own and hint.startswith("known: "):
+                hint = f"a name of one's own has a type beside it, as in {{type: cosine}}; {hint}"
+            raise ScheduleError([*at, "type"], f"unknown type {quoted(kind)}; {hint}")
+        try:
+            refuse_others(kind, {key: value for key, value in own.items() if key != "type"})
+        except ScheduleError as error:
+            raise ScheduleError([*at, *error.key], error.message) from None
         opened = {k: _open(v, [*at, k], f"{name}.{k}") for k, v in own.items()}
         result[name] = {"type": kind} | {k: v for k, v in shared.items() if _has(kind, k)} | opened
     space, names = Space(result), dict[str, Leaf]()
@@ -245,35 +264,71 @@ def _open(value: Any, key: list[str | int], name: str) -> Any:
     if not isinstance(value, Mapping):
         return value
     if len(value) != 1 or (kind := next(iter(value))) not in KINDS:
-        for k in value:
-            if k in KINDS:
-                raise ScheduleError([*key, k], "a range stands alone: {uniform: [low, high]}")
-            v, lengths = value[k], ("epochs", "updates", "fraction")
-            bare = isinstance(v, list) and all(isinstance(x, (int, float)) for x in v)
-            if len(value) == 1 and k not in lengths and (bare or difflib.get_close_matches(str(k), KINDS)):
-                raise ScheduleError([*key, k], f"is no kind of range; {did_you_mean(k, KINDS)}")
+        _refuse_ranges_of_other_tools(value, key)
         return {k: _open(v, [*key, k], f"{name}.{k}") for k, v in value.items()}
     values, key = value[kind], [*key, kind]
     if not isinstance(values, list) or not values:
-        raise ScheduleError(key, f"needs a list, such as {'[a, b]' if kind == 'choice' else '[low, high]'}")
+        such = as_range({kind: values}) or f"{{{kind}: {'[a, b]' if kind == 'choice' else '[low, high]'}}}"
+        raise ScheduleError(key, f"needs a list, such as {such}")
     if kind == "choice":
         if any(isinstance(v, (int, float)) and abs(v) > LIMIT for v in values):
             raise ScheduleError(key, f"has a number beyond {LIMIT:g}")
-        if len({json.dumps(v) for v in values}) < len(values):
-            raise ScheduleError(key, "has the same option twice")
+        for one, other in itertools.combinations(values, 2):
+            if one == other and isinstance(one, bool) == isinstance(other, bool):
+                twice = shown(one) if repr(one) == repr(other) else f"{shown(one)} and {shown(other)}"
+                raise ScheduleError(key, f"has the same option twice: {twice}")
         return Leaf(name, kind, tuple(values))
     numbers = int if kind == "int" else (int, float)
     if len(values) != 2 or any(isinstance(v, bool) or not isinstance(v, numbers) for v in values):
         wanted = "two whole numbers" if kind == "int" else "two numbers"
-        raise ScheduleError(key, f"needs {wanted}, [low, high], not {values!r}")
+        raise ScheduleError(key, f"needs {wanted}, [low, high], not {shown(values)}")
     low, high = values
     if max(abs(low), abs(high)) > LIMIT:
         raise ScheduleError(key, f"ends beyond {LIMIT:g}")
     if low > high:
-        raise ScheduleError(key, f"the lower end {low!r} is above the upper end {high!r}")
+        raise ScheduleError(key, f"the lower end {low!r} is above the upper end {high!r}: write [{high!r}, {low!r}]")
     if kind == "log_uniform" and low <= 0:
         raise ScheduleError(key, f"a logarithmic range starts above 0, not at {low!r}")
     return Leaf(name, kind, (low, high))
+
+
+def _refuse_ranges_of_other_tools(value: Mapping[str, Any], key: list[str | int]) -> None:
+    """Raise ScheduleError where a mapping is a range as W&B, Optuna, Ray or Hydra write one, with ours."""
+    if "params" in key:  # of one's own function, which may have such names
+        return
+    meant = as_range(value)
+    if kind := next((kind for kind in KINDS if kind in value), None):
+        raise ScheduleError([*key, kind], f"a range stands alone: {meant or '{uniform: [low, high]}'}")
+    if len(value) == 1 and (word := next(iter(value))) not in UNITS and isinstance(value[word], list):
+        hint = f"did you mean {meant}?" if meant else f"known: {', '.join(KINDS)}"
+        near = did_you_mean(word, KINDS).removesuffix("?")
+        hint = f"{near}, as in {meant}?" if meant and near.startswith("did") else hint
+        if meant or all(isinstance(v, (int, float)) for v in value[word]):
+            raise ScheduleError([*key, word], f"is no kind of range; {hint}")
+    if meant:
+        raise ScheduleError(key, f"must be a number or a range, not {shown(value)}; did you mean {meant}?")
+
+
+def _elsewhere(key: str, value: Any) -> str:
+    """What an unknown key beside ``schedules`` means."""
+    if said := advice(PARAMETERS, key, value):
+        return said
+    if key in SECTIONS:
+        return "it is a section of its own, beside space, and not in it"
+    said = where(SWEEP_KEYS, key, value, ["schedules", *SHARED])
+    if said == "here it is space":
+        return "leave it out: its keys stand in space itself"
+    fixed = said.startswith(("here it is train.", "here it is data.", "here it is model."))
+    return f"{said}, which is fixed for all trials: write one value there" if fixed else said
+
+
+def name_fault(name: str) -> str:
+    """What is wrong with the name of a sweep or a schedule; empty where nothing is."""
+    if foreign := next((c for c in name if not re.fullmatch("[A-Za-z0-9._-]", c)), ""):
+        return f"a name has letters (a to z), digits, dots, dashes and underscores only, not {quoted(foreign)}"
+    if len(name) > LONGEST:
+        return f"a name has at most {LONGEST} characters, not {len(name)}"
+    return f"a name begins with a letter or a digit, not {quoted(name[:1])}" if name[:1] in "._-" else ""
 
 
 def _fill(value: Any, leaf: Callable[[Leaf], Any]) -> Any:

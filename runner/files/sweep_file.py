@@ -9,16 +9,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, GetPydanticSchema, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import core_schema
 
 from ..schedules.plugins import find_function
 from ..schedules.schedule import Schedule, load
+from ..schedules.words import shown
 from ..schedules.zoo import ScheduleError
 from . import space as spaces
-from .document import Document, Frozen, SpecError, read
+from .document import Document, Frozen, SpecError, at, matching, read
 from .metrics import METRICS
 from .optimizers import OPTIMIZERS
 from .secrets import refuse_secrets
@@ -30,9 +39,11 @@ ENOUGH = 10
 """Trials for each parameter below which importance is a hint."""
 STRIP = ("init_lr x0.5", "init_lr x2", "warmup x0", "warmup x2", "epochs x0.5", "epochs x2")
 """What the strip does to the winner, with as many seeds; of a warmup only where it has one."""
-NO_PRUNER = "there is no pruner any more: curves that are cut off favour schedules that decay early; leave it out"
 Function = Annotated[
-    str, Field(pattern=r"^[A-Za-z_][\w.:]*$", max_length=200), AfterValidator(lambda name: name.replace(":", "."))
+    str,
+    Field(max_length=200),
+    matching(r"[A-Za-z_][\w.:]*", "must be the name of a function and its module, as in my_package.images"),
+    AfterValidator(lambda name: name.replace(":", ".")),
 ]
 """The name of a user's own function: a dotted path that ``--allow-plugin`` permits."""
 
@@ -78,18 +89,31 @@ class Data(Frozen):
         if ("path" in needs) != (self.path is not None):
             wants = "needs a path" if self.path is None else "has no path of its own"
             having = " and ".join(name for name, source in SOURCES.items() if "path" in source.needs)
-            raise ValueError(f"source {self.source} {wants}; {having} have one")
+            raise at(("path",), f"source {self.source} {wants}; {having} have one")
         if ("function" in needs) != (self.function is not None):
-            raise ValueError("source custom has a function, such as my_package.images, and no other source has")
+            raise at(
+                ("function",), "source custom has a function, such as my_package.images, and no other source has"
+            )
         if "size" in needs and self.size is None:
-            raise ValueError(f"source {self.source} needs a size, such as 64: its images differ")
+            raise at(("size",), f"source {self.source} needs a size, such as 64: its images differ")
         return self
+
+
+def _torchvisions(name: str) -> str:
+    """A name as torchvision's models have them."""
+    if not re.fullmatch("[a-z0-9_]+", name):
+        bare = re.sub("[-_. ]", "", name.lower())
+        hint = f"; did you mean '{bare}'?" if re.fullmatch("[a-z]+[0-9]+", bare) else ""
+        raise ValueError(
+            f"torchvision's names have letters (a to z), digits and underscores only, not {name!r}{hint}"
+        )
+    return name
 
 
 class Model(Frozen):
     """A torchvision classification model, or one's own."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9_]+$", max_length=60)] = "resnet18"
+    name: Annotated[str, Field(max_length=60), AfterValidator(_torchvisions)] = "resnet18"
     function: Function | None = None
     """With ``name: custom``: ``function(classes)`` gives a ``torch.nn.Module``; stem and width are its own matter."""
     stem: Literal["small", "imagenet"] = "small"
@@ -100,7 +124,7 @@ class Model(Frozen):
     @model_validator(mode="after")
     def _is_theirs_or_ones_own(self) -> Model:
         if (self.name == "custom") != (self.function is not None):
-            raise ValueError("name custom has a function, such as my_package.network, and no other name has")
+            raise at(("function",), "name custom has a function, such as my_package.network, and no other name has")
         return self
 
 
@@ -128,14 +152,23 @@ class Train(Frozen):
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Train:
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
-            raise ValueError("nesterov needs a momentum above 0; set nesterov: false")
+            raise at(("momentum",), "nesterov needs a momentum above 0; set nesterov: false")
         return self
+
+
+def _rung(value: Any) -> Any:
+    text = isinstance(value, str | int) and not isinstance(value, bool)
+    if not text or not re.fullmatch("T(/[1-9][0-9]?)?|[1-9][0-9]{0,4}", str(value)):
+        raise ValueError(f"a rung is T, T/3, or a number of epochs, not {shown(value)}")
+    return value
+
+
+Rung = Annotated[str | int, BeforeValidator(_rung)]
 
 
 class Search(Frozen):
     """How the study searches."""
 
-    gone: ClassVar[Mapping[str, str]] = {"pruner": NO_PRUNER, "parole": NO_PRUNER}
     trials: Annotated[int, Field(ge=1, le=100_000)]
     """How many; with rungs, how many on the first one."""
     sampler: Literal["tpe", "random", "qmc", "grid"] = "tpe"
@@ -144,7 +177,7 @@ class Search(Frozen):
     """Trial n is proposed when the trials up to n - window have ended, so at most this many lanes have work."""
     balance: Literal["free", "equal"] = "free"
     """equal: every type gets the same number of trials, and the sampler chooses the rest."""
-    rungs: Annotated[list[str | int], Field(min_length=2, max_length=6)] | None = None
+    rungs: Annotated[list[Rung], Field(min_length=2, max_length=6)] | None = None
     """Screening: complete trainings with the schedules rescaled to these lengths, such as [T/3, T]."""
     keep: Annotated[float, Field(gt=0.0, lt=1.0)] = 1 / 3
     """The share of a rung's trials that goes on to the next."""
@@ -153,20 +186,12 @@ class Search(Frozen):
         """How many of a rung's trials go on to the next."""
         return max(1, round(self.keep * trials))
 
-    @field_validator("rungs")
-    @classmethod
-    def _are_lengths(cls, value: list[str | int] | None) -> list[str | int] | None:
-        for rung in value or []:
-            if not re.fullmatch("T(/[1-9][0-9]?)?|[1-9][0-9]{0,4}", str(rung)):
-                raise ValueError(f"a rung is T, T/3, or a number of epochs, not {rung!r}")
-        return value
-
     @model_validator(mode="after")
     def _grids_and_rungs_have_an_order_of_their_own(self) -> Search:
         if self.sampler == "grid" and self.balance == "equal":
-            raise ValueError("a grid has every point once: leave balance out")
+            raise at(("balance",), "a grid has every point once: leave balance out")
         if self.rungs and self.sampler == "grid":
-            raise ValueError("rungs go with no grid: screening chooses among trials by itself")
+            raise at(("rungs",), "rungs go with no grid: screening chooses among trials by itself")
         return self
 
 
@@ -181,6 +206,10 @@ class Confirm(Frozen):
     """At most this many for each; one that is clearly worse than another gets no more."""
     strip: bool = False
     """The winner at half and twice its init_lr and its budget, without its warmup and with twice of it."""
+
+    @classmethod
+    def _meant(cls, value: Any) -> str:
+        return "; {top: 0, types: false} confirms nothing" if value is False else super()._meant(value)
 
     @property
     def strip_seeds(self) -> int:
@@ -215,7 +244,7 @@ class Sweep(Frozen):
 
     model_config = ConfigDict(ignored_types=(cached_property,))
 
-    name: Annotated[str, Field(pattern=f"^{spaces.NAME}$")]
+    name: str
     question: Annotated[str, Field(min_length=1)]
     data: Data
     model: Model = Model()
@@ -242,9 +271,11 @@ class Sweep(Frozen):
 
     @field_validator("name")
     @classmethod
-    def _is_no_reserved_name(cls, value: str) -> str:
+    def _can_be_a_file(cls, value: str) -> str:
+        if wrong := spaces.name_fault(value):
+            raise ValueError(wrong)
         if value.rstrip(".").lower() in ("con", "prn", "aux", "nul") or value.endswith("."):
-            raise ValueError("is a reserved name")
+            raise ValueError(f"{value} is a reserved name of Windows, or ends with a dot: call it otherwise")
         return value
 
     @cached_property
@@ -259,9 +290,18 @@ class Sweep(Frozen):
         rungs = self.search.rungs or ["T"]
         lengths = [max(1, T // int(str(r)[2:] or 1)) if str(r).startswith("T") else int(r) for r in rungs]
         if lengths[-1] != T or any(a >= b for a, b in pairwise(lengths)):
-            wrong = f"{rungs} are {lengths} epochs; they must rise to train.epochs, {T}"
+            wrong = f"{shown(rungs)} are {lengths} epochs; they must rise to train.epochs, {T}"
             raise SpecError(wrong, key=("search", "rungs"))
         return lengths
+
+    @property
+    def warnings(self) -> list[str]:
+        """What it asks for and will not get, in sentences."""
+        names, trials = len(self.schedules.schedules), self.search.trials
+        if self.search.balance == "free" or trials >= names:
+            return []
+        left = f"{names - trials} of them {'is' if names - trials == 1 else 'are'} never trained"
+        return [f"search.trials: {trials} are fewer than the {names} schedules: {left}"]
 
     @property
     def arms(self) -> int:
@@ -322,10 +362,9 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
     document = read(path)
     refuse_secrets(document, "this file is kept with the sweep's runs")
     stem = document.path.stem
-    if "name" not in document.data and not re.fullmatch(spaces.NAME, stem):
-        wrong = f"a sweep is called as its file is, and may not be called {stem!r}: letters (a to z), digits, dots, "
-        wrong += "dashes and underscores; write its name: into the file, or rename that"
-        raise SpecError(wrong, path=document.path)
+    if "name" not in document.data and (fault := spaces.name_fault(stem)):
+        wrong = f"a sweep is called as its file is, and may not be called {stem!r}: {fault}"
+        raise SpecError(f"{wrong}; write its name: into the file, or rename that", path=document.path)
     document.data.setdefault("name", stem)
     sweep = document.parse(Sweep)
     sweep._allow = tuple(allow)

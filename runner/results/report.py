@@ -142,7 +142,7 @@ def _tables_and_code(folder: Path, study: Study, trainings: Sequence[Record]) ->
         write_table(table, name.partition(".")[2], folder / name)
     texts = {}
     if first := best_first(records, sign, facts["confirmed"])[:1]:
-        code = code_of(first[0], facts, facts["updates_per_epoch"], study.epochs, study.sweep.allow)
+        code = code_of(first[0], facts, allow=study.sweep.allow)
         texts = {"best_schedule.json": json.dumps(dict(first[0].schedule), indent=1) + "\n", "best_schedule.py": code}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -219,43 +219,43 @@ def _missing(value: Any) -> bool:
 def code_of(
     record: Record,
     facts: Mapping[str, Any],
-    updates: int,
-    epochs: int,
+    updates: int | None = None,
+    epochs: int | None = None,
     allow: Sequence[str] = (),
     library: str = "torch",
 ) -> str:
-    """Code of a trial's schedule, for a training of so many epochs of so many updates, below comments that say how it
-    was found, and how sure that is; SpecError where that library cannot do it."""
-    train = facts["science"]["train"]
-    kind, T = OPTIMIZERS[train["optimizer"]], updates * epochs
-    comment = _sure(record, facts["confirmed"])
-    comment += f"# found with {train['optimizer']}, batches of {train['batch_size']}, {train['epochs']} epochs of "
-    comment += f"{_data_name(facts['science']['data'])}: for another training try its init_lr again\n"
-    optimizer = kind.name, kind.arguments(train)
+    """Code of a trial's schedule, below a comment that says with what it was found, and how sure that is; SpecError
+    where that library cannot do it. Its length is that of the training that it is pasted into, or ``epochs`` of so
+    many ``updates``."""
+    train, data, model = (facts["science"][section] for section in ("train", "data", "model"))
+    kind = OPTIMIZERS[train["optimizer"]]
+    images = data["path"] or data["function"] or data["source"]
+    found = f"found on {images} with {model['function'] or model['name']}, {train['optimizer']}, "
+    found += f"batches of {train['batch_size']}, {train['epochs']} epochs: {_sure(record, facts['confirmed'])}"
+    comment = f"# {printable(found)}; for another training try its init_lr again".replace("\n", " ")
+    length = None if updates is None or epochs is None else updates * epochs
     try:
         schedule = load(record.schedule, allow=allow)
-        return comment + code(schedule, T, epochs=epochs, library=library, optimizer=optimizer)
+        optimizer = kind.name, kind.arguments(train)
+        return f"{comment}\n{code(schedule, length, epochs=epochs, library=library, optimizer=optimizer)}"
     except ValueError as error:
         raise SpecError(str(error)) from None
 
 
 def _sure(record: Record, confirmed: Rows) -> str:
-    """How sure it is that a trial's schedule is the best, as a comment; of the only one that may be, nothing."""
+    """How sure it is that a trial's schedule is the best."""
     alike = sum(bool(row["in_set"]) for row in confirmed)
     row = next((row for row in confirmed if row["trial"] == record.number), None)
     if row is None:
-        return "# found with one seed, and not trained again with fresh ones\n"
+        return "with one seed, and not trained again with fresh ones"
     if row["mean"] is None:
-        return "# not every fresh seed of it came to its end: no answer to rely on\n"
+        return "not every fresh seed of it came to its end, no answer to rely on"
     if not row["in_set"]:
         behind = f"{row['behind']:.2g} behind the best with {row['behind_seeds']} fresh seeds"
-        return f"# {behind}: it is not among those that may be the best ({alike} of {len(confirmed)})\n"
-    return f"# any of {alike} schedules, this one too, may be the best: they could not be told apart\n" * (alike > 1)
-
-
-def _data_name(data: Mapping[str, Any]) -> str:
-    """What a person calls the data, on one line."""
-    return printable(data["path"] or data["function"] or data["source"]).replace("\n", " ")
+        return f"{behind}, not among those that may be the best ({alike} of {len(confirmed)})"
+    if alike > 1:
+        return f"one of {alike} that may be the best and could not be told apart"
+    return f"the best of {len(confirmed)} with 95 % confidence"
 
 
 assert set(SHARED).isdisjoint(name for kind in TYPES.values() for name in kind.params)

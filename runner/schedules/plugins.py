@@ -19,6 +19,11 @@ def find_function(name: str, allow: Sequence[str]) -> Function:
         if entry.name == name:
             return entry.load()  # type: ignore[no-any-return]
     module, attribute = split_path(name)
+    if not all(part.isidentifier() for part in f"{module}.{attribute}".strip(".").split(".")):
+        wrong = (
+            f"{name!r} is no name of a function: write it into a module of yours, and name it as in my_package.lrs"
+        )
+        raise ScheduleError(["function"], wrong)
 
     def allowed(path: str) -> bool:
         return any(f"{path}.".startswith(prefix.rstrip(".") + ".") for prefix in allow if prefix.strip("."))

@@ -26,8 +26,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from . import words
 from .plugins import find_function
-from .zoo import LONG, TYPES, UNITS, WARMUPS, Function, Length, Param, ScheduleError, choice, did_you_mean, length
+from .words import advice, did_you_mean, quoted, schedule_type, shown
+from .zoo import LONG, TYPES, UNITS, WARMUPS, Function, Length, Param, ScheduleError, choice, length
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -100,8 +102,7 @@ class Schedule:
             return float(warm * self.decay(0, moment))
         skipped = moment.w if self.clock == "prefix" else 0
         seen = history[math.ceil(skipped * moment.epochs / moment.total) : moment.epoch]
-        past = moment.D < 1  # the warmup took all of training, and t lies after it
-        return self.decay(1 if past else min(moment.t - skipped, moment.D), moment, seen)
+        return self.decay(moment.t - skipped, moment, seen)
 
     def lr(self, t: int, T: int, *, epochs: int | None = None, history: Sequence[float] = ()) -> float:
         """The learning rate of update ``t``; arguments and errors as in ``factor``."""
@@ -123,8 +124,8 @@ class Schedule:
             total, per_epoch, per_update = T, T / epochs, 1.0
         units = {"fraction": float(total), "epochs": per_epoch, "updates": per_update}
         w = min(math.floor(self.warmup.length.value * units[self.warmup.length.unit] + 0.5), total)
-        D = total - w if self.clock == "prefix" else total
-        return Moment(t, total, w, D, units | {"fraction": float(D)}, epoch, epochs)
+        D = max(total - w, 1) if self.clock == "prefix" else total
+        return Moment(min(t, total), total, w, D, units | {"fraction": float(D)}, epoch, epochs)
 
     def arguments(self, moment: Moment) -> dict[str, Any]:
         """The keyword arguments of this type's function: the parameters with every length in updates."""
@@ -142,7 +143,7 @@ class Schedule:
 
     def decay(self, tau: int, moment: Moment, history: Sequence[float] = ()) -> float:
         """The factor at ``tau`` updates on the decay's clock, floor included."""
-        D, arguments = max(moment.D, 1), self.arguments(moment)
+        D, arguments = moment.D, self.arguments(moment)
         if self.type == "custom":
             if self.function is None:
                 raise ScheduleError(["function"], "is not loaded: build the schedule with load()")
@@ -250,12 +251,12 @@ def load(mapping: Mapping[str, Any] | Path, *, allow: Sequence[str] = ()) -> Sch
     if isinstance(mapping, Path):
         mapping = json.loads(mapping.read_text(encoding="utf-8"))
     if not isinstance(mapping, Mapping):
-        raise ScheduleError([], f"a schedule must be a mapping with a type, not {mapping!r}")
+        raise ScheduleError([], f"a schedule must be a mapping with a type, not {shown(mapping)}")
     given = dict(mapping)
     kind = given.pop("type", None)
     if not isinstance(kind, str) or (kind != "custom" and kind not in TYPES):
-        wrong = "needs a type" if kind is None else f"unknown type {kind!r}"
-        raise ScheduleError(["type"], f"{wrong}; {did_you_mean(kind, [*TYPES, 'custom'])}")
+        wrong = "needs a type" if kind is None else f"unknown type {quoted(kind)}"
+        raise ScheduleError(["type"], f"{wrong}; {schedule_type(kind, [*TYPES, 'custom'])}")
     if kind == "cyclic":
         given.setdefault("floor", 0.1)  # a cycle down to 0 would waste updates
     shared = {k: p.read(given.pop(k, p.default), [k]) for k, p in Schedule.SHARED.items()}
@@ -264,7 +265,7 @@ def load(mapping: Mapping[str, Any] | Path, *, allow: Sequence[str] = ()) -> Sch
         params, function = _load_custom(given, allow)
         return Schedule(kind, warmup=warmup, params=params, function=function, **shared)
     table = TYPES[kind].params
-    _refuse_others(kind, given, table)
+    refuse_others(kind, given)
     if "final" in table and given.get("gamma") is not None:  # the same thing, said per epoch
         if given.get("final") is not None:
             raise ScheduleError(["gamma"], "gamma (per epoch) and final (in all) exclude each other: give one")
@@ -290,14 +291,14 @@ def summary(schedule: Mapping[str, Any], also: Collection[str] = ()) -> str:
     defaults |= {"clock": "prefix", "interval": "update", "floor": 0.0}
     own |= {k: schedule[k] for k, default in defaults.items() if schedule[k] != default or k in also}
 
-    def shown(value: Any) -> str:
+    def short(value: Any) -> str:
         if isinstance(value, (list, tuple)):
-            return "[" + ", ".join(map(shown, value)) + "]"
+            return "[" + ", ".join(map(short, value)) + "]"
         if isinstance(value, Mapping):
-            return ", ".join(f"{shown(v)} {k}" for k, v in value.items())
-        return f"{value:.3g}" if isinstance(value, float) else str(value)
+            return ", ".join(f"{short(v)} {k}" for k, v in value.items())
+        return f"{value:.3g}" if isinstance(value, float) else shown(value)
 
-    return ", ".join(f"{k} {shown(v)}" for k, v in own.items() if v is not None)
+    return ", ".join(f"{k} {short(v)}" for k, v in own.items() if v is not None)
 
 
 def _load_warmup(value: Any) -> Warmup:
@@ -307,28 +308,34 @@ def _load_warmup(value: Any) -> Warmup:
     start = Param(None, low=low, high=1.0, optional=True).read(rest.pop("start", None), ["warmup", "start"])
     if isinstance(value, Mapping):
         for key in (key for key in rest if key not in UNITS):
-            raise ScheduleError(["warmup", key], f"unknown key; {did_you_mean(key, [*UNITS, 'form', 'start'])}")
+            hint = advice(words.WARMUP, key, rest[key]) or did_you_mean(key, [*UNITS, "form", "start"])
+            raise ScheduleError(["warmup", key], f"unknown key; {hint}")
         if len(rest) != 1:
             raise ScheduleError(["warmup"], "needs exactly one length: fraction, epochs or updates")
         value = rest
     return Warmup(length(0.0).read(value, ["warmup"]), form, WARMUPS[form][1] if start is None else start)
 
 
-def _refuse_others(kind: str, given: Mapping[str, Any], own: Collection[str]) -> None:
-    for key in given:
+def refuse_others(kind: str, given: Mapping[str, Any]) -> None:
+    """Raise ScheduleError for the first key that a type does not have."""
+    own = [*(("function", "params") if kind == "custom" else TYPES[kind].params), *Schedule.SHARED, "warmup"]
+    for key, value in given.items():
         if key not in own:
-            close = did_you_mean(key, [*own, *Schedule.SHARED, "warmup"])
-            raise ScheduleError([key], f"{kind} has no such parameter; {close}")
+            hint = advice(words.PARAMETERS, key, value) or did_you_mean(key, own)
+            having = [name for name, other in TYPES.items() if key in other.params]
+            if having and hint.startswith("known: "):
+                hint = f"it belongs to {', '.join(having)}; {hint}"
+            raise ScheduleError([key], f"{kind} has no such parameter; {hint}")
 
 
 def _load_custom(given: dict[str, Any], allow: Sequence[str]) -> tuple[Params, Function]:
     """The parameters and the function of ``{"type": "custom", "function": name, "params": {...}}``."""
     name, params = given.pop("function", None), given.pop("params", {})
-    _refuse_others("custom", given, ("function", "params"))
+    refuse_others("custom", given)
     if not isinstance(name, str) or not name:
         raise ScheduleError(["function"], "must be the name of an installed entry point, or a dotted path")
     if not isinstance(params, Mapping) or not all(isinstance(k, str) and k.isidentifier() for k in params):
-        raise ScheduleError(["params"], f"must be a mapping of Python names to values, not {params!r}")
+        raise ScheduleError(["params"], f"must be a mapping of Python names to values, not {shown(params)}")
     function = find_function(name, allow)
     try:
         inspect.signature(function).bind(0, 1, **params)

@@ -6,13 +6,15 @@ updates; one's own has the same form). ``schedule.py`` puts warmup, clock, inter
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from . import words
+from .words import as_number, as_range, did_you_mean, quoted, shown
 
 
 class ScheduleError(ValueError):
@@ -24,12 +26,6 @@ class ScheduleError(ValueError):
 
     def __reduce__(self) -> tuple[type[ScheduleError], tuple[Sequence[str | int], str]]:
         return type(self), (self.key, self.message)  # as a worker process sends it
-
-
-def did_you_mean(word: object, known: Sequence[str]) -> str:
-    """The closest known word, or all of them: the end of an error sentence."""
-    close = difflib.get_close_matches(str(word), known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 # Parameters: what a value may be. One table per type drives validation, JSON, the docs and the search space.
@@ -66,22 +62,23 @@ class Param:
         if value is None and self.optional:
             return None
         if self.kind == "choice" and value not in self.choices:
-            raise ScheduleError(key, f"unknown value {value!r}; {did_you_mean(value, self.choices)}")
+            hint = did_you_mean(value, self.choices, str(key[-1]))
+            raise ScheduleError(key, f"unknown value {quoted(value)}; {hint}")
         if self.kind == "flag" and not isinstance(value, bool):
-            raise ScheduleError(key, f"must be true or false, not {value!r}")
+            raise ScheduleError(key, f"must be true or false, not {shown(value)}")
         if self.kind in ("choice", "flag"):
             return value
         if self.kind == "lengths":
             bare = not _is_length(value)
             unit, values = ("fraction", value) if bare else next(iter(value.items()))
-            given = [v if bare and isinstance(v, Mapping) else {unit: v} for v in _items(values, key)]
-            lengths = tuple(self._length(v, [*key, i]) for i, v in enumerate(given))
+            given = [v if bare and isinstance(v, Mapping) else {unit: v} for v in _items(values, key, unit)]
+            lengths = tuple(self._length(v, [*key, i], values) for i, v in enumerate(given))
             if len({length.unit for length in lengths}) > 1:
                 raise ScheduleError(key, "must have one unit, as in {epochs: [30, 60]}")
             return lengths
         if self.kind == "numbers":
             return tuple(self._number(v, [*key, i]) for i, v in enumerate(_items(value, key)))
-        return self._length(value, key) if self.kind == "length" else self._number(value, key)
+        return self._length(value, key, value) if self.kind == "length" else self._number(value, key)
 
     def write(self, value: Any) -> Any:
         """The JSON form of a value that ``read`` returned."""
@@ -95,28 +92,55 @@ class Param:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         number = number and -1e300 < value < 1e300  # as good as infinite, and a comparison that no value breaks
         if not number or (self.integer and value != int(value)):
-            raise ScheduleError(key, f"must be {'a whole number' if self.integer else 'a number'}, not {value!r}")
+            meant = as_number(value, whole=self.integer) or as_range(value)
+            hint = f"; did you mean {meant}?" if meant else ""
+            wanted = "a whole number" if self.integer else "a number"
+            raise ScheduleError(key, f"must be {wanted}, not {shown(value)}{hint}")
+        if value <= 0 < self.low and self.kind in ("length", "lengths"):
+            raise ScheduleError(key, f"must be above 0, not {value!r}")
         if not self.low <= value <= self.high:
             raise ScheduleError(key, f"must be between {self.low:g} and {self.high:g}, not {value!r}")
         return int(value) if self.integer else float(value)
 
-    def _length(self, value: Any, key: Sequence[str | int]) -> Length:
+    def _length(self, value: Any, key: Sequence[str | int], whole: Any) -> Length:
+        """``whole`` is the value, or the list that it stands in, as it was written."""
         unit, amount = "fraction", value
         if isinstance(value, Mapping):
             if not _is_length(value):
-                raise ScheduleError(key, f"must be a fraction of training or {{epochs: N}}, not {dict(value)!r}")
+                hint = f"; did you mean {meant}?" if (meant := as_range(value) or _as_length(value)) else ""
+                wanted = "must be a fraction of training, {epochs: N} or {updates: N}"
+                raise ScheduleError(key, f"{wanted}, not {shown(value)}{hint}")
             unit, amount = next(iter(value.items()))
+        if unit == "fraction" and isinstance(amount, int) and amount > self.high:
+            wrong = f"must be between 0 and {self.high:g}, as a fraction of training, not {amount!r}"
+            raise ScheduleError(key, wrong + _in_units(whole if isinstance(whole, (list, tuple)) else amount))
         high = self.high if unit == "fraction" else LONG
-        return Length(Param(0, low=self.low, high=high)._number(amount, key), str(unit))
+        return Length(replace(self, low=self.low, high=high)._number(amount, key), str(unit))
 
 
 def _is_length(value: Any) -> bool:
     return isinstance(value, Mapping) and len(value) == 1 and next(iter(value)) in UNITS
 
 
-def _items(value: Any, key: Sequence[str | int]) -> list[Any]:
+def _as_length(value: Mapping[Any, Any]) -> str | None:
+    """A length with another tool's unit, as it is written here."""
+    unit = words.UNITS.get(str(next(iter(value), "")))
+    return f"{{{unit}: {shown(next(iter(value.values())))}}}" if unit and len(value) == 1 else None
+
+
+def _in_units(value: Any) -> str:
+    """A hint, where whole numbers were written for lengths without a unit."""
+    if not all(isinstance(v, int) for v in (value if isinstance(value, (list, tuple)) else [value])):
+        return ""
+    return f"; did you mean {{epochs: {shown(value)}}} or {{updates: {shown(value)}}}?"
+
+
+def _items(value: Any, key: Sequence[str | int], unit: str = "") -> list[Any]:
     if not isinstance(value, (list, tuple)) or not value:
-        raise ScheduleError(key, f"must be a list of numbers, not {value!r}")
+        hint = f"; did you mean [{shown(value)}]?" if isinstance(value, (int, float)) else ""
+        if unit == "fraction" and isinstance(value, int) and value > 1:
+            hint = _in_units([value])
+        raise ScheduleError(key, f"must be a list of numbers, not {shown(value)}{hint}")
     return list(value)
 
 
@@ -169,14 +193,14 @@ def constant(t: int, T: int) -> float:
     return 1.0
 
 
-@_type("clamp", step_size=length(1 / 3), gamma=GAMMA)
+@_type("clamp", step_size=length(1 / 3, low=TINY), gamma=GAMMA)
 def step(t: int, T: int, step_size: float, gamma: float) -> float:
     """gamma ** (t // ceil(step_size)). He et al. 2016, arXiv 1512.03385; torch StepLR, timm step."""
     drops = t // max(1, math.ceil(step_size - 1e-9))
     return gamma**drops
 
 
-@_type("clamp", milestones=Param((Length(0.5), Length(0.75)), low=0.0, high=1.0, kind="lengths"), gamma=GAMMA)
+@_type("clamp", milestones=Param((Length(0.5), Length(0.75)), low=TINY, high=1.0, kind="lengths"), gamma=GAMMA)
 def multistep(t: int, T: int, milestones: Sequence[float], gamma: float) -> float:
     """gamma ** |{m : m <= t}|: a drop at the first update at or after each milestone. torch MultiStepLR."""
     return gamma ** sum(t >= math.ceil(m - 1e-9) for m in milestones)
@@ -221,8 +245,7 @@ def cosine_restarts(
     The first cycle is as long as it takes for training to end with a cycle, or t_0 where that is given.
     Loshchilov and Hutter 2017, arXiv 1608.03983; torch CosineAnnealingWarmRestarts, timm cosine.
     """
-    share = cycles if t_mult == 1 else (t_mult**cycles - 1) / (t_mult - 1)
-    length = max(t_0, 1.0) if t_0 else T / share
+    length = T / (cycles if t_mult == 1 else (t_mult**cycles - 1) / (t_mult - 1)) if t_0 is None else max(t_0, 1.0)
     if t_mult == 1:
         last = max(0, math.ceil(T / length - 1e-9) - 1)
         i = min(math.floor(t / length + 1e-9), last)
@@ -288,8 +311,9 @@ def one_cycle(
     """
     start, end = 1 / div_factor, 1 / (div_factor * final_div_factor)
     top = max(pct_start * T - 1, 0.0)
-    middle = [(2 * top, start)] if three_phase and top > 0 else []
-    knots = [(0.0, start), (top, 1.0), *middle, (T - 1.0, end)]
+    knots = [(0.0, start), (top, 1.0), (T - 1.0, end)]
+    if three_phase and top > 0:
+        knots.insert(2, (2 * top, start))
     if t > T - 1 > 0:
         return end
     for (t0, f0), (t1, f1) in itertools.pairwise(knots):
@@ -322,7 +346,7 @@ def inverse_sqrt(t: int, T: int, timescale: float | None, warmup: int) -> float:
 
     Vaswani et al. 2017, arXiv 1706.03762; transformers inverse_sqrt, timm rsqrt.
     """
-    s = timescale or warmup or T / 10
+    s = (warmup or T / 10) if timescale is None else timescale
     return math.sqrt(s / (t + s))
 
 

@@ -28,6 +28,7 @@ from ..files.secrets import redacted
 from ..files.sweep_file import Objective, Sweep
 from ..files.trial import Engine, Record, TrialConfig, best_first, first_of_each
 from ..schedules.schedule import Schedule
+from ..schedules.words import quoted
 from .proposals import as_running, propose
 from .storage import NoStudyError, connect, database, disconnect, persist, rescue, trouble, unusable
 from .stored import facts_of, is_ours, record_of, records_of, trials_of
@@ -404,5 +405,5 @@ def _difference(old: Any, new: Any, key: Key = ()) -> tuple[Key, str]:
         for name in dict.fromkeys([*old, *new]):
             if old.get(name) != new.get(name):
                 return _difference(old.get(name), new.get(name), (*key, name))
-    before, now = ("nothing" if value is None else repr(value) for value in (old, new))
+    before, now = ("nothing" if value is None else quoted(value) for value in (old, new))
     return key, f"{before}, now {now}"

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from ..files.document import SpecError, first_line
 from ..files.sweep_file import Model
 from ..schedules.plugins import find_function
-from ..schedules.zoo import did_you_mean
+from ..schedules.words import did_you_mean
 
 _SEEDING = threading.Lock()  # the global generators are one for all threads
 
@@ -89,9 +89,11 @@ def _network(config: Model, classes: int) -> nn.Module:
     names = models.list_models(module=models)
     if config.name not in names:
         hint = did_you_mean(config.name, names)
-        raise SpecError(f"torchvision has no model {config.name!r}; {hint}", key=("model",))
+        raise SpecError(f"torchvision has no model {config.name!r}; {hint}", key=("model", "name"))
     if config.name in ("googlenet", "inception_v3"):
-        raise SpecError(f"{config.name} trains with auxiliary outputs, which this loop has not", key=("model",))
+        raise SpecError(
+            f"{config.name} trains with auxiliary outputs, which this loop has not", key=("model", "name")
+        )
     with torch.device("cpu" if config.width == 64 else "meta"):  # another width replaces all that has weights
         network: nn.Module = models.get_model(config.name, weights=None, num_classes=classes)
     if not isinstance(network, models.ResNet):

@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from runner.files.optimizers import OPTIMIZERS
 from runner.files.sweep_file import Train
-from runner.schedules import load
+from runner.schedules import ScheduleError, load
 from runner.schedules.codegen import LIBRARIES, code
+from runner.schedules.zoo import TYPES
 
 EPOCHS, UPDATES = 6, 5
 SCHEDULES = [
@@ -59,7 +62,7 @@ def test_transformers_counts_epochs_as_training_here_does_when_they_do_not_divid
     [
         ({}, "SGD({}, lr=0.013, momentum=0.9, nesterov=True, weight_decay=0.0005)\n"),
         ({"optimizer": "adamw", "momentum": 0.0}, "AdamW({}, lr=0.013, weight_decay=0.0005)\n"),
-        (None, "SGD({}, lr=0.013)  # or yours, with this lr\n"),
+        (None, "SGD({}, lr=0.013)  # or yours\n"),
     ],
     ids=["sgd", "adamw", "unknown"],
 )
@@ -77,7 +80,7 @@ def test_the_code_names_the_optimizer_that_the_schedule_was_found_with_and_its_l
 
 def test_an_inlined_plateau_that_is_called_as_its_comment_says_gives_the_same_rates():
     schedule = load({"type": "plateau", "init_lr": 0.1, "patience": 0, "gamma": 0.5, "warmup": {"epochs": 1}})
-    source, scope = code(schedule, 18, epochs=6), {"optimizer": sgd(network(), schedule)}
+    source, scope = code(schedule), {"optimizer": sgd(network(), schedule), "loader": range(3), "epochs": 6}
     assert "scheduler.step() after every update; before the one that ends an epoch call\n# history.append" in source
     exec(source, scope)
     accuracies, seen = [0.5, 0.6, 0.6, 0.6, 0.7, 0.7], []
@@ -193,6 +196,64 @@ def test_plateau_watches_the_metric_where_a_library_has_one_and_is_refused_elsew
         code(plateau, 30, epochs=6, library="transformers")
 
 
+LENGTHS = st.floats(0.01, 1) | st.builds(
+    lambda unit, n: {unit: n}, st.sampled_from(["epochs", "updates"]), st.integers(1, 9)
+)
+
+
+def values(param):
+    """What a parameter of the zoo may be."""
+    if param.kind == "lengths":
+        some = st.lists(st.floats(0.01, 1), min_size=3, max_size=3).map(sorted)
+    elif param.kind in ("choice", "flag"):
+        some = st.sampled_from(param.choices or (True, False))
+    elif param.kind == "length":
+        some = LENGTHS
+    elif param.integer:
+        some = st.integers(max(1, int(param.low)), 5)
+    else:
+        some = st.floats(max(param.low, -5), min(param.high, 5))
+    return some | st.none() if param.optional else some
+
+
+@settings(max_examples=60)
+@given(data=st.data(), kind=st.sampled_from(sorted(set(TYPES) - {"plateau", "piecewise"})))
+def test_the_code_of_any_schedule_gives_the_same_rates_in_any_library_and_stays_at_its_end(data, kind):
+    free = {name: values(param) for name, param in TYPES[kind].params.items()}
+    shared = {
+        "interval": st.sampled_from(["update", "epoch"]), "clock": st.sampled_from(["prefix", "absolute"]),
+        "floor": st.sampled_from([0.0, 0.2]), "warmup": LENGTHS | st.just(0.0),
+    }  # fmt: skip
+    try:
+        schedule = load({"type": kind} | data.draw(st.fixed_dictionaries(shared, optional=free)))
+    except ScheduleError:  # two parameters that exclude each other
+        assume(False)
+    batches, epochs = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+    T, late = batches * epochs, 2 * batches
+    expected = [schedule.lr(t, T, epochs=epochs) for t in range(T + late)]
+    for library in ("torch", "transformers", "timm"):
+        optimizer, source = torch.optim.SGD(network().parameters(), lr=17.0), code(schedule, library=library)
+        scope, seen = {"optimizer": optimizer, "loader": range(batches), "epochs": epochs}, []
+        exec(source, scope)
+        asked = source.partition("def make_scheduler(")[2].partition(")")[0].split(", ")[1:]
+        if library == "timm":
+            move = scope["Scheduler"](optimizer, T=T, epochs=epochs).step_update
+        elif library == "transformers":
+            step = scope["make_scheduler"](
+                optimizer, **{name: {"T": T, "epochs": epochs}[name] for name in asked}
+            ).step
+        else:
+            step = scope["scheduler"].step
+        for t in range(T + late):
+            seen.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if library == "timm":
+                move(t + 1)
+            elif library == "transformers" or schedule.interval == "update" or (t + 1) % batches == 0:
+                step()
+        assert seen == pytest.approx(expected, rel=1e-9, abs=1e-15), source
+
+
 def test_the_json_of_the_best_loads_with_one_call(tmp_path):
     schedule = load(SCHEDULES[0])
     path: Path = tmp_path / "best_schedule.json"
@@ -202,15 +263,34 @@ def test_the_json_of_the_best_loads_with_one_call(tmp_path):
 
 # --- the libraries themselves, where they are installed --------------------------------------------------------
 
+BATCHES = 5
+PER_UPDATE = [1, 2]  # of 5 batches, two to an update, the last makes one alone: all of these libraries do so
+
+
+def pasted(schedule, library: str) -> dict:
+    """The code that has its length from the training."""
+    scope: dict = {}
+    exec(code(schedule, library=library), scope)
+    return scope
+
+
+def as_planned(schedule, accumulated: int) -> list[float]:
+    """The rates of every batch."""
+    updates = -(-BATCHES // accumulated)
+    rates = schedule.lrs(EPOCHS * updates, epochs=EPOCHS)
+    return [rates[epoch * updates + batch // accumulated] for epoch in range(EPOCHS) for batch in range(BATCHES)]
+
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("accumulated", PER_UPDATE)
+@pytest.mark.parametrize("limit", ["epochs", "steps"])
 @pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: s["type"])
-def test_in_lightning_itself(said, tmp_path):
+def test_in_lightning_itself(said, limit, accumulated, tmp_path):
     lightning = pytest.importorskip("lightning", reason="optional: pip install lightning")
     schedule, seen = load(said), []
 
     class Module(lightning.LightningModule):
-        configure_optimizers = made(schedule, "lightning")["configure_optimizers"]
+        configure_optimizers = pasted(schedule, "lightning")["configure_optimizers"]
 
         def __init__(self):
             super().__init__()
@@ -220,17 +300,21 @@ def test_in_lightning_itself(said, tmp_path):
             seen.append(self.optimizers().param_groups[0]["lr"])
             return self.net(batch[0]).mean()
 
-    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(UPDATES, 1)), batch_size=1)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(BATCHES, 1)), batch_size=1)
+    steps = {"max_epochs": -1, "max_steps": EPOCHS * -(-BATCHES // accumulated)}
     lightning.Trainer(
-        max_epochs=EPOCHS, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        **(steps if limit == "steps" else {"max_epochs": EPOCHS}), accumulate_grad_batches=accumulated,
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
     ).fit(Module(), data)  # fmt: skip
-    assert seen == pytest.approx(rates(schedule), rel=1e-6, abs=1e-12)
+    assert seen == pytest.approx(as_planned(schedule, accumulated), rel=1e-6, abs=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("accumulated", PER_UPDATE)
+@pytest.mark.parametrize("limit", ["epochs", "steps"])
 @pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: s["type"])
-def test_in_transformers_itself(said, tmp_path):
+def test_in_transformers_itself(said, limit, accumulated, tmp_path):
     transformers = pytest.importorskip("transformers", reason="optional: pip install transformers accelerate")
     pytest.importorskip("accelerate", reason="optional: pip install accelerate")
     schedule, seen = load(said), []
@@ -244,24 +328,63 @@ def test_in_transformers_itself(said, tmp_path):
             seen.append(optimizer.param_groups[0]["lr"])
             return {"loss": self.net(x).mean()}
 
+    class Trainer(transformers.Trainer):
+        create_scheduler = pasted(schedule, "transformers")["create_scheduler"]
+
     model = Net()
-    optimizer = sgd(model, schedule)
-    data = [{"x": torch.ones(1), "labels": torch.ones(1)} for _ in range(UPDATES)]
+    optimizer = torch.optim.SGD(model.parameters(), lr=17.0)
+    data = [{"x": torch.ones(1), "labels": torch.ones(1)} for _ in range(BATCHES)]
+    steps = {"max_steps": EPOCHS * -(-BATCHES // accumulated)}
     arguments = transformers.TrainingArguments(
-        output_dir=str(tmp_path), num_train_epochs=EPOCHS, per_device_train_batch_size=1, report_to=[],
+        output_dir=str(tmp_path), **(steps if limit == "steps" else {"num_train_epochs": EPOCHS}),
+        gradient_accumulation_steps=accumulated, per_device_train_batch_size=1, report_to=[],
         save_strategy="no", use_cpu=True, disable_tqdm=True, logging_strategy="no",
     )  # fmt: skip
-    scheduler = made(schedule, "transformers")["make_scheduler"](optimizer)
-    transformers.Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, scheduler)).train()
-    assert seen == pytest.approx(rates(schedule), rel=1e-6, abs=1e-12)
+    Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None)).train()
+    assert seen == pytest.approx(as_planned(schedule, accumulated), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: s["type"])
+def test_in_an_accelerate_loop_that_follows_the_comment(said):
+    accelerate = pytest.importorskip("accelerate", reason="optional: pip install accelerate")
+    schedule, seen = load(said), []
+    accelerator, model = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2), network()
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(BATCHES, 1)), batch_size=1)
+    model, optimizer, loader = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=17.0), data)
+    scope = {"optimizer": optimizer, "loader": loader, "epochs": EPOCHS}
+    exec(code(schedule).replace("accumulation = 1", "accumulation = 2"), scope)
+    for _ in range(EPOCHS):
+        for batch in loader:
+            seen.append(optimizer.param_groups[0]["lr"])
+            with accelerator.accumulate(model):
+                accelerator.backward(model(batch[0]).mean())
+                optimizer.step()
+                if accelerator.sync_gradients and schedule.interval == "update":
+                    scope["scheduler"].step()
+        if schedule.interval == "epoch":
+            scope["scheduler"].step()
+    assert seen == pytest.approx(as_planned(schedule, 2), rel=1e-6, abs=1e-12)
 
 
 def test_timms_own_schedulers_have_the_methods_that_ours_has():
     timm = pytest.importorskip("timm.scheduler", reason="optional: pip install timm")
-    ours = made(load(SCHEDULES[0]), "timm")["Scheduler"]
+    ours = pasted(load(SCHEDULES[0]), "timm")["Scheduler"]
     for method in ("step", "step_update", "state_dict", "load_state_dict"):
         assert callable(getattr(timm.CosineLRScheduler, method))
         assert callable(getattr(ours, method))
+
+
+@pytest.mark.parametrize("said", SCHEDULES, ids=lambda s: s["type"])
+def test_timm_gives_the_length_when_it_makes_the_scheduler(said):
+    schedule, optimizer, seen = load(said), torch.optim.SGD(network().parameters(), lr=17.0), []
+    scheduler = pasted(schedule, "timm")["Scheduler"](optimizer, T=EPOCHS * UPDATES, epochs=EPOCHS)
+    for update in range(EPOCHS * UPDATES):
+        seen.append(optimizer.param_groups[0]["lr"])
+        scheduler.step_update(num_updates=update + 1)
+        if (update + 1) % UPDATES == 0:
+            scheduler.step((update + 1) // UPDATES)
+    assert seen == pytest.approx(rates(schedule), rel=1e-9)
 
 
 def test_an_unknown_library_is_named_with_those_that_are_known():

@@ -304,6 +304,13 @@ def test_a_warmup_length_is_rounded_half_up():
     assert [load({"type": "cosine", "warmup": 0.05}).moment(0, T).w for T in (10, 30, 50)] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("kind", ["multistep", "piecewise", "wsd", "step", "cosine"])
+def test_a_warmup_that_takes_all_of_training_rises_to_where_the_decay_begins_and_stays_there(kind):
+    schedule = load({"type": kind, "init_lr": 1.0, "warmup": 1.0})
+    begins = load({"type": kind, "init_lr": 1.0}).lr(0, 100)
+    assert [schedule.lr(t, 4) for t in range(7)] == [begins * f for f in (0.25, 0.5, 0.75, 1, 1, 1, 1)]
+
+
 def test_the_prefix_clock_starts_after_the_warmup_and_the_absolute_one_at_zero():
     common = {**STEP30, "warmup": {"epochs": 5}, "init_lr": 1.0}
     for clock, expected in (("prefix", [34, 64, 94]), ("absolute", [29, 59, 89])):
@@ -358,7 +365,7 @@ CORNERS = [
     {"type": "wsd", "cooldown": 0.0},
     {"type": "wsd", "cooldown": 1.0, "shape": "1-sqrt"},
     {"type": "knee", "explore": 1.0},
-    {"type": "step", "step_size": 0.0},
+    {"type": "step", "step_size": {"updates": 1e-6}},
     {"type": "exponential", "gamma": 0.9},
     {"type": "cosine_restarts", "cycles": 100, "t_mult": 10},
     {"type": "cosine_restarts", "t_0": {"updates": 1e-6}, "t_mult": 1.0001},
@@ -510,7 +517,7 @@ def test_an_own_function_is_a_schedule_when_its_package_is_allowed():
     assert [schedule.factor(t, 4) for t in range(4)] == [1.0, 0.5, 1.0, 0.5]
     assert load(schedule.to_json(), allow=["own_lrs."]) == schedule
     assert pickle.loads(pickle.dumps(schedule)).lrs(8) == schedule.lrs(8)
-    scope = {"optimizer": (opt := optimizer())}
+    scope = {"optimizer": (opt := optimizer(7.0))}
     exec(code(schedule, 8), scope)
     assert follow(opt, scope["scheduler"], 8) == schedule.lrs(8)
 
@@ -518,7 +525,7 @@ def test_an_own_function_is_a_schedule_when_its_package_is_allowed():
 @pytest.mark.usefixtures("own_package")
 def test_an_object_that_can_be_called_is_a_schedule_and_its_code_names_it():
     schedule = load({"type": "custom", "function": "own_lrs.line"}, allow=["own_lrs."])
-    scope = {"optimizer": (opt := optimizer())}
+    scope = {"optimizer": (opt := optimizer(7.0))}
     exec(code(schedule, 8), scope)
     assert follow(opt, scope["scheduler"], 8) == schedule.lrs(8)
 
@@ -575,57 +582,107 @@ WARM = [0.0, {"updates": 1}, 0.2, {"updates": 3, "start": 0.1}, {"fraction": 0.2
 WARM += [{"fraction": 0.2, "form": "exponential"}, {"fraction": 0.2, "form": "cosine"}, 1.0]
 
 
-def run_code(schedule: Schedule, T: int, history: list[float]) -> list[float]:
-    """What the emitted code does, pasted into a plain script."""
-    opt = optimizer(schedule.init_lr)
-    scope: dict = {"optimizer": opt}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        exec(code(schedule, T), scope)
-        scheduler, rates = scope["scheduler"], []
-        for t in range(T):
-            rates.append(opt.param_groups[0]["lr"])
-            opt.step()
-            if isinstance(scheduler, L.ReduceLROnPlateau):
-                scheduler.step(history[t])
-            else:
-                scope.get("history", []).append(history[t])
-                scheduler.step()
+LATE = 5
+"""Updates more than were planned: a partial last batch, an epoch more."""
+
+
+def run_code(source: str, schedule: Schedule, steps: int, history: list[float] = (), **yours) -> list[float]:
+    """What the emitted code does, pasted into a plain script whose optimizer has another learning rate."""
+    opt = optimizer(17.0)
+    scope: dict = {"optimizer": opt} | yours
+    exec(source, scope)
+    scheduler, rates = scope["scheduler"], []
+    for t in range(steps):
+        rates.append(opt.param_groups[0]["lr"])
+        opt.step()
+        if isinstance(scheduler, L.ReduceLROnPlateau):
+            scheduler.step(history[t])
+        else:
+            scope.get("history", []).append(history[t] if t < len(history) else 0.0)
+            scheduler.step()
     return rates
 
 
 @pytest.mark.parametrize("mapping", EXPORTED, ids=lambda m: "-".join(map(str, m.values())))
 @pytest.mark.parametrize("warmup", WARM, ids=str)
-def test_exported_code_gives_the_same_learning_rates(mapping, warmup):
+def test_exported_code_gives_the_same_learning_rates_and_stays_at_its_end(mapping, warmup):
     schedule = load({**mapping, "warmup": warmup, "init_lr": 0.3})
-    for T in (1, 5, 10, 30, 98, 490):
+    late = 0 if schedule.type == "plateau" else LATE  # which goes on with whatever the metric does
+    for T in (1, 5, 10, 30, 98):
         history = [0.5 - 0.3 * math.cos(t) for t in range(T)]
-        close(run_code(schedule, T, history), schedule.lrs(T, history=history))
+        expected = [schedule.lr(t, T, history=history) for t in range(T + late)]
+        close(run_code(code(schedule, T), schedule, T + late, history), expected)
+        if T in (1, 5, 30):
+            yours = {"loader": [None], "epochs": T}
+            close(run_code(code(schedule), schedule, T + late, history, **yours), expected)
+
+
+@pytest.mark.parametrize("mapping", EXPORTED, ids=lambda m: "-".join(map(str, m.values())))
+@pytest.mark.parametrize("interval", ["update", "epoch"])
+@pytest.mark.parametrize("warmup", [0.0, {"epochs": 2}, {"updates": 7}], ids=str)
+def test_exported_code_has_the_length_of_the_training_that_it_is_pasted_into(mapping, interval, warmup):
+    schedule = load({**mapping, "warmup": warmup, "interval": interval, "init_lr": 0.3})
+    source, accumulated = code(schedule), "accumulation = 4"
+    for batches, epochs in ((1, 1), (5, 3), (7, 10)):
+        T = math.ceil(batches / 4) * epochs
+        steps = epochs if interval == "epoch" or schedule.type == "plateau" else T
+        expected = [schedule.lr(t * T // steps, T, epochs=epochs, history=[0.0] * epochs) for t in range(steps)]
+        pasted = source.replace("accumulation = 1", accumulated)
+        if schedule.type != "plateau":
+            close(run_code(pasted, schedule, steps, loader=[None] * batches, epochs=epochs), expected)
+
+
+@pytest.mark.parametrize("kind", sorted(TYPES))
+def test_exported_code_sets_the_learning_rate_of_every_param_group_and_keeps_their_ratios(kind):
+    schedule, one = load({"type": kind, "init_lr": 0.3, "floor": 0.1}), torch.nn.Parameter(torch.zeros(1))
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (0.02, 0.2, 0.0)]
+    opt = torch.optim.SGD([*groups, {"params": [one]}], lr=0.1)
+    L.LinearLR(opt, 0.01)  # an earlier scheduler, which has left its base and a rate of its own
+    scope = {"optimizer": opt, "loader": range(4), "epochs": 5}
+    exec(code(schedule), scope)
+    rates = [group["lr"] for group in opt.param_groups]
+    assert rates == pytest.approx([schedule.lr(0, 20, epochs=5) * ratio for ratio in (0.1, 1.0, 0.0, 0.5)])
+
+
+def test_exported_code_sets_a_learning_rate_that_was_zero_and_one_that_is_a_tensor():
+    schedule = load({"type": "cosine", "init_lr": 0.3})
+    assert run_code(code(schedule, 4), schedule, 4) == schedule.lrs(4)
+    for lr in (0.0, torch.tensor(0.5)):
+        opt = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+        exec(code(schedule, 4), {"optimizer": opt})
+        assert float(opt.param_groups[0]["lr"]) == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
-    ("mapping", "name"),
+    ("mapping", "there", "gone"),
     [
-        ({"type": "cosine"}, "CosineAnnealingLR"),
-        ({"type": "cosine", "warmup": 0.1}, "SequentialLR"),
-        ({"type": "step"}, "StepLR"),
-        ({"type": "wsd"}, "SequentialLR"),
-        ({"type": "one_cycle"}, "OneCycleLR"),
-        ({"type": "cyclic"}, "CyclicLR"),
-        ({"type": "plateau"}, "ReduceLROnPlateau"),
-        ({"type": "cosine_restarts"}, "CosineAnnealingWarmRestarts"),
-        ({"type": "rex"}, "LambdaLR"),
-        ({"type": "wsd", "shape": "1-sqrt"}, "LambdaLR"),
+        ({"type": "wsd"}, "return 1 - u", ["sqrt", "cos", "rho", "if shape"]),
+        ({"type": "wsd", "shape": "1-sqrt"}, "return 1 - math.sqrt(u)", ["return 1 - u\n", "cos"]),
+        ({"type": "sine"}, "math.sin(", ["cos", "cycles"]),
+        ({"type": "exponential"}, "math.pow(0.01, t / T)", ["gamma", "epochs)", "None"]),
+        ({"type": "cyclic"}, "return ramp\n", ["0.5 ** cycle", "pow"]),
+        ({"type": "one_cycle"}, "math.cos", ["insert", "if False", "anneal =", " else "]),
+        ({"type": "one_cycle", "three_phase": True, "anneal": "linear"}, "if top > 0:", ["cos"]),
+        ({"type": "cosine_restarts"}, "length = T / 2\n", ["while", "t_0 is", "share"]),
+        ({"type": "inverse_sqrt"}, "s = T / 10\n", ["timescale =", " or "]),
+        ({"type": "triangular", "peak": 1.0}, "return 1.0", ["end ="]),
+        ({"type": "cosine"}, "return 0.5 * (1 + math.cos(math.pi * t / T))", ["w = ", "if t < w", "D = ", "max("]),
     ],
 )
-def test_the_native_class_is_used_where_it_is_exact(mapping, name):
-    assert f"scheduler = {name}(" in code(load(mapping), 100)
+def test_exported_code_has_no_branch_that_is_not_used(mapping, there, gone):
+    body = code(load(mapping)).partition("def make_scheduler")[2].partition("bases =")[0]
+    assert there in body
+    assert [word for word in gone if word in body] == []
 
 
 def test_a_staircase_is_exported_per_epoch():
-    schedule = load({"type": "cosine", "interval": "epoch"})
-    assert "after every epoch" in code(schedule, 980, epochs=10)
-    assert "CosineAnnealingLR(optimizer, 10," in code(schedule, 980, epochs=10)
+    source = code(load({"type": "cosine", "interval": "epoch"}))
+    assert "make_scheduler(optimizer, epochs=epochs)" in source
+    assert "after every epoch" in source
+
+
+def test_plateau_is_torchs_own_class():
+    assert "return ReduceLROnPlateau(" in code(load({"type": "plateau"}))
 
 
 def test_a_length_knows_its_json():

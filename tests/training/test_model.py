@@ -144,7 +144,9 @@ def test_a_stem_or_a_width_for_a_model_that_is_no_resnet_is_refused(settings):
 
 
 def test_a_misspelt_model_is_answered_with_the_nearest_name():
-    with pytest.raises(SpecError, match=r"^model: torchvision has no model 'resnet_18'; did you mean 'resnet18'\?$"):
+    with pytest.raises(
+        SpecError, match=r"^model.name: torchvision has no model 'resnet_18'; did you mean 'resnet18'\?$"
+    ):
         build(Model(name="resnet_18"), 10, 0)
 
 
