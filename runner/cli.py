@@ -96,6 +96,17 @@ def sweep_parser(doc: str | None) -> argparse.ArgumentParser:
     return to
 
 
+def load_torch() -> None:
+    """Load torch and torchvision, which takes seconds; raises SpecError where they do not fit one another."""
+    try:
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+    except Exception as error:  # a missing operator, a library that is not there
+        wrong = f"torch and torchvision cannot be loaded together ({type(error).__name__}: {first_line(error)})"
+        advice = "they come in pairs: pip install --upgrade --force-reinstall torch torchvision"
+        raise SpecError(f"{wrong}; {advice}") from None
+
+
 def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """A command's exit code; 2, and the sentence, where the user can mend what is wrong."""
     try:

@@ -82,6 +82,7 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
 
 def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
     """Print what a sweep would do and draw its curves into ``out``."""
+    cli.load_torch()
     from .prepare import data_warnings
     from .training import data, model
     from .training.device import pick_device

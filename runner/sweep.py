@@ -22,7 +22,7 @@ from .lanes.stop import Stop, exit_on_signals, exit_with
 if __name__ == "__main__":
     exit_on_signals()  # what comes now takes half a second
 
-from .cli import Options, TooManyFailedError, run_stoppable, sweep_parser
+from .cli import Options, TooManyFailedError, load_torch, run_stoppable, sweep_parser
 from .files.document import Document, printable
 from .files.place import Place, StorageError, load_place
 from .files.secrets import redacted
@@ -72,7 +72,8 @@ def run(
         TooManyFailedError, StorageError, GpuError, Stopped: the sweep was stopped, and can be continued.
     """
     info(f"{sweep.name}: {sweep.size}")
-    from .prepare import prepare  # here: torch takes seconds, and a wrong file has been refused by now
+    load_torch()  # here: it takes seconds, and a wrong file has been refused by now
+    from .prepare import prepare
 
     with prepare(sweep, document, place, options or Options(), Stop() if stop is None else stop) as setup:
         if search(setup) and confirm(setup):
@@ -203,6 +204,7 @@ def stop_if_hopeless(ended: Sequence[Record]) -> None:
 
 def dry_run(sweep: Sweep, place: Place, options: Options) -> int:
     """Check everything without training; print warnings and what was found."""
+    load_torch()
     from .prepare import dry_run
 
     *warnings, summary = dry_run(sweep, place, options)

@@ -797,3 +797,20 @@ def test_help_is_there_for_every_command():
         assert done.returncode == 0
         assert f"python -m runner.{module}" in done.stdout
         assert time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("arguments", [["runner.sweep"], ["runner.sweep", "--dry-run"], ["runner.preview"]])
+def test_a_torch_and_a_torchvision_that_do_not_fit_get_one_sentence(project, arguments):
+    """As after an upgrade of one of them alone: the import raises."""
+    broken = project / "broken" / "torchvision"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
+    path = os.pathsep.join([str(broken.parent), str(Path(sweep.__file__).parents[1])])
+    command = [sys.executable, "-m", arguments[0], "sweeps/tiny.yaml", *arguments[1:]]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert "torch and torchvision cannot be loaded together (RuntimeError: operator torchvision::nms" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("optuna.db").exists()

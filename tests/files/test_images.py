@@ -1,6 +1,11 @@
 """Images from files: with threads or without them, the same."""
 
 import io
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +83,51 @@ def test_whoever_stops_looking_gets_no_more():
     found = decode_all(blobs(300))
     assert [int(next(found)[0, 0, 0]) for _ in range(20)] == [*range(20)]
     found.close()
+
+
+@pytest.mark.parametrize(
+    ("files", "most"),
+    [
+        ({"cpu.max": "100000 100000\n"}, 1),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, math.inf),
+        ({"cpu/cpu.cfs_quota_us": "100000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, math.inf),
+        ({}, math.inf),
+    ],
+)
+def test_a_containers_quota_of_cpu_is_so_many_cores(tmp_path, files, most):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert images.cores(tmp_path) == min(len(os.sched_getaffinity(0)), most)
+
+
+WHERE = """
+import os
+from runner.files.images import cores
+given = len(os.sched_getaffinity(0))
+from runner.lanes.open import open_lanes
+from runner.lanes.stop import Stop
+from runner.training.checkpoint import Checkpoints
+from pathlib import Path
+if __name__ == "__main__":
+    import torch
+    torch.ones(8).sum()
+    with open_lanes("auto", "cpu", 99, stop=Stop(), checkpoints=Checkpoints(Path("x"), 60, print)) as lanes:
+        masks = [lane.executor.submit(os.sched_getaffinity, 0).result() for lane in lanes.all]
+    print(given, cores(), len(lanes.all), [len(mask) for mask in masks])
+"""
+
+
+def test_openmp_that_binds_threads_leaves_every_lane_all_cores(tmp_path):
+    """torch's OpenMP would give the first thread of every process the first core."""
+    (tmp_path / "where.py").write_text(WHERE)
+    environment = os.environ | {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
+    environment["PYTHONPATH"] = str(Path(images.__file__).parents[2])
+    command = [sys.executable, str(tmp_path / "where.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=True)
+    given, cores, lanes, masks = done.stdout.split(maxsplit=3)
+    assert given == cores == lanes
+    assert masks.strip() == str([int(given)] * int(given))

@@ -584,3 +584,30 @@ def test_ray_that_is_not_there_is_named(project, capsys):
     pytest.importorskip("ray", reason="Ray is an extra")
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu", "--ray", "127.0.0.1:9"]) == 2
     assert "--ray 127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "code"), [("SIGTERM", 143), ("gcs_server", 4), ("raylet", 4)])
+def test_a_sweep_on_ray_is_stopped_by_a_signal_and_ends_with_a_sentence_where_ray_dies(project, what, code):
+    pytest.importorskip("ray", reason="Ray is an extra")
+    text = TINY.replace("trials: 3", "trials: 12").replace("epochs: 2", "epochs: 60")
+    Path("sweeps/tiny.yaml").write_text(text)
+    command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu", "--ray"]
+    with Path("out.txt").open("w") as out, subprocess.Popen(command, stdout=out, stderr=out) as running:
+        until = time.monotonic() + 120
+        while not epochs_on_record():
+            assert time.monotonic() < until, Path("out.txt").read_text()
+            time.sleep(0.1)
+        if what == "SIGTERM":
+            running.terminate()
+        else:
+            mine = subprocess.run(
+                ["pgrep", "-x", what, "-P", str(running.pid)], capture_output=True, text=True
+            ).stdout
+            os.kill(int(mine.split()[0]), signal.SIGKILL)
+        assert running.wait(60) == code
+    said = Path("out.txt").read_text()
+    assert "continue with: python -m runner.sweep sweeps/tiny.yaml --device cpu --ray" in said
+    assert "Traceback" not in said
+    _, records = load_study("tiny", load_place().storage)
+    assert "failed" not in {record.outcome for record in records}

@@ -2,7 +2,9 @@
 
 import os
 import sqlite3
+import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from runner.files.secrets import redacted
 from runner.tracking import sender
 from runner.ui import server
 
-from ..conftest import HERE, TINY, free_port, served
+from ..conftest import HERE, TINY, free_port, runs, served
 
 SECRET = "s3cr3t-canary"
 
@@ -89,6 +91,92 @@ def test_a_sweep_file_with_a_secret_is_refused_because_it_is_kept(project, capsy
     assert "line 1: question: holds a password or a token; this file is kept with the sweep's runs" in said
     assert SECRET not in said
     assert not Path("optuna.db").exists()
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        f"# postgresql://ann:{SECRET}@host/x",
+        f"# MLFLOW_TRACKING_TOKEN={SECRET}",
+        f"# curl -H 'Authorization: Bearer {SECRET}-1'",
+    ],
+)
+def test_a_secret_in_a_comment_is_refused_with_its_line(project, capsys, comment):
+    Path("sweeps/tiny.yaml").write_text(f"{TINY}{comment}\n")
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+    said = capsys.readouterr().err
+    assert f"line {TINY.count(chr(10)) + 1}: holds a password or a token" in said
+    assert SECRET not in said
+    Path("sweeps/tiny.yaml").write_text(TINY)
+    Path("mlflow.yaml").write_text(f"telemetry: false\n{comment}\n")
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+    assert "mlflow.yaml, line 2: holds a password or a token" in capsys.readouterr().err
+    assert not Path("optuna.db").exists()
+
+
+@pytest.mark.parametrize("key", ["token", "db_password", "api-key", "lab.secret", "AUTH"])
+def test_a_tag_that_is_called_a_secret_is_refused(project, capsys, key):
+    Path("mlflow.yaml").write_text(f"tracking:\n  run:\n    tags: {{{key}: {SECRET}}}\n")
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+    said = capsys.readouterr().err
+    assert f"line 3: tracking.run.tags.{key}: holds a password or a token" in said
+    assert SECRET not in said
+
+
+@pytest.mark.parametrize(
+    "key", ["mlflow.user", "mlflow.parentRunId", "mlflow.source.git.commit", "sweep.id", "trial.number", "outcome"]
+)
+def test_a_tag_that_mlflow_or_the_sweep_writes_is_nobody_elses(project, capsys, key):
+    for section in ("run: {tags", "experiment: {create_experiment_kwargs: {tags"):
+        text = f"tracking:\n  {section}: {{{key}: root}}{'}' * section.count('{')}\n"
+        Path("mlflow.yaml").write_text(text)
+        assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
+        assert f"{key} is a tag that MLflow or the sweep writes itself" in capsys.readouterr().err
+
+
+def test_a_token_in_the_address_of_a_checkout_is_on_no_run(project):
+    """MLflow's own tag has that address, as git has it."""
+    for command in (["init", "-q"], ["remote", "add", "origin", f"https://host/x.git?access_token={SECRET}"]):
+        subprocess.run(["git", *command], check=True)
+    commit = ["-c", "user.name=a", "-c", "user.email=a@host", "commit", "-q", "--allow-empty", "-m", "first"]
+    subprocess.run(["git", *commit], check=True)
+    Path("run.py").write_text(
+        f"from runner import sweep\nraise SystemExit(sweep.main(['sweeps/tiny.yaml', *{HERE}]))\n"
+    )
+    assert subprocess.run([sys.executable, "run.py"], timeout=120, check=False).returncode == 0
+    (parent,) = runs("tags.`sweep.role` = 'study'")
+    assert parent.data.tags["mlflow.source.git.repoURL"] == "https://host/x.git?access_token=***"
+    for run in runs():
+        assert not any(SECRET in value for value in run.data.tags.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Authorization: Basic YW5uOnMzY3IzdC13MHJk", "Authorization: Basic ***"),
+        ("authorization: bearer eyJhbGciOiJIUzI1NiJ9.e30.abc", "authorization: bearer ***"),
+        ("Basic understanding of bearer instruments", "Basic understanding of bearer instruments"),
+        ("at http://me:a@b:c@host/x and http://host", "at http://me:***@host/x and http://host"),
+    ],
+)
+def test_what_a_request_says_of_its_sender_is_masked(text, shown):
+    assert redacted(text) == shown
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "://a:", "token=x ", "https://", "Bearer ", "pass", "://b: ", "Basic YTpi ", "@:"]
+)
+def test_a_megabyte_is_looked_through_in_no_time_whatever_it_is_made_of(piece):
+    """Twice the text takes about twice as long: no pattern begins again at every letter."""
+
+    def seconds(size: int) -> float:
+        text, start = (piece * size)[:size], time.perf_counter()
+        for word in (text, " ".join(text[i : i + 1_900] for i in range(0, size, 1_900))):
+            redacted(word)
+        return time.perf_counter() - start
+
+    once = min(seconds(100_000) for _ in range(3))
+    assert min(seconds(400_000) for _ in range(3)) < 12 * once + 0.2
 
 
 BAD_ADDRESSES = [
@@ -196,6 +284,46 @@ def test_the_ui_answers_to_its_own_name_and_to_no_other(project):
         assert asked(f"127.0.0.1:{port}") == 200
         assert asked("10.evil.example") == 403
         assert asked(f"localhost:{port}") == 200
+
+
+def test_the_ui_stays_closed_whatever_mlflows_own_variables_say(project, monkeypatch):
+    """Each of them would open it to every page that a browser on this machine shows."""
+    import mlflow.environment_variables as known
+
+    monkeypatch.setenv("MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE", "true")
+    monkeypatch.setenv("MLFLOW_SERVER_CORS_ALLOWED_ORIGINS", "*")
+    monkeypatch.setenv("MLFLOW_SERVER_ALLOWED_HOSTS", "*")
+    _, environment = server(load_place())
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert known.MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE.get() == "false"
+    assert "*" not in known.MLFLOW_SERVER_CORS_ALLOWED_ORIGINS.get().split(",")
+    assert "*" not in known.MLFLOW_SERVER_ALLOWED_HOSTS.get().split(",")
+
+
+@pytest.mark.parametrize(
+    ("host", "allowed"),
+    [
+        ("localhost:8080", True),  # ssh -L 8080:localhost:5000
+        ("127.0.0.1:5000", True),
+        ("localhost", True),
+        ("lab.example.org", True),  # behind a proxy
+        ("lab.example.org:5000", True),
+        ("evil.example", False),
+        ("localhost.evil.example", False),
+        ("lab.example.org.evil.example:5000", False),
+    ],
+)
+def test_the_ui_answers_to_its_names_on_any_port(project, monkeypatch, host, allowed):
+    from mlflow.server import security_utils
+
+    _, environment = server(load_place(), "lab.example.org")
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    assert security_utils.is_allowed_host_header(security_utils.get_allowed_hosts_from_env(), host) == allowed
+    origins = security_utils.get_allowed_origins_from_env()
+    for scheme in ("http", "https"):
+        assert security_utils.should_block_cors_request(f"{scheme}://{host}", "POST", origins) != allowed
 
 
 def test_the_ui_of_a_sweep_that_is_not_there_names_those_that_are(project, capsys):

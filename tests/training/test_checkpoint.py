@@ -215,3 +215,25 @@ def test_a_lane_keeps_what_it_has_every_so_often_and_goes_on_from_there(tmp_path
 
 def train_alone(wanted: TrialConfig) -> list[train.Epoch]:
     return list(engine.train_function(wanted)(wanted, CPU))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "huge"])
+def test_what_is_no_checkpoint_is_set_aside_without_waiting_for_it_or_reading_it(tmp_path, kind, content):
+    said = []
+    checkpoints = Checkpoints(tmp_path, 0.0, said.append)
+    record = Record(3, "cosine", {}, {})
+    checkpoints.keep(record, 1, content)
+    path, elsewhere = tmp_path / "search-00003" / "000002.ckpt", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"somebody's")
+    if kind == "huge":  # of 3 TB, where the file system allows holes
+        with path.open("wb") as file:
+            file.write(checkpoint.MAGIC)
+            file.truncate(3 * 2**40)
+    else:
+        {"pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to(elsewhere), "folder": path.mkdir}[kind]()
+    assert checkpoints.latest(record, config()) == content
+    assert "000002.ckpt" in said[0]
+    assert "the one before it is used" in said[0]
+    assert elsewhere.read_bytes() == b"somebody's"
+    assert checkpoints.latest(record, config()) == content  # and is not looked at again
+    assert len(said) == 1
