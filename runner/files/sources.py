@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 from unicodedata import normalize
 
@@ -43,7 +44,7 @@ class DamagedFile(Exception):
     """A file that has images, and cannot be read."""
 
     def __init__(self, file: Path, error: Exception) -> None:
-        self.name, self.reason = str(file), f"read ({type(error).__name__}: {first_line(error)[:120]})"
+        self.name, self.reason = str(file), f"{type(error).__name__}: {first_line(error)[:120]}"
         super().__init__(self.name, self.reason)
 
 
@@ -51,11 +52,11 @@ BROKEN, SPECIAL = "broken link(s)", "special file(s) (pipe, socket or device)"
 LOOP, CLOSED = "link(s) to a folder that is read already", "folder(s) that must not be read"
 OUTSIDE, NO_SPLIT = "image(s) outside the class folders", "Parquet file(s) of no split"
 NO_LABEL, NO_ENDING = "image(s) without a label in the {} split", "file(s) without an ending"
-CONVERT = frozenset(
+UNREAD = frozenset(
     {".dcm", ".heic", ".heif", ".jxl", ".svg", ".pdf", ".eps", ".ps", ".wmf", ".emf", ".exr", ".hdr", ".raw", ".dng"}
-    | {".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".nii", ".npy"}
+    | {".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".nii", ".npy", NO_ENDING}
 )
-"""Endings of pictures that Pillow does not read."""
+"""Endings under which pictures are left out that somebody may miss."""
 
 
 @dataclass
@@ -66,8 +67,8 @@ class Notes:
     """How many, by ending or by another reason."""
     changed: list[str] = field(default_factory=list)
     """What decoding has changed, with an entry for each image."""
-    damaged: dict[str, str] = field(default_factory=dict)
-    """Why not, for each file that cannot be read or decoded."""
+    damaged: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """For each file or image: that it cannot be ``read``, or ``decoded``, and why."""
     facts: list[str] = field(default_factory=list)
     """What else the line says, such as how many images are identical."""
     warnings: list[str] = field(default_factory=list)
@@ -80,23 +81,26 @@ class Notes:
 
     def all_warnings(self) -> list[str]:
         """Those that were given, and those about files that were left out."""
-        unread = {ending: n for ending, n in self.left_out.items() if ending in {*CONVERT, NO_ENDING}}
-        advice = "Pillow does not read them: convert them to JPEG or PNG"
-        return [*self.warnings, *([f"{_counted(unread)} left out; {advice}"] if unread else [])]
+        unread, unlabelled = (
+            _counted({reason: n for reason, n in self.left_out.items() if reason in reasons})
+            for reasons in (UNREAD, {NO_LABEL.format(name) for name in ("validation", "test")})
+        )
+        return [
+            *self.warnings,
+            *[f"{unread} left out, which Pillow does not read: convert them to JPEG or PNG"] * bool(unread),
+            *[f"{unlabelled} left out; a split without any label counts as none"] * bool(unlabelled),
+        ]
 
     def refuse_damaged(self) -> None:
         """Raise a DataError that names all that is damaged, if something is."""
         if len(self.damaged) == 1:
-            ((name, reason),) = self.damaged.items()
-            raise DataError(f"{name} cannot be {reason}; fetch it again, or remove it")
+            ((name, (verb, reason)),) = self.damaged.items()
+            raise DataError(f"{name} cannot be {verb} ({reason}); fetch it again, or remove it")
         if self.damaged:
-            below = Path(os.path.commonpath(self.damaged))
-            each = [f"{Path(name).relative_to(below)} {reason}" for name, reason in [*self.damaged.items()][:10]]
-            several = ", ".join(each).replace(" read (", " (").replace(" decoded (", " (")
-            more = ", ..." * (len(self.damaged) > 10)
-            raise DataError(
-                f"{below}: {len(self.damaged)} cannot be read: {several}{more}; fetch them again, or remove them"
-            )
+            below, first = Path(os.path.commonpath(self.damaged)), [*self.damaged.items()][:10]
+            each = [f"{Path(name).relative_to(below)} ({shorten(reason, 50)})" for name, (_, reason) in first]
+            wrong = f"{len(self.damaged)} files or images cannot be read; fetch them again, or remove them"
+            raise DataError(f"{below}: {wrong}: {', '.join(each)}" + ", ..." * (len(self.damaged) > 10))
 
 
 def _counted(reasons: Mapping[str, int]) -> str:
@@ -126,9 +130,9 @@ class Files:
         pictures = decode_all(self.encoded(wanted[order]), self.size, notes.changed)
         for i, picture in zip(order, pictures, strict=True):
             if isinstance(picture, DamagedFile):  # which has this image and others
-                notes.damaged[picture.name] = picture.reason
+                notes.damaged[picture.name] = "read", picture.reason
             elif isinstance(picture, Exception):
-                notes.damaged[self.name(wanted[i])] = f"decoded ({first_line(picture)})"
+                notes.damaged[self.name(wanted[i])] = "decoded", first_line(picture)
             else:
                 array = make((len(wanted), *picture.shape)) if array is None else array
                 if picture.shape != array.shape[1:]:
@@ -319,7 +323,7 @@ def _parquet_split(files: Sequence[Path], size: int | None, notes: Notes, name: 
             raise
         except Exception as error:  # whatever a damaged one makes of pyarrow: KeyError, NotImplementedError, ...
             damaged = DamagedFile(file, error)
-            notes.damaged[damaged.name] = damaged.reason
+            notes.damaged[damaged.name] = "read", damaged.reason
         else:
             parts.append((file, column))
             rows.append(labelled[0])
@@ -447,16 +451,15 @@ def _folder(location: Location) -> Splits:
             labels += [label] * len(shown)
         if beside:
             notes.left_out[NO_LABEL.format(name) if name and not classes else OUTSIDE] += len(beside)
-        if not classes and not (name and beside):
-            raise DataError(
-                f"{root} is no folder of images: it has no class folders; put each class into a folder of its own, "
-                f"as in {root}/cats/1.jpg"
-            )
+        there = f"; {notes}" * bool(str(notes))
+        if not files and not (name and beside and not classes):
+            wrong = f"{root} is no folder of images: it holds no class folder with an image ({COMMON})"
+            raise DataError(f"{wrong}; put each class into a folder of its own, as in {root}/cats/1.jpg{there}")
         if classes and all(name.lower() in SPLITS for name in classes):
             raise DataError(f"{root}: {_listed(classes)} are splits, not classes; name one of them train")
         if empty := [name for name, label in classes.items() if not np.isin(label, labels)]:
             wrong = f"{root}: class folders without an image: {_listed(empty)}"
-            raise DataError(f"{wrong}; put some there ({COMMON}) or remove them" + f"; {notes}" * bool(str(notes)))
+            raise DataError(f"{wrong}; put some there ({COMMON}) or remove them{there}")
 
         def encoded(wanted: Pixels) -> Iterator[Encoded]:
             return (files[i] for i in wanted)

@@ -13,7 +13,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -189,7 +189,7 @@ def _framed(images: Tensor, margin: int) -> Tensor:
 
 
 def augmented(padded: Tensor, index: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, margin: int) -> Tensor:
-    """``[B, H, W, C]``: images ``index`` of what ``padded`` gave, each cropped at (dy, dx) and mirrored by ``flip``."""
+    """``[B, H, W, C]``: images ``index`` of what ``padded`` gave, cropped at (dy, dx) and mirrored by ``flip``."""
     if padded.device.type == "cpu" and margin:
         padded, index = _framed(padded[index], margin), torch.arange(len(index))
     height, width = padded.shape[1] - 2 * margin, padded.shape[2] - 2 * margin
@@ -240,7 +240,7 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
             f"{name}: all {len(labels)} images are of one class: nothing can be learnt; give two at least"
         )
     brought = {"val": splits.val, "test": splits.test}
-    chosen = _choose(labels, config, [kind for kind, arrays in brought.items() if arrays is None])
+    chosen = _choose(labels, config, [kind for kind, arrays in brought.items() if arrays is None], notes)
     if (left := len(chosen["train"])) < 2:
         held = (
             f"{name} has {len(labels)} images, of which data.test ({config.test}) and data.val ({config.val}) leave"
@@ -249,8 +249,9 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     parts = {kind: _Part(*splits.train, numbers.numpy()) for kind, numbers in chosen.items()}
     parts |= {kind: _Part(*arrays, np.arange(len(arrays[1]))) for kind, arrays in brought.items() if arrays}
     images = sum(len(part.numbers) for part in parts.values())
-    train, val, test = (parts[kind].read(name, config.size, images, notes) for kind in KINDS)
+    read = {kind: parts[kind].read(name, config.size, images, notes) for kind in KINDS}
     notes.refuse_damaged()
+    train, val, test = read.values()
     for kind, other in (("validation", val), ("test", test)):
         if other.images.shape[1:] != train.images.shape[1:]:
             sizes = " and ".join("{1}x{2}".format(*split.images.shape) for split in (train, other))
@@ -260,9 +261,9 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
         raise SpecError(wrong, key=("data", "augment", "pad"))
     classes = 1 + max(int(part.labels.max()) for part in parts.values())
     titles = [splits.names[i] if i < len(splits.names) else str(i) for i in range(classes)]
-    _look_at(
-        {kind: (split, parts[kind]) for kind, split in zip(KINDS, (train, val, test), strict=True)}, titles, notes
-    )
+    few = "a class has one in every split where it has three or more, and data.limit may leave them out"
+    _note_copies(parts, read, notes)
+    _note_classes(read, titles, {kind: few if kind in chosen else "the data bring none" for kind in KINDS}, notes)
     mean, std = _statistics(train.images)
     return Dataset(config.source, train, val, test, classes, mean, std, _digest(train, val, test), notes)
 
@@ -326,7 +327,7 @@ def _check_memory(name: str, images: int, size: tuple[int, ...], notes: Notes) -
         )
 
 
-def _choose(labels: Tensor, config: Data, held: Sequence[str]) -> dict[str, Tensor]:
+def _choose(labels: Tensor, config: Data, held: Sequence[str], notes: Notes) -> dict[str, Tensor]:
     """Which training images are for what, in random order: a share is held back for each of ``held``, of every class
     (stratified) where less of them would have no image in a split then."""
 
@@ -351,6 +352,8 @@ def _choose(labels: Tensor, config: Data, held: Sequence[str]) -> dict[str, Tens
         return sum(len(labels.unique()) - len(labels[numbers].unique()) for numbers in chosen.values())
 
     stratified = lacking(choose(None, True)) < lacking(choose(None, False))
+    if stratified:
+        notes.facts.append("split class by class")
     return choose(config.limit, stratified)
 
 
@@ -369,50 +372,63 @@ def _share(labels: Tensor, n: int, least: int, leave: int) -> Tensor:
     return mask
 
 
-def _look_at(splits: Mapping[str, tuple[Split, _Part]], titles: Sequence[str], notes: Notes) -> None:
-    """Note images that are identical, classes that a split lacks, and classes whose images show nothing."""
-    where, pairs = dict[str, dict[bytes, int]](), dict[tuple[str, str], list[str]]()
-    labelled, looks, plain = (
-        dict[bytes, int](),
-        defaultdict[int, set[bytes]](set),
-        defaultdict[int, bool](lambda: True),
-    )
-    counts, contradictions = Counter[int](), 0
-    for kind, (split, part) in splits.items():
-        own = where.setdefault(kind, {})
+def _note_copies(parts: Mapping[str, _Part], splits: Mapping[str, Split], notes: Notes) -> None:
+    """Note identical images: how many, across which splits, and whether they have the same label."""
+    first, pairs = dict[str, dict[bytes, int]](), dict[tuple[str, str], list[str]]()
+    labelled, twice, contradictions = dict[bytes, int](), 0, 0
+    for kind, split in splits.items():
+        own = first.setdefault(kind, {})
         for i, (image, label) in enumerate(zip(split.images.numpy(), split.labels.tolist(), strict=True)):
-            look = hashlib.sha256(image.data).digest()[:16]
-            for other in [other for other in where if other != kind and look in where[other]]:
-                names = splits[other][1].name(where[other][look]), part.name(i)
+            look = hashlib.sha256(image.data).digest()
+            for other in [other for other in first if other != kind and look in first[other]]:
+                names = parts[other].name(first[other][look]), parts[kind].name(i)
                 pairs.setdefault((kind, other), []).append(" and ".join(filter(None, names)))
             own.setdefault(look, i)
+            twice += look in labelled
             contradictions += labelled.setdefault(look, label) != label
-            looks[label].add(look)
-            counts[label] += 1
-            plain[label] = plain[label] and bool((image == image[0, 0]).all())
-    if copies := counts.total() - len(labelled):
+    if twice:
         across = ", ".join(f"{len(found)} in {KINDS[a]} and {KINDS[b]}" for (a, b), found in pairs.items())
-        notes.facts.append(f"{copies} identical to another image" + f" ({across})" * bool(across))
+        notes.facts.append(f"{twice} identical to another image" + f" ({across})" * bool(across))
     for (kind, other), found in pairs.items():
         example = f" (such as {found[0]})" * bool(found[0])
-        wrong = f"{len(found)} {KINDS[kind]} image{'s' * (len(found) > 1)} also in the {KINDS[other]} split{example}"
-        notes.warnings.append(f"{wrong}: results on them say nothing about new images; remove one of each pair")
+        several = (
+            f"{len(found)} {KINDS[kind]} image{'s are' if len(found) > 1 else ' is'} in the {KINDS[other]} split, too"
+        )
+        notes.warnings.append(f"{several}{example}: a score on them is none on new images; remove one of each pair")
     if contradictions:
-        notes.warnings.append(f"{contradictions} identical to an image with another label: one of the two is wrong")
+        several = (
+            f"{contradictions} image{'s are' if contradictions > 1 else ' is'} identical to one of another class"
+        )
+        notes.warnings.append(f"{several}: one of the two labels is wrong")
+
+
+def _note_classes(
+    splits: Mapping[str, Split], titles: Sequence[str], advice: Mapping[str, str], notes: Notes
+) -> None:
+    """Note classes whose images show nothing, or that a split lacks, with advice for that."""
+    images, blank, alike = defaultdict[int, list[tuple[Pixels, int]]](list), list[int](), list[int]()
+    for split in splits.values():
+        for i, label in enumerate(split.labels.tolist()):
+            images[label].append((split.images.numpy(), i))
+    for label, places in sorted(images.items()):
+        first = places[0][0][places[0][1]]
+        if all((array[i] == array[i, 0, 0]).all() for array, i in places):
+            blank.append(label)
+        elif len(places) > 1 and all(np.array_equal(array[i], first) for array, i in places):
+            alike.append(label)
 
     def those(labels: Sequence[int]) -> str:
         several = ", ".join(titles[label] for label in labels[:5]) + ", ..." * (len(labels) > 5)
         return f"{len(labels)} of {len(titles)} classes ({several})"
 
-    if blank := [label for label in sorted(plain) if plain[label]]:
+    if blank:
         cause = "are the files empty, or is the picture in a transparency that is white on white?"
         notes.warnings.append(f"every image of {those(blank)} is of a single colour: {cause}")
-    if alike := [label for label in sorted(looks) if len(looks[label]) == 1 < counts[label] and label not in blank]:
+    if alike:
         notes.warnings.append(f"all images of {those(alike)} are identical")
     for kind in ("val", "test"):
-        if absent := sorted({*counts} - {*splits[kind][0].labels.tolist()}):
-            remedy = "each needs three images or more, and data.limit may leave them out"
-            notes.warnings.append(f"no {KINDS[kind]} image of {those(absent)}: {remedy}")
+        if absent := sorted({*images} - {*splits[kind].labels.tolist()}):
+            notes.warnings.append(f"no {KINDS[kind]} image of {those(absent)}: {advice[kind]}")
 
 
 def _middle(images: Pixels, size: int | None) -> Pixels:
