@@ -173,30 +173,38 @@ _PADDING = threading.Lock()  # the lanes of a GPU are threads, and share one cop
 
 def padded(images: Tensor, margin: int) -> Tensor:
     """``[N, H, W, C]`` with ``margin`` black pixels on each side; kept, as every epoch needs the same. On a CPU the
-    images as they are, which all lanes share: there a batch gets its margin when it is made."""
+    images as they are, which all lanes share: ``augmented`` needs no margin there."""
     if not margin or images.device.type == "cpu":
         return images
     with _PADDING:
         kept = _PADDED.get(images.device)
         if kept is None or kept[0] is not images or kept[1] != margin:
-            framed = _framed(images, margin)
+            framed = torch.nn.functional.pad(images, (0, 0, margin, margin, margin, margin))
             kept = _PADDED[images.device] = (images, margin, framed)
         return kept[2]
 
 
-def _framed(images: Tensor, margin: int) -> Tensor:
-    return torch.nn.functional.pad(images, (0, 0, margin, margin, margin, margin))
-
-
 def augmented(padded: Tensor, index: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, margin: int) -> Tensor:
     """``[B, H, W, C]``: images ``index`` of what ``padded`` gave, cropped at (dy, dx) and mirrored by ``flip``."""
-    if padded.device.type == "cpu" and margin:
-        padded, index = _framed(padded[index], margin), torch.arange(len(index))
+    if padded.device.type == "cpu":
+        return _augmented_one_by_one(padded.numpy(), index, dy - margin, dx - margin, flip)
     height, width = padded.shape[1] - 2 * margin, padded.shape[2] - 2 * margin
     rows = dy[:, None] + torch.arange(height, device=padded.device)
     columns = torch.arange(width, device=padded.device)
     columns = dx[:, None] + torch.where(flip[:, None], width - 1 - columns, columns)
     return padded[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _augmented_one_by_one(images: Pixels, index: Tensor, dy: Tensor, dx: Tensor, flip: Tensor) -> Tensor:
+    """The same of images without a margin, moved up by ``dy`` and to the left by ``dx``. On a CPU it is faster than a
+    gather, whose every pixel is looked up."""
+    height, width = images.shape[1:3]
+    made = np.zeros((len(index), *images.shape[1:]), images.dtype)
+    for into, i, y, x, mirrored in zip(made, *(t.tolist() for t in (index, dy, dx, flip)), strict=True):
+        seen = images[i, max(y, 0) : height + min(y, 0), max(x, 0) : width + min(x, 0)]
+        into = into[:, ::-1] if mirrored else into
+        into[max(-y, 0) : height - max(y, 0), max(-x, 0) : width - max(x, 0)] = seen
+    return torch.from_numpy(made)
 
 
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
