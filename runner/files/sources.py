@@ -397,8 +397,8 @@ def _class_names(file: Path) -> list[str]:
     return []
 
 
-ROWS = 64
-"""That are read from a Parquet file at once: a row group may be larger than memory."""
+AT_ONCE = 2**25
+"""Bytes that are read from a Parquet file at once: a row group may be larger than memory."""
 
 
 def _blobs(file: Path, column: str, rows: Pixels) -> Iterator[Encoded]:
@@ -409,13 +409,15 @@ def _blobs(file: Path, column: str, rows: Pixels) -> Iterator[Encoded]:
 
     given = first = 0
     try:
-        with pq.ParquetFile(file, page_checksum_verification=True, buffer_size=2**20) as opened:
+        options = {"page_checksum_verification": True, "buffer_size": 2**20, "pre_buffer": False}  # page by page
+        with pq.ParquetFile(file, **options) as opened:
             nested = pa.types.is_struct(opened.schema_arrow.field(column).type)
             for group in range(opened.num_row_groups if len(rows) else 0):
-                last = first + opened.metadata.row_group(group).num_rows
+                about = opened.metadata.row_group(group)
+                last, several = first + about.num_rows, AT_ONCE * about.num_rows // max(1, about.total_byte_size)
                 if ((rows >= first) & (rows < last)).any():
                     leaf = f"{column}.bytes" if nested else column
-                    for batch in opened.iter_batches(ROWS, [group], [leaf], use_threads=False):
+                    for batch in opened.iter_batches(max(1, min(1024, several)), [group], [leaf], use_threads=False):
                         here = rows[(rows >= first) & (rows < first + len(batch))] - first
                         taken = batch.column(0).take(pa.array(here))
                         blobs = pc.struct_field(taken, "bytes") if nested else taken
