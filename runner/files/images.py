@@ -134,11 +134,9 @@ def decode(source: bytes | Path, size: int | None = None, noted: list[str] | Non
 
 @cache
 def kinds() -> tuple[str, ...]:
-    """The formats that are tried, whatever a file is called, in Pillow's order."""
-    from PIL import Image
-
-    decoded = {*formats().values()}
-    return tuple(kind for kind in Image.ID if kind in decoded)
+    """The formats that are tried, whatever a file is called: the usual ones first."""
+    usual = ("PPM", "GIF", "BMP", "TIFF", "WEBP", "PNG", "JPEG")
+    return tuple(sorted({*formats().values()}, key=lambda kind: -usual.index(kind) if kind in usual else 1))
 
 
 def _shown(image: Image.Image, noted: list[str]) -> Image.Image:

@@ -243,7 +243,7 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     name = config.function or (str(location.folder) if config.path else config.source)
     splits = SOURCES[config.source].read(location)
     labels, notes = torch.from_numpy(splits.train[1]), splits.notes or Notes()
-    if len(labels.unique()) < 2:
+    if (labels == labels[0]).all():
         raise DataError(
             f"{name}: all {len(labels)} images are of one class: nothing can be learnt; give two at least"
         )
@@ -357,7 +357,10 @@ def _choose(labels: Tensor, config: Data, held: Sequence[str], notes: Notes) -> 
         return {"train": order, **chosen}
 
     def lacking(chosen: Mapping[str, Tensor]) -> int:
-        return sum(len(labels.unique()) - len(labels[numbers].unique()) for numbers in chosen.values())
+        every = labels.bincount() > 0
+        return sum(
+            int((every & (labels[some].bincount(minlength=len(every)) == 0)).sum()) for some in chosen.values()
+        )
 
     stratified = lacking(choose(None, True)) < lacking(choose(None, False))
     if stratified:
