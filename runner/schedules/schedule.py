@@ -233,7 +233,7 @@ class Schedule:
         ]
         amounts = {n: v.value * moment.units[v.unit] for n, v in reversed(lengths) if isinstance(v, Length)}
         wanted = self.warmup.length
-        units, found = moment.units | {"fraction": float(moment.total)}, list[str]()
+        units, found = {**moment.units, "fraction": float(moment.total)}, list[str]()
         if wanted.value and not moment.w:
             amount = wanted.value * units[wanted.unit]
             found.append(
