@@ -166,10 +166,10 @@ def _shown(image: Image.Image, noted: list[str]) -> Image.Image:
     if not clear:
         return upright.convert("RGB")
     layer = upright.convert("LA" if upright.mode == "La" else "RGBA").convert("RGBA")
-    if layer.getchannel("A").getextrema() == (255, 255):
-        return upright.convert("RGB")
-    noted.append(ON_WHITE)
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    if layer.getchannel("A").getextrema() != (255, 255):
+        noted.append(ON_WHITE)
+        layer = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return layer.convert("RGB")
 
 
 def _key_in_8_bits(key: Any, raw: str) -> Any:

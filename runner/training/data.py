@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from multiprocessing.context import get_spawning_popen
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -257,16 +257,11 @@ def load(config: Data, data_dir: str = "data") -> Dataset:
     parts = {kind: _Part(*splits.train, numbers.numpy()) for kind, numbers in chosen.items()}
     parts |= {kind: _Part(*arrays, np.arange(len(arrays[1]))) for kind, arrays in brought.items() if arrays}
     images = sum(len(part.numbers) for part in parts.values())
-    read = {kind: parts[kind].read(name, config.size, images, notes) for kind in KINDS}
+    fits = cache(partial(_check_memory, name, images, notes))  # asked once, before there are any
+    read = {kind: parts[kind].read(config.size, fits, notes) for kind in KINDS}
     notes.refuse_damaged()
     train, val, test = read.values()
-    for kind, other in (("validation", val), ("test", test)):
-        if other.images.shape[1:] != train.images.shape[1:]:
-            sizes = " and ".join("{1}x{2}".format(*split.images.shape) for split in (train, other))
-            raise DataError(f"{name}: training and {kind} images are of {sizes} pixels; set data.size")
-    if (pad := config.augment.pad) >= (side := min(train.images.shape[1:3])):
-        wrong = f"shifts of up to {pad} pixels take images of {side} out of sight; an eighth of that is usual"
-        raise SpecError(wrong, key=("data", "augment", "pad"))
+    _check_sizes(name, read, config.augment.pad)
     classes = 1 + max(int(part.labels.max()) for part in parts.values())
     titles = [splits.names[i] if i < len(splits.names) else str(i) for i in range(classes)]
     few = "a class has one in every split where it has three or more, and data.limit may leave them out"
@@ -293,14 +288,13 @@ class _Part(NamedTuple):
         """What the split's i-th image is called; nothing where it is in no file."""
         return self.images.name(self.numbers[i]) if isinstance(self.images, Files) else ""
 
-    def read(self, name: str, size: int | None, images: int, notes: Notes) -> Split:
-        """The split, in memory that lanes share; raises DataError where all ``images`` of the set ``name`` do not
-        fit. Without the images that are damaged, which are in the notes."""
+    def read(self, size: int | None, fits: Callable[[int, int], None], notes: Notes) -> Split:
+        """The split, in memory that lanes share, after ``fits`` has been asked whether images of this height and
+        width do. Without the images that are damaged, which are in the notes."""
         made = list[Memory]()
 
         def make(shape: tuple[int, ...]) -> Pixels:
-            if not any("in memory" in fact for fact in notes.facts):
-                _check_memory(name, images, shape[1:3], notes)
+            fits(*shape[1:3])
             made.append(Memory(shape))
             return made[-1].array
 
@@ -318,21 +312,36 @@ class _Part(NamedTuple):
         return Split(_tensor(array), torch.from_numpy(self.labels[self.numbers]), *made)
 
 
-def _check_memory(name: str, images: int, size: tuple[int, ...], notes: Notes) -> None:
+def _check_sizes(name: str, splits: Mapping[str, Split], pad: int) -> None:
+    """Refuse splits of images of several sizes, and shifts that leave nothing of an image."""
+    train = splits["train"].images
+    for kind, split in splits.items():
+        if split.images.shape[1:] != train.shape[1:]:
+            sizes = " and ".join("{1}x{2}".format(*images.shape) for images in (train, split.images))
+            raise DataError(f"{name}: training and {KINDS[kind]} images are of {sizes} pixels; set data.size")
+    if pad >= (side := min(train.shape[1:3])):
+        wrong = f"shifts of up to {pad} pixels take images of {side} out of sight; an eighth of that is usual"
+        raise SpecError(wrong, key=("data", "augment", "pad"))
+
+
+def _check_memory(name: str, images: int, notes: Notes, height: int, width: int) -> None:
     """Refuse what does not fit into memory, and say what takes much of it."""
-    needed, free = 3 * images * math.prod(size), free_memory()
-    said = f"{needed / 1e9:.1f} GB in memory, which all lanes share"
+    needed, free, remedy = 3 * images * height * width, free_memory(), "lower data.size or data.limit"
     if needed > LARGE:
-        notes.facts.append(said)
-    remedy = "lower data.size or data.limit"
-    if free is not None and needed > free:
-        sides = "x".join(map(str, size))
-        wrong = f"{images} images of {sides} pixels take {needed / 1e9:.1f} GB of memory, of which"
-        raise DataError(f"{name}: {wrong} {free / 1e9:.1f} GB are free; {remedy}")
-    if free is not None and needed > free / 2 and needed > LARGE:
-        notes.warnings.append(
-            f"the images take {said}, and {free / 1e9:.1f} GB were free: {remedy}, or use fewer lanes"
-        )
+        notes.facts.append(f"{_size(needed)} in memory, which all lanes share")
+    if free is None:
+        return
+    there = (
+        f"{images} images of {height}x{width} pixels take {_size(needed)} of memory, of which {_size(free)} are free"
+    )
+    if needed > free:
+        raise DataError(f"{name}: {there}; {remedy}")
+    if needed > max(LARGE, free / 2):
+        notes.warnings.append(f"{there}; {remedy}, or use fewer lanes")
+
+
+def _size(number: float) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def _choose(labels: Tensor, config: Data, held: Sequence[str], notes: Notes) -> dict[str, Tensor]:

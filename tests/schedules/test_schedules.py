@@ -400,7 +400,11 @@ def test_bad_times_are_refused():
         ({"type": "triangular", "peak": 0.5}, 3, "never reaches init_lr"),
         ({"type": "one_cycle", "warmup": 0.1}, 100, "warms up only to 4%"),
         ({"type": "plateau", "patience": 9}, 10, "no time to drop"),
-        ({"type": "cosine", "warmup": 0.07, "interval": "epoch"}, 5, "never warms up: its warmup is 0.35 of one epoch"),
+        (
+            {"type": "cosine", "warmup": 0.07, "interval": "epoch"},
+            5,
+            "never warms up: its warmup is 0.35 of one epoch",
+        ),
         ({"type": "constant", "warmup": {"updates": 0.4}}, 100, "never warms up"),
         ({"type": "plateau", "warmup": 0.004}, 100, "never warms up: its warmup is 0.4 of one update"),
         ({"type": "step", "step_size": 0}, 100, "next to no step_size"),
