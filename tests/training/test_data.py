@@ -1,5 +1,6 @@
 """Splits, batches and augmentation tables, against torchvision's transforms and images written by hand."""
 
+import pickle
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -164,6 +165,18 @@ def test_images_of_a_single_class_are_refused(tmp_path):
     write_parquet(tmp_path / "set" / "test.parquet", pictures(20), [0, 3] * 10)
     with complaint(tmp_path / "set", "all 20 images are of one class"):
         parquet(tmp_path)
+
+
+def test_data_that_another_process_is_given_are_the_same():
+    read = load(DIGITS)
+    pickled = pickle.dumps(read.to_arrays())  # to a stranger, by value
+    assert len(pickled) > read.train.images.nbytes
+    datasets.preload(DIGITS, "elsewhere", pickle.loads(pickled))
+    given = load(DIGITS, "elsewhere")
+    assert (given.digest, given.classes, str(given)) == (read.digest, read.classes, str(read))
+    for name in ("train", "val", "test"):
+        assert torch.equal(getattr(given, name).images, getattr(read, name).images)
+        assert torch.equal(getattr(given, name).labels, getattr(read, name).labels)
 
 
 def test_data_stay_where_they_are_on_the_cpu():
