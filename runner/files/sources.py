@@ -23,7 +23,7 @@ from unicodedata import normalize
 import numpy as np
 
 from ..schedules.plugins import find_function
-from .document import SpecError, first_line
+from .document import SpecError, first_line, printable
 from .images import Encoded, Pixels, decode_all, formats
 
 TRAIN = ("train", "training")
@@ -75,9 +75,8 @@ class Notes:
 
     def __str__(self) -> str:
         left = _counted(self.left_out)
-        return "; ".join(
-            filter(None, ("left out: " * bool(left) + left, _counted(Counter(self.changed)), *self.facts))
-        )
+        parts = "left out: " * bool(left) + left, _counted(Counter(self.changed)), *self.facts
+        return printable("; ".join(filter(None, parts)))
 
     def all_warnings(self) -> list[str]:
         """Those that were given, and those about files that were left out."""
@@ -85,11 +84,12 @@ class Notes:
             _counted({reason: n for reason, n in self.left_out.items() if reason in reasons})
             for reasons in (UNREAD, {NO_LABEL.format(name) for name in ("validation", "test")})
         )
-        return [
+        said = [
             *self.warnings,
             *[f"{unread} left out, which Pillow does not read: convert them to JPEG or PNG"] * bool(unread),
             *[f"{unlabelled} left out; a split without any label counts as none"] * bool(unlabelled),
         ]
+        return [printable(warning) for warning in said]
 
     def refuse_damaged(self) -> None:
         """Raise a DataError that names all that is damaged, if something is."""

@@ -137,7 +137,7 @@ class Dataset:
         splits = {
             k: (v.memory or v.images.numpy(), v.labels.numpy()) for k, v in vars(self).items() if isinstance(v, Split)
         }
-        return vars(self) | splits | {"mean": self.mean.numpy(), "std": self.std.numpy()}
+        return vars(self) | splits | {"mean": self.mean.numpy(), "std": self.std.numpy(), "notes": Notes()}
 
 
 class Tables(NamedTuple):

@@ -410,11 +410,13 @@ def test_files_of_other_endings_are_counted_and_pictures_among_them_warned_of(tm
         (tmp_path / "set" / ("ant", "bee")[n % 2] / f"{n}.{('HEIC', 'jxl', 'txt')[n % 3]}").touch()
     (tmp_path / "set" / "ant" / "photo").touch()
     (tmp_path / "set" / "ant" / ".DS_Store").touch()
+    (tmp_path / "set" / "ant" / "moves.\x1b[1A").touch()
     (tmp_path / "set" / "alone.png").write_bytes(png(pictures(1)[0]))
     data = folder(tmp_path)
     for words in ("10 .heic", "10 .jxl", "10 .txt", "1 file without an ending", "1 image outside the class folders"):
         assert words in str(data)
     assert "DS_Store" not in str(data)
+    assert "1 .\\x1b[1a" in str(data)  # and no cursor
     assert warned(data, "10 .heic, 10 .jxl", "convert them to JPEG or PNG")
     assert not warned(data, ".txt")
 
