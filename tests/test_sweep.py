@@ -327,8 +327,8 @@ def test_damaged_images_are_named_with_the_line_of_the_data_and_nothing_is_made(
     before = sorted(project.rglob("*"))
     assert sweep.main(["sweeps/tiny.yaml", *options]) == 2
     said = capsys.readouterr().err
-    assert "sweeps/tiny.yaml, line 2: data: data/set/ant: 2 files or images cannot be read" in said
-    assert "3.png (not an image), 7.png (not an image)" in said
+    assert "sweeps/tiny.yaml, line 2: data: data/set/ant: 2 files or images cannot be read (not an image);" in said
+    assert "3.png, 7.png" in said
     assert sorted(project.rglob("*")) == before
 
 

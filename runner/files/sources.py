@@ -97,9 +97,13 @@ class Notes:
             ((name, (verb, reason)),) = self.damaged.items()
             raise DataError(f"{name} cannot be {verb} ({reason}); fetch it again, or remove it")
         if self.damaged:
-            below, first = Path(os.path.commonpath(self.damaged)), [*self.damaged.items()][:10]
-            each = [f"{Path(name).relative_to(below)} ({shorten(reason, 50)})" for name, (_, reason) in first]
-            wrong = f"{len(self.damaged)} files or images cannot be read; fetch them again, or remove them"
+            below, reasons = Path(os.path.commonpath(self.damaged)), {reason for _, reason in self.damaged.values()}
+            same = f" ({min(reasons)})" * (len(reasons) == 1)
+            each = [
+                str(Path(name).relative_to(below)) + f" ({shorten(reason, 50)})" * (not same)
+                for name, (_, reason) in [*self.damaged.items()][:10]
+            ]
+            wrong = f"{len(self.damaged)} files or images cannot be read{same}; fetch them again, or remove them"
             raise DataError(f"{below}: {wrong}: {', '.join(each)}" + ", ..." * (len(self.damaged) > 10))
 
 
@@ -459,7 +463,8 @@ def _folder(location: Location) -> Splits:
             raise DataError(f"{wrong}; put each class into a folder of its own, as in {root}/cats/1.jpg{there}")
         if classes and all(name.lower() in SPLITS for name in classes):
             raise DataError(f"{root}: {_listed(classes)} are splits, not classes; name one of them train")
-        if empty := [name for name, label in classes.items() if not np.isin(label, labels)]:
+        with_images = {*labels}
+        if empty := [name for name, label in classes.items() if label not in with_images]:
             wrong = f"{root}: class folders without an image: {_listed(empty)}"
             raise DataError(f"{wrong}; put some there ({COMMON}) or remove them{there}")
 
@@ -470,7 +475,9 @@ def _folder(location: Location) -> Splits:
         return (images, np.array(labels, dtype=np.int64)), [*classes]
 
     there = sorted(folder.iterdir()) if folder.is_dir() else []
-    inside = {path.name.lower(): path for path in there if path.is_dir() and not _hidden(path.name)}
+    folders = [path for path in there if path.is_dir() and not _hidden(path.name)]
+    loops = [path for path in folders if folder.resolve().is_relative_to(path.resolve())]
+    inside = {path.name.lower(): path for path in folders if path not in loops}
     below, val, test = (next((inside[w] for w in words if w in inside), None) for words in (TRAIN, VAL, TEST))
     if below is None:
         train, classes = split(folder)
@@ -478,6 +485,7 @@ def _folder(location: Location) -> Splits:
     if beside := [path.name for word, path in inside.items() if word not in SPLITS]:
         advice = "a split beside classes; put the classes into one folder, or the splits"
         raise DataError(f"{folder}: {below.name} stands beside {_listed(beside)}: {advice}")
+    notes.left_out[LOOP] += len(loops)
     notes.left_out.update(f"folder called {p.name}" for p in inside.values() if p not in (below, val, test))
     train, classes = split(below)
 

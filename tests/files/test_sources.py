@@ -366,6 +366,9 @@ def test_a_link_back_to_a_folder_around_it_is_not_followed_and_every_image_is_re
     data = folder(tmp_path)
     assert samples(data.train, data.val, data.test) == written(images, np.repeat([0, 1], 10))
     assert "left out: 5 links to a folder that is read already" in str(data)
+    write_classes(tmp_path / "split" / "train", ["ant", "bee"])
+    (tmp_path / "split" / "all").symlink_to(".")
+    assert "2 classes; left out: 1 link to a folder that is read already" in str(folder(tmp_path, "split"))
 
 
 def test_links_to_folders_and_to_images_elsewhere_are_followed(tmp_path):
@@ -453,8 +456,8 @@ def test_all_that_is_damaged_is_named_at_once_unless_a_limit_leaves_it_out(tmp_p
     if limit:
         assert folder(tmp_path, limit=limit).digest == whole.digest
     else:
-        names = (f"{file.name} (" for file in unused[:7])
-        with complaint(tmp_path / "set", "7 files or images cannot be read", *names):
+        names = (f" {file.name}" for file in unused[:7])
+        with complaint(tmp_path / "set", "7 files or images cannot be read (image file is truncated)", *names):
             folder(tmp_path)
 
 
