@@ -188,7 +188,8 @@ def take_fingerprints(sweep: Sweep, dataset: Dataset) -> dict[str, Any]:
 
 def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
     """What is wrong with data that are too few for the question, and with schedules that do not do what they say."""
-    said, size, images, val = [], sweep.train.batch_size, len(dataset.train), len(dataset.val)
+    said, size = dataset.notes.all_warnings(), sweep.train.batch_size
+    images, val = len(dataset.train), len(dataset.val)
     if (updates := sweep.train.updates(images)) < 5:
         said.append(
             f"batches of {size} from {images} images are {updates} update{'s' * (updates > 1)} of the weights in an "

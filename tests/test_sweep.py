@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ from runner.training.data import load as load_data
 from runner.training.fast import choice, engine
 
 from .conftest import HERE, TINY, children, client, runs
+from .files.helpers import write_classes
 
 # --- what is recorded ------------------------------------------------------------------------------------------
 
@@ -292,6 +294,42 @@ def test_a_dry_run_warns_of_few_data_and_of_classes_without_an_image(project, mo
     assert "warning: 1 of 3 classes without a training image, the first is 0: labels count from 0" in said
     assert "warning: 20 validation images: one of them is 5 points of accuracy" in said
     assert "warning: batches of 32 from 60 images are 1 update of the weights in an epoch" in said
+
+
+@pytest.mark.parametrize("command", ["dry run", "preview", pytest.param("sweep", marks=pytest.mark.slow)])
+def test_what_was_noticed_about_images_is_said_before_anything_is_trained(project, capsys, command):
+    write_classes(project / "data" / "set", ["ant", "bee"], each=100)
+    shutil.copy(project / "data/set/ant/0.png", project / "data/set/bee/copy.png")
+    (project / "data/set/ant/photo.heic").touch()
+    (project / "data/set/ant/loop").symlink_to(".")
+    text = TINY.replace("source: digits, limit: 160, val: 0.25", "source: folder, path: set, size: 8, val: 0.3")
+    Path("sweeps/tiny.yaml").write_text(text)
+    if command == "preview":
+        assert preview.main(["sweeps/tiny.yaml", "--no-timing"]) == 0
+    else:
+        assert sweep.main(["sweeps/tiny.yaml", *(HERE if command == "sweep" else ["--dry-run"])]) == 0
+    said = "".join(capsys.readouterr()).replace("\n", " ")
+    line = (
+        "test images of 2 classes; left out: 1 .heic, 1 link to a folder that is read already; 1 identical to another"
+    )
+    assert line in said
+    assert "warning: 1 image is identical to one of another class: one of the two labels is wrong" in said
+    assert "warning: 1 .heic left out, which Pillow does not read: convert them to JPEG or PNG" in said
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], HERE])
+def test_damaged_images_are_named_with_the_line_of_the_data_and_nothing_is_made(project, capsys, options):
+    write_classes(project / "data" / "set", ["ant", "bee"])
+    for n in (3, 7):
+        (project / f"data/set/ant/{n}.png").write_bytes(b"no image")
+    text = TINY.replace("source: digits, limit: 160, val: 0.25", "source: folder, path: set, size: 8")
+    Path("sweeps/tiny.yaml").write_text(text)
+    before = sorted(project.rglob("*"))
+    assert sweep.main(["sweeps/tiny.yaml", *options]) == 2
+    said = capsys.readouterr().err
+    assert "sweeps/tiny.yaml, line 2: data: data/set/ant: 2 files or images cannot be read (not an image);" in said
+    assert "3.png, 7.png" in said
+    assert sorted(project.rglob("*")) == before
 
 
 def test_a_dry_run_of_a_study_that_was_begun_says_what_differs_and_changes_nothing(swept, capsys):

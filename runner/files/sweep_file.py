@@ -79,7 +79,8 @@ class Data(Frozen):
     """The share held back for the confirmed winners, where the data bring no test split of their own. Of folders and
     Parquet files ``test`` beside ``train`` is one, or ``val`` where that is alone."""
     limit: Annotated[int, Field(ge=20)] | None = None
-    """Use at most this many images for training, and for validation where that is a share of them."""
+    """Use at most this many images for training, and for validation where that is a share of them; others are not
+    decoded."""
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     augment: Augment = Augment()
 

@@ -205,13 +205,14 @@ class Schedule:
             return [f"never leaves its warmup ({moment.w} of {moment.total} {self.interval}s)"]
         if self.type == "plateau" and self.params["patience"] + 2 > moment.epochs:
             return [f"has no time to drop: a patience of {self.params['patience']} in {moment.epochs} epochs"]
+        short = self._too_short(moment)
         if self.type in ("constant", "custom", "plateau"):
-            return []
+            return short
         looked_at = range(T) if T <= 500 else sorted({round(i * (T - 1) / 499) for i in range(500)})
         factors = [self.factor(t, T, epochs=epochs) for t in looked_at]
         after = [f for t, f in zip(looked_at, factors, strict=True) if self.moment(t, T, epochs).t >= moment.w]
         top, last, limit = max(factors), factors[-1], self.factor(T, T, epochs=epochs)
-        found, unit = [], f"{self.interval}s"
+        found, unit = short, f"{self.interval}s"
         if len({round(f, 12) for f in after}) == 1:
             found.append(f"never decays in {moment.total} {unit}: it is constant at {after[0]:.3g}")
         elif last - limit >= 0.2 - 1e-9 and TYPES[self.type].floor != "clamp":
@@ -222,6 +223,26 @@ class Schedule:
             found.append(f"never reaches init_lr: its highest factor is {top:.3g}")
         if self.type == "one_cycle" and self.params["pct_start"] * moment.D <= 1:
             found.append("has no room to rise: pct_start is at most one update, so it starts at the peak")
+        if self.type == "triangular" and 0 < self.params["peak"] * moment.D < 1:
+            found.append(f"has no room to rise: its peak is after less than one {self.interval}")
+        return found
+
+    def _too_short(self, moment: Moment) -> list[str]:
+        """The lengths that round to nothing."""
+        lengths = [
+            (n, v) for n, value in self.params.items() for v in (value if isinstance(value, tuple) else (value,))
+        ]
+        amounts = {n: v.value * moment.units[v.unit] for n, v in reversed(lengths) if isinstance(v, Length)}
+        wanted = self.warmup.length
+        units, found = {**moment.units, "fraction": float(moment.total)}, list[str]()
+        if wanted.value and not moment.w:
+            amount = wanted.value * units[wanted.unit]
+            found.append(
+                f"never warms up: its warmup is {amount:.2g} of one {self.interval}, which rounds to nothing"
+            )
+        for name, amount in amounts.items():
+            if amount < 1 and (amount or name == "step_size"):  # others may well be 0
+                found.append(f"has next to no {name}: it is {amount:.2g} of one {self.interval}")
         return found
 
 

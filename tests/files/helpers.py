@@ -69,3 +69,8 @@ def complaint(*names: object):
     said = str(info.value)
     assert "\n" not in said
     assert [str(name) for name in names if str(name) not in said] == [], said
+
+
+def warned(dataset: Dataset, *words: str) -> bool:
+    """Whether one of the warnings about the data has all of ``words``."""
+    return any(all(word in warning for word in words) for warning in dataset.notes.all_warnings())

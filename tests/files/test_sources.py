@@ -1,18 +1,26 @@
 """Where images come from: what is read pixel by pixel, and what is refused with the file and the remedy."""
 
+import contextlib
+import json
+import os
+import socket
 import struct
+import threading
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from torchvision.transforms import functional as TF
 
+from runner.files import sources
 from runner.files.sources import DataError
 from runner.files.sweep_file import Data
 from runner.training.data import load
 
-from .helpers import complaint, folder, parquet, pictures, png, samples, write_classes, write_parquet, written
+from .helpers import complaint, folder, parquet, pictures, png, samples, warned, write_classes, write_parquet, written
 
 DIGITS = Data(source="digits")
 
@@ -346,6 +354,214 @@ def test_a_folder_without_images_is_named_with_what_belongs_there(tmp_path, make
     make(tmp_path / "set")
     with complaint(tmp_path / "set", "cats/1.jpg"):
         folder(tmp_path)
+
+
+# --- what is left out, and said ----------------------------------------------------------------------------------
+
+
+def test_a_link_back_to_a_folder_around_it_is_not_followed_and_every_image_is_read_once(tmp_path):
+    images = write_classes(tmp_path / "set", ["ant", "bee"])
+    for link, target in (("ant/loop", "."), ("ant/again", "."), ("bee/up", ".."), ("all", "."), ("bee/x", "../ant")):
+        (tmp_path / "set" / link).symlink_to(target)
+    data = folder(tmp_path)
+    assert samples(data.train, data.val, data.test) == written(images, np.repeat([0, 1], 10))
+    assert "left out: 5 links to a folder that is read already" in str(data)
+    write_classes(tmp_path / "split" / "train", ["ant", "bee"])
+    (tmp_path / "split" / "all").symlink_to(".")
+    assert "2 classes; left out: 1 link to a folder that is read already" in str(folder(tmp_path, "split"))
+
+
+def test_links_to_folders_and_to_images_elsewhere_are_followed(tmp_path):
+    images = write_classes(tmp_path / "elsewhere", ["ant", "bee"])
+    (tmp_path / "set" / "bee").mkdir(parents=True)
+    (tmp_path / "set" / "ant").symlink_to(tmp_path / "elsewhere" / "ant")
+    for file in (tmp_path / "elsewhere" / "bee").iterdir():
+        (tmp_path / "set" / "bee" / file.name).symlink_to(file)
+    data = folder(tmp_path)
+    assert samples(data.train, data.val, data.test) == written(images, np.repeat([0, 1], 10))
+    assert "left out" not in str(data)
+
+
+@pytest.mark.parametrize("source", ["folder", "parquet"])
+def test_pipes_sockets_devices_and_broken_links_are_never_opened_but_counted(tmp_path, source):
+    if source == "folder":
+        write_classes(tmp_path / "set", ["ant", "bee"])
+        at, ending = tmp_path / "set" / "ant", "png"
+    else:
+        write_parquet(tmp_path / "set" / "train.parquet", pictures(20), [0, 1] * 10)
+        at, ending = tmp_path / "set", "parquet"
+    os.mkfifo(at / f"pipe.{ending}")
+    (at / f"train-device.{ending}").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as listening, contextlib.chdir(at):
+        listening.bind(f"socket.{ending}")
+    (at / f"train-broken.{ending}").symlink_to("nowhere")
+    (at / f"train-itself.{ending}").symlink_to(f"train-itself.{ending}")
+    found = []
+    reading = threading.Thread(
+        target=lambda: found.append(load(Data(source=source, path="set", size=8), str(tmp_path)))
+    )
+    reading.daemon = True
+    reading.start()
+    reading.join(30)
+    assert "left out: 3 special files (pipe, socket or device), 2 broken links" in str(found[0])
+    assert len(found[0].train) + len(found[0].val) + len(found[0].test) == 20
+
+
+def test_files_of_other_endings_are_counted_and_pictures_among_them_warned_of(tmp_path):
+    write_classes(tmp_path / "set", ["ant", "bee"])
+    for n in range(30):
+        (tmp_path / "set" / ("ant", "bee")[n % 2] / f"{n}.{('HEIC', 'jxl', 'txt')[n % 3]}").touch()
+    (tmp_path / "set" / "ant" / "photo").touch()
+    (tmp_path / "set" / "ant" / ".DS_Store").touch()
+    (tmp_path / "set" / "ant" / "moves.\x1b[1A").touch()
+    (tmp_path / "set" / "alone.png").write_bytes(png(pictures(1)[0]))
+    data = folder(tmp_path)
+    for words in ("10 .heic", "10 .jxl", "10 .txt", "1 file without an ending", "1 image outside the class folders"):
+        assert words in str(data)
+    assert "DS_Store" not in str(data)
+    assert "1 .\\x1b[1a" in str(data)  # and no cursor
+    assert warned(data, "10 .heic, 10 .jxl", "convert them to JPEG or PNG")
+    assert not warned(data, ".txt")
+
+
+@pytest.mark.parametrize("ending", ["jp2", "tga", "ico", "qoi", "pcx"])
+def test_whatever_pillow_decodes_is_read(tmp_path, ending):
+    for n, image in enumerate(pictures(20, 16)):
+        file = tmp_path / "set" / ("ant", "bee")[n % 2] / f"{n}.{ending.upper() if n % 3 else ending}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file, Image.registered_extensions()[f".{ending}"])
+    data = folder(tmp_path, size=16)
+    assert len(data.train) + len(data.val) + len(data.test) == 20
+
+
+def test_a_second_folder_of_the_same_split_is_said(tmp_path):
+    for name in ("train", "val", "validation"):
+        write_classes(tmp_path / "set" / name, ["ant", "bee"], seed=len(name))
+    assert "left out: 1 folder called validation" in str(folder(tmp_path))
+
+
+@pytest.mark.parametrize("limit", [None, 20])
+def test_all_that_is_damaged_is_named_at_once_unless_a_limit_leaves_it_out(tmp_path, limit):
+    write_classes(tmp_path / "set" / "train", ["ant", "bee"], each=50, seed=1)
+    write_classes(tmp_path / "set" / "test", ["ant", "bee"], seed=2)
+    whole = folder(tmp_path, limit=20)
+    used = set(samples(whole.train, whole.val))
+    files = sorted((tmp_path / "set" / "train").rglob("*.png"))
+    unused = [
+        file for file in files if (np.asarray(Image.open(file)).tobytes(), file.parent.name == "bee") not in used
+    ]
+    for file in unused[:7]:
+        file.write_bytes(file.read_bytes()[:90])
+    load.cache_clear()
+    if limit:
+        assert folder(tmp_path, limit=limit).digest == whole.digest
+    else:
+        names = (f" {file.name}" for file in unused[:7])
+        with complaint(tmp_path / "set", "7 files or images cannot be read (image file is truncated)", *names):
+            folder(tmp_path)
+
+
+def test_every_damaged_parquet_file_is_named_whatever_pyarrow_makes_of_it(tmp_path):
+    chance, damaged = np.random.default_rng(0), set()
+    for shard in range(30):
+        file = write_parquet(tmp_path / "set" / f"train-{shard}.parquet", pictures(8, seed=shard), np.arange(8) % 2)
+        whole = bytearray(file.read_bytes())
+        if shard % 4 == 0:  # in the footer, where the schema and the places of the columns are
+            for at in chance.integers(len(whole) - 900, len(whole) - 8, 40):
+                whole[at] ^= 1 << int(chance.integers(8))
+            file.write_bytes(whole)
+            damaged.add(file.name)
+    with complaint(tmp_path / "set", "cannot be read", *[f"{name} (" for name in sorted(damaged)[:5]]):
+        parquet(tmp_path)
+
+
+@pytest.mark.parametrize("one", ["NFC", "NFD"])
+def test_class_folders_have_one_name_in_whatever_form_of_unicode_it_is(tmp_path, one):
+    other = {"NFC": "NFD", "NFD": "NFC"}[one]
+    images = write_classes(tmp_path / "set" / "train", [normalize(one, "Café"), "ant"], seed=1)
+    held = write_classes(tmp_path / "set" / "test", [normalize(other, "Café"), "ant"], seed=2)
+    data = folder(tmp_path)
+    assert samples(data.train, data.val) == written(images, np.repeat([0, 1], 10))
+    assert samples(data.test) == written(held, np.repeat([0, 1], 10))
+    several = ["ant", normalize("NFC", "Café"), normalize("NFD", "Café")]
+    images = write_classes(tmp_path / "one" / "train", several)
+    data = folder(tmp_path, "one")
+    assert data.classes == 2
+    label = {
+        name: n for n, name in reversed([*enumerate(dict.fromkeys(normalize("NFC", s) for s in sorted(several)))])
+    }
+    assert samples(data.train, data.val, data.test) == written(
+        images, [label[normalize("NFC", name)] for name in several for _ in range(10)]
+    )
+
+
+@pytest.mark.parametrize("kind", ["test", "validation"])
+@pytest.mark.parametrize("none", [-1, None])
+def test_images_without_a_label_are_left_out_of_a_test_or_a_validation_split(tmp_path, kind, none):
+    images, labels = pictures(60), np.arange(60) % 3
+    write_parquet(tmp_path / "set" / "train.parquet", images[:40], labels[:40])
+    column = pd.array([none, *labels[41:59], none], dtype="Int64")
+    write_parquet(tmp_path / "set" / f"{kind}.parquet", images[40:], column)
+    data = parquet(tmp_path)
+    assert samples(data.test) == written(images[41:59], labels[41:59])
+    assert f"left out: 2 images without a label in the {kind} split" in str(data)
+    assert warned(data, f"2 images without a label in the {kind} split left out")
+
+
+@pytest.mark.parametrize("source", ["parquet", "folder", "custom"])
+def test_a_test_split_without_any_label_counts_as_none(tmp_path, monkeypatch, source):
+    images = write_classes(tmp_path / "set" / "train", ["ant", "bee"], each=20)
+    others = pictures(10, seed=9)
+    if source == "folder":
+        (tmp_path / "set" / "test").mkdir()
+        for n, image in enumerate(others):
+            (tmp_path / "set" / "test" / f"{n}.png").write_bytes(png(image))
+    if source == "parquet":
+        write_parquet(tmp_path / "set" / "train.parquet", images, [0] * 20 + [1] * 20)
+        write_parquet(tmp_path / "set" / "test.parquet", others, [-1] * 10)
+    given = {"path": "set"}
+    if source == "custom":
+        np.save(tmp_path / "train.npy", images)
+        code = f"images = np.load({str(tmp_path / 'train.npy')!r})\n"
+        pairs = "(images, np.repeat([0, 1], 20)), (images[:10], np.full(10, -1))"
+        code += f"\n\ndef pairs():\n    return {pairs}\n"
+        (tmp_path / "own_pairs.py").write_text(f"import numpy as np\n\n{code}")
+        monkeypatch.syspath_prepend(tmp_path)
+        given = {"function": "own_pairs.pairs"}
+    data = load(Data(source=source, size=8, **given), str(tmp_path))
+    assert samples(data.train, data.val, data.test) == written(images, [0] * 20 + [1] * 20)
+    assert "left out: 10 images without a label in the test split" in str(data)
+
+
+def test_an_unlabelled_image_for_training_is_refused_and_other_labels_that_are_none_everywhere(tmp_path):
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(40), np.arange(40) % 3)
+    file = write_parquet(tmp_path / "set" / "test.parquet", pictures(3), [0, 1, -2])
+    with complaint(file, "not -2 as in row 2"):
+        parquet(tmp_path)
+
+
+def test_row_groups_of_a_parquet_file_are_read_in_parts_and_only_where_images_are_used(tmp_path, monkeypatch):
+    images, labels = pictures(90), np.arange(90) % 3
+    column = [{"bytes": png(image), "path": None} for image in images]
+    file = tmp_path / "set" / "train.parquet"
+    file.parent.mkdir()
+    pd.DataFrame({"image": column, "label": labels}).to_parquet(file, row_group_size=40)
+    monkeypatch.setattr(sources, "AT_ONCE", 1000)  # bytes: a few rows
+    data = parquet(tmp_path)
+    assert samples(data.train, data.val, data.test) == written(images, labels)
+    few = parquet(tmp_path, limit=20)
+    assert set(samples(few.train, few.val)) <= set(samples(data.train, data.val))
+    assert samples(few.test) == samples(data.test)
+
+
+def test_classes_are_called_as_hugging_face_calls_them(tmp_path):
+    file = write_parquet(
+        tmp_path / "set" / "train.parquet", [*np.zeros((20, 8, 8, 3), np.uint8), *pictures(20)], [1] * 20 + [0] * 20
+    )
+    table = pq.read_table(file)
+    names = {"info": {"features": {"label": {"names": ["bee", "ant"], "_type": "ClassLabel"}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(names)}), file)
+    assert warned(parquet(tmp_path), "1 of 2 classes (ant)", "a single colour")
 
 
 # --- one's own function ------------------------------------------------------------------------------------------

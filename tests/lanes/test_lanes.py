@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import platform
+import re
 import resource
 import shutil
 import signal
@@ -27,13 +28,16 @@ from runner import sweep
 from runner.export import best_schedules
 from runner.files.document import SpecError
 from runner.files.place import load_place
-from runner.files.sweep_file import load_sweep
+from runner.files.sweep_file import Data, Model, Train, load_sweep
+from runner.files.trial import TrialConfig
 from runner.lanes.lane import Lanes
 from runner.lanes.open import open_lanes
 from runner.lanes.stop import Stop
 from runner.results.tables import trials_table
+from runner.schedules import load
 from runner.study.storage import hold
 from runner.study.study import Study, load_study
+from runner.training import data
 from runner.training.checkpoint import Checkpoints
 from runner.training.fast import engine
 from runner.training.loop import Epoch
@@ -208,6 +212,33 @@ def test_a_worker_takes_memory_from_the_machine_once_and_not_for_every_update():
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as plain:
         given_back = plain.submit(page_faults).result()
     assert kept < 0.5 * given_back
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="Linux's")
+def test_lanes_have_the_coordinators_images_and_no_copy_even_in_a_worker_that_is_begun_later(tmp_path, monkeypatch):
+    (tmp_path / "own_grey.py").write_text(
+        "import numpy as np\n\n\ndef grey():\n"
+        "    return np.random.default_rng(0).integers(0, 256, (3000, 32, 32, 3), np.uint8), np.arange(3000) % 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = Train(epochs=1, batch_size=32)
+    config = TrialConfig(Data(source="custom", function="own_grey.grey"), Model(), recipe, load({"type": "linear"}))
+    read = data.load(config.data, config.data_dir)
+    maps = Path("/proc/self/maps").read_text  # of the process that calls it: addresses, and the inode that is there
+
+    def inodes(text: str) -> set[str]:
+        return set(re.findall(r" ([0-9]+) +/memfd:images", text))
+
+    lanes = open_lanes("1", "cpu", 1, config=config, stop=Stop(), checkpoints=Checkpoints(tmp_path, math.inf, print))
+    with lanes:
+        for _ in range(2):
+            executor = lanes.all[0].executor
+            there = inodes(executor.submit(maps).result(timeout=60))
+            assert len(there) == 3  # a split each
+            assert there <= inodes(maps())
+            os.kill(executor.submit(os.getpid).result(timeout=60), signal.SIGKILL)
+            lanes.replace_worker(lanes.all[0])
+    assert len(read.train) == 2160
 
 
 def test_there_are_never_more_lanes_than_the_window_has_work_for(project):

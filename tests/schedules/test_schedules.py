@@ -407,6 +407,18 @@ def test_bad_times_are_refused():
         ({"type": "triangular", "peak": 0.5}, 3, "never reaches init_lr"),
         ({"type": "one_cycle", "warmup": 0.1}, 100, "warms up only to 4%"),
         ({"type": "plateau", "patience": 9}, 10, "no time to drop"),
+        (
+            {"type": "cosine", "warmup": 0.07, "interval": "epoch"},
+            5,
+            "never warms up: its warmup is 0.35 of one epoch",
+        ),
+        ({"type": "constant", "warmup": {"updates": 0.4}}, 100, "never warms up"),
+        ({"type": "plateau", "warmup": 0.004}, 100, "never warms up: its warmup is 0.4 of one update"),
+        ({"type": "step", "step_size": 0}, 100, "next to no step_size"),
+        ({"type": "wsd", "cooldown": 0.005}, 100, "next to no cooldown: it is 0.5 of one update"),
+        ({"type": "knee", "explore": {"updates": 0.1}}, 100, "next to no explore"),
+        ({"type": "multistep", "milestones": [0.001, 0.5]}, 100, "next to no milestones"),
+        ({"type": "triangular", "peak": 0.005}, 100, "no room to rise"),
     ],
 )
 def test_a_schedule_that_cannot_do_what_it_says_is_named(mapping, T, words):

@@ -1,19 +1,33 @@
 """Splits, batches and augmentation tables, against torchvision's transforms and images written by hand."""
 
+import pickle
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.transforms import functional as TF
 
 from runner.files.document import SpecError
 from runner.files.sweep_file import Augment, Data, Train
+from runner.training import data as datasets
 from runner.training.data import Split, Tables, augmented, batches, load, normalised, padded
 
-from ..files.helpers import complaint, folder, parquet, pictures, samples, write_classes, write_parquet, written
+from ..files.helpers import (
+    complaint,
+    folder,
+    parquet,
+    pictures,
+    samples,
+    warned,
+    write_classes,
+    write_parquet,
+    written,
+)
 
 DIGITS = Data(source="digits")
 
@@ -153,6 +167,18 @@ def test_images_of_a_single_class_are_refused(tmp_path):
         parquet(tmp_path)
 
 
+def test_data_that_another_process_is_given_are_the_same():
+    read = load(DIGITS)
+    pickled = pickle.dumps(read.to_arrays())  # to a stranger, by value
+    assert len(pickled) > read.train.images.nbytes
+    datasets.preload(DIGITS, "elsewhere", pickle.loads(pickled))
+    given = load(DIGITS, "elsewhere")
+    assert (given.digest, given.classes, str(given)) == (read.digest, read.classes, str(read))
+    for name in ("train", "val", "test"):
+        assert torch.equal(getattr(given, name).images, getattr(read, name).images)
+        assert torch.equal(getattr(given, name).labels, getattr(read, name).labels)
+
+
 def test_data_stay_where_they_are_on_the_cpu():
     data = load(DIGITS)
     moved = data.to(torch.device("cpu"))
@@ -160,8 +186,9 @@ def test_data_stay_where_they_are_on_the_cpu():
     assert moved.digest == data.digest
 
 
-def test_padded_images_are_made_once_for_every_device_and_margin(monkeypatch):
+def test_padded_images_are_made_once_for_a_device_and_a_margin_and_never_on_a_cpu(monkeypatch):
     images, real, made = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.nn.functional.pad, []
+    elsewhere = images.to("meta")
 
     def slowly(*args):
         made.append(args)
@@ -170,14 +197,12 @@ def test_padded_images_are_made_once_for_every_device_and_margin(monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "pad", slowly)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda _: padded(images, 2), range(4)))
-    elsewhere = images.to("meta")
-    there = padded(elsewhere, 2)
-    assert {id(each) for each in found} == {id(padded(images, 2))}
-    assert padded(elsewhere, 2) is there
-    assert len(made) == 2
-    assert padded(images, 1).shape == (2, 6, 6, 3)
-    assert padded(images, 0) is images
+        found = list(threads.map(lambda _: padded(elsewhere, 2), range(4)))
+    assert {id(each) for each in found} == {id(padded(elsewhere, 2))}
+    assert padded(images, 2) is images
+    assert len(made) == 1
+    assert padded(elsewhere, 1).shape == (2, 6, 6, 3)
+    assert padded(elsewhere, 0) is elsewhere
 
 
 @pytest.mark.cuda
@@ -198,6 +223,119 @@ def test_data_move_to_the_gpu_and_every_batch_is_the_same_there():
     assert there.is_cuda
     assert torch.equal(there.cpu(), images)
     assert torch.equal(answers.cpu(), labels)
+
+
+# --- splits of few images, and what is noticed about images ------------------------------------------------------
+
+
+def test_the_splits_of_data_without_a_fault_are_those_of_earlier_builds(tmp_path):
+    """Studies remember the digest, and refuse to go on with other images."""
+    assert load(DIGITS).digest == "9b558101144680d074cbaf0a26a2af20f8ff7b078c50cf51bba43d24b2d3ec7d"
+    assert (
+        load(Data(source="digits", limit=200)).digest
+        == "3e894956a26d5f7f1322f86e48f16114a6091a97c25dad5e7058fb345392ab76"
+    )
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(100), np.arange(100) % 2)
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
+    data, images = parquet(tmp_path, limit=60), pictures(100)
+    for split, numbers in ((data.test, order[:20]), (data.val, order[20:26]), (data.train, order[26:80])):
+        assert torch.equal(split.images, torch.from_numpy(images)[numbers])
+        assert torch.equal(split.labels, numbers % 2)
+
+
+@pytest.mark.parametrize("shares", [{}, {"val": 0.2}, {"val": 0.3, "test": 0.3}])
+@pytest.mark.parametrize("each", [3, 5])
+def test_every_class_has_an_image_in_every_split_where_it_has_three(tmp_path, shares, each):
+    images, labels = pictures(40 * each), np.repeat(np.arange(40), each)
+    write_parquet(tmp_path / "set" / "train.parquet", images, labels)
+    data = parquet(tmp_path, **shares)
+    for split in (data.train, data.val, data.test):
+        assert split.labels.unique().tolist() == list(range(40))
+    assert samples(data.train, data.val, data.test) == written(images, labels)
+    assert "split class by class" in str(data)
+    assert not warned(data, "image of")
+
+
+def test_a_rare_class_is_in_every_split_and_the_shares_are_kept(tmp_path):
+    labels = np.array([0] * 300 + [1] * 290 + [2] * 10)
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(600), labels)
+    for seed in range(5):
+        data = parquet(tmp_path, split_seed=seed)
+        assert (len(data.train), len(data.val), len(data.test)) == (432, 48, 120)
+        counts = torch.stack([split.labels.bincount(minlength=3) for split in (data.train, data.val, data.test)])
+        assert counts.min() >= 1
+        assert (counts[2] - torch.tensor([60, 58, 2])).abs().max() <= (1 if "class by class" in str(data) else 20)
+
+
+def test_a_class_that_a_split_lacks_is_named(tmp_path):
+    labels = np.array([0] * 50 + [1] * 50 + [2])
+    write_parquet(tmp_path / "set" / "train.parquet", pictures(101), labels)
+    data = parquet(tmp_path)
+    assert 2 in data.train.labels
+    assert warned(data, "no validation image of 1 of 3 classes (2)", "three or more")
+    assert warned(data, "no test image of 1 of 3 classes (2)")
+    write_parquet(tmp_path / "set" / "test.parquet", pictures(20, seed=1), [0, 1] * 10)
+    load.cache_clear()
+    assert warned(parquet(tmp_path), "no test image of 1 of 3 classes (2): the data bring none")
+
+
+def test_identical_images_are_counted_and_those_across_splits_are_warned_of_with_an_example(tmp_path):
+    images = write_classes(tmp_path / "set" / "train", ["ant", "bee"], each=20)
+    write_classes(tmp_path / "set" / "val", ["ant", "bee"], each=20, seed=1)
+    write_classes(tmp_path / "set" / "test", ["ant", "bee"], each=20, seed=2)
+    assert "identical" not in str(folder(tmp_path))
+    for n in range(3):
+        shutil.copy(tmp_path / f"set/train/ant/{n}.png", tmp_path / f"set/test/ant/copy-{n}.png")
+    shutil.copy(tmp_path / "set/train/bee/20.png", tmp_path / "set/train/bee/copy.png")
+    Image.fromarray(images[25]).save(tmp_path / "set/val/ant/same.bmp")  # the same pixels in another file
+    load.cache_clear()
+    data = folder(tmp_path)
+    assert "5 identical to another image (1 in validation and training, 3 in test and training)" in str(data)
+    places = "train/ant/0.png and", "test/ant/copy-0.png"
+    assert warned(data, "3 test images are in the training split, too", *places)
+    assert warned(
+        data, "1 validation image is in the training split, too", "train/bee/25.png and", "val/ant/same.bmp"
+    )
+    assert warned(data, "1 image is identical to one of another class")
+
+
+def test_classes_whose_images_show_nothing_are_named(tmp_path):
+    for name, colour in (("ant", "black"), ("bee", None), ("cat", "noise")):
+        for n, noise in enumerate(pictures(20)):
+            file = tmp_path / "set" / name / f"{n}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture = {"black": np.full((8, 8, 3), n, np.uint8), "noise": noise}.get(colour, pictures(1, seed=5)[0])
+            Image.fromarray(picture).save(file)
+    data = folder(tmp_path)
+    assert warned(data, "every image of 1 of 3 classes (ant) is of a single colour")
+    assert warned(data, "all images of 1 of 3 classes (bee) are identical")
+    assert not warned(data, "cat")
+
+
+def test_what_was_changed_is_counted_beside_the_images(tmp_path):
+    write_classes(tmp_path / "set", ["ant", "bee"])
+    for n in range(6):
+        layer = np.random.default_rng(n).integers(0, 256, (4, 4, 4), dtype=np.uint8)
+        Image.fromarray(layer).save(tmp_path / "set" / "ant" / f"layer-{n}.png")
+    assert "6 smaller than data.size, enlarged, 6 transparent, composited on white" in str(folder(tmp_path))
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_and_many_are_warned_of(tmp_path, monkeypatch):
+    write_classes(tmp_path / "set", ["ant", "bee"])
+    for file in (tmp_path / "set").rglob("*.png"):
+        for n in range(100):
+            (file.parent / f"{file.stem}-{n}.png").symlink_to(file)
+    monkeypatch.setattr(datasets, "free_memory", lambda: 10**9)  # as a container may have
+    with complaint(tmp_path / "set", "2020 images of 1000x1000 pixels take 6.1 GB of memory, of which 1.0 GB"):
+        folder(tmp_path, size=1000)
+    monkeypatch.setattr(datasets, "free_memory", lambda: 9 * 10**6)
+    found = folder(tmp_path, size=30)
+    assert "in memory" not in str(found)  # so little is not said
+    monkeypatch.setattr(datasets, "LARGE", 10**6)
+    load.cache_clear()
+    found = folder(tmp_path, size=30)
+    assert "5 MB in memory, which all lanes share" in str(found)
+    assert warned(found, "5 MB of memory, of which 9 MB are free; lower data.size or data.limit, or use fewer lanes")
 
 
 # --- augmentation ------------------------------------------------------------------------------------------------
