@@ -161,15 +161,15 @@ def _cell(value: Any) -> Any:
     return spreadsheet_safe(value) if isinstance(value, str) else value
 
 
-def markdown(table: pd.DataFrame, text: Callable[[str], str] = str) -> str:
+def markdown(table: pd.DataFrame, text: Callable[[str], str] = str, without: Collection[str] = ()) -> str:
     """A table for people: four digits, and what a type alone has in one column; epochs as they are.
 
     What fresh seeds gave stands before what one seed did. ``text`` is put around every cell that is text, to escape
-    it for where it is shown.
+    it for where it is shown; columns ``without`` which there is more room are left out.
     """
     rows: list[Any] = for_people(table) if "schedule" in table.columns else table.to_dict(orient="records")
-    names = list(rows[0]) if rows else []
-    cells = [[text(_cell_text(value).replace("|", "/")) for value in row.values()] for row in rows]
+    names = [name for name in rows[0] if name not in without] if rows else []
+    cells = [[text(_cell_text(row[name]).replace("|", "/")) for name in names] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in [names, ["---"] * len(names), *cells])
 
 
@@ -228,7 +228,7 @@ def code_of(
     was found, and how sure that is; SpecError where that library cannot do it."""
     train = facts["science"]["train"]
     kind, T = OPTIMIZERS[train["optimizer"]], updates * epochs
-    comment = _sure(record, facts["confirmed"])
+    comment = _sure(record, facts["confirmed"], facts.get("decided", True))
     comment += f"# found with {train['optimizer']}, batches of {train['batch_size']}, {train['epochs']} epochs of "
     comment += f"{_data_name(facts['science']['data'])}: for another training try its init_lr again\n"
     optimizer = kind.name, kind.arguments(train)
@@ -239,7 +239,7 @@ def code_of(
         raise SpecError(str(error)) from None
 
 
-def _sure(record: Record, confirmed: Rows) -> str:
+def _sure(record: Record, confirmed: Rows, decided: bool = True) -> str:
     """How sure it is that a trial's schedule is the best, as a comment; of the only one that may be, nothing."""
     alike = sum(bool(row["in_set"]) for row in confirmed)
     row = next((row for row in confirmed if row["trial"] == record.number), None)
@@ -247,6 +247,8 @@ def _sure(record: Record, confirmed: Rows) -> str:
         return "# found with one seed, and not trained again with fresh ones\n"
     if row["mean"] is None:
         return "# not every fresh seed of it came to its end: no answer to rely on\n"
+    if not decided:
+        return "# the comparison with fresh seeds has not ended, and nothing is decided\n"
     if not row["in_set"]:
         behind = f"{row['behind']:.2g} behind the best with {row['behind_seeds']} fresh seeds"
         return f"# {behind}: it is not among those that may be the best ({alike} of {len(confirmed)})\n"

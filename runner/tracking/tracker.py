@@ -83,7 +83,7 @@ class Tracker:
         self._status = "KILLED"
         """What the parent run is left as where the sweep does not end."""
         self._local = sqlite_path(place.tracking_uri) is not None
-        self._finished = False
+        self._finished = self._reported = False
         self._sender = Sender(self._reach, self._say_whether_it_answers)
 
     def __enter__(self) -> Tracker:
@@ -142,9 +142,14 @@ class Tracker:
         error = sender.bug or sender.unreachable or sender.refused or TimeoutError("it does not answer")
         return redacted(f"{type(error).__name__}: {error}".splitlines()[0])
 
+    def report(self, files: Iterable[Path], note: Note) -> None:
+        """Put what is known so far onto the parent run, which goes on."""
+        self._reported = True
+        self._sender.submit("report", partial(self._report, list(files), note))
+
     def finish(self, files: Iterable[Path], note: Note, summary: Mapping[str, float]) -> str | None:
         """End the parent run with the sweep's results; why MLflow lacks something, or None."""
-        self._finished = True
+        self._finished = self._reported = True
         self._sender.submit("report", partial(self._finish, list(files), note, summary))
         return self.flush()
 
@@ -201,7 +206,7 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         self._params(run, flat({key: part for key, part in self.sweep.science().items() if key != "space"}))
-        if not self._finished:  # else its report is there, or comes
+        if not self._reported:  # else its report is there, or comes
             self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
         self.client.log_text(run, self.document.text, self.document.path.name)
         self.client.log_text(run, "\n".join(_environment()) + "\n", "environment.txt")
@@ -214,12 +219,15 @@ class Tracker:
         self.client.set_tag(run, "sweep.described", "yes")
 
     def _finish(self, files: Sequence[Path], note: Note, summary: Mapping[str, float]) -> None:
+        self._report(files, note)
+        self._metrics(self.parent, [(summary, 0, int(time.time() * 1000))])
+        self.client.set_terminated(self.parent, "FINISHED")
+
+    def _report(self, files: Sequence[Path], note: Note) -> None:
         for path in files:
             folder = "figures" if path.suffix == ".png" else "tables"
             self.client.log_artifact(self.parent, str(path), folder)
         self.client.set_tag(self.parent, NOTE, note(self.figure))
-        self._metrics(self.parent, [(summary, 0, int(time.time() * 1000))])
-        self.client.set_terminated(self.parent, "FINISHED")
 
     def _send_trial(self, record: Record) -> None:
         """Bring a trial's run to where the trial is; a run that somebody has deleted is made again."""
