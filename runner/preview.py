@@ -115,7 +115,7 @@ def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
         print(f"about {long} per epoch on a lane of this machine: on {where} {search} for the search{more}")
     for problem in doubts:
         print(f"warning: {problem}", file=sys.stderr)
-    draw(drawn, updates * epochs, epochs, out, sweep.name)
+    draw(drawn, updates * epochs, epochs, out, f"Some of what {sweep.name} may try")
 
 
 def open_leaves(sweep: Sweep, name: str | None) -> str:

@@ -61,13 +61,13 @@ def describe_search(done: Sequence[Record], sweep: Sweep, goes_on: bool) -> list
     follow."""
     first = done[0]
     value, alone = score(first.value or 0.0, sweep.objective), len(done) == 1
-    which = "the only trial" if alone else f"the best of {len(done)} trials"
-    take = f"If you must choose now, take {first.name} (trial {first.number}, {value}): {which} with one seed"
+    which = "the only trial, with one seed" if alone else f"the best of {len(done)} trials with one seed each"
+    take = f"If you must choose now, take {first.name} (trial {first.number}, {value}): {which}"
     noise = "What tells the first ones apart may be no more than what another seed changes."
     if goes_on:
         return [f"The search alone, one seed each: the comparison with fresh seeds has not ended. {take}. {noise}"]
     how = "With confirm: {top: 3} in the sweep file, the same command trains the best again with fresh seeds."
-    return [f"{take}{' each' * (not alone)}. {noise} {how}"]
+    return [f"{take}. {noise} {how}"]
 
 
 def describe(verdict: Verdict, objective: Objective) -> list[str]:
@@ -75,7 +75,7 @@ def describe(verdict: Verdict, objective: Objective) -> list[str]:
     names, done = labels(verdict.rows), verdict.scores
     said = [_recommendation(verdict, names, objective), _behind(verdict, names, objective)]
     if verdict.noise is not None:
-        seeds = max(map(len, done.values()))
+        seeds = max(map(len, done.values())) if verdict.contest.decided else 1  # which show nothing
         said.append(describe_noise(verdict.noise, seeds, objective.points, len(done), verdict.left))
     if lost := [name for number, name in names.items() if number not in done]:
         said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
@@ -83,7 +83,7 @@ def describe(verdict: Verdict, objective: Objective) -> list[str]:
 
 
 def labels(rows: Rows) -> dict[int, str]:
-    """What confirmed trials are called, by their numbers: by their schedules, and their trials where two share one."""
+    """What confirmed trials are called, by their numbers: by their schedules, and trials where two share one."""
     alone = len({row["name"] for row in rows}) == len(rows)
     return {row["trial"]: row["name"] + f" (trial {row['trial']})" * (not alone) for row in rows}
 
@@ -94,16 +94,15 @@ def headline(rows: Rows, decided: bool = True) -> str:
     alive = [row for row in done if row["in_set"]]
     if not alive:
         return "Nothing could be confirmed"
+    several = _several(len(alive), len(done))
     if not decided:
-        return f"Not decided yet: {words(len(alive))} of {words(len(done))} may be best"
+        return f"Not decided yet: {several} may be best"
     first = names[alive[0]["trial"]]
     if len(done) == 1:
         return f"Only {first} was confirmed"
     if len(alive) == 1:
         return f"{first} is the best of {words(len(done))}"
-    who = "both" if len(done) == 2 else f"all {words(len(done))}"
-    who = who if len(alive) == len(done) else f"{words(len(alive))} of {words(len(done))}"
-    return f"{who[0].upper()}{who[1:]} may be best after {plural(alive[0]['seeds'], 'seed')}"
+    return f"{several[0].upper()}{several[1:]} may be best after {plural(alive[0]['seeds'], 'seed')}"
 
 
 def _recommendation(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
@@ -115,20 +114,14 @@ def _recommendation(verdict: Verdict, names: Mapping[int, str], objective: Objec
     means = [float(np.mean(done[number][:shared])) for number in result.alive]
     best, first = score(objective.sign * means[0], objective), names[result.alive[0]]
     if not result.decided:
-        many = words(len(result.alive))
-        said = "The comparison with fresh seeds has not ended, and nothing is decided."
-        return (
-            f"{said} So far {first} is ahead of the {many} that may be best ({best}, {plural(shared, 'seed')} each)."
-        )
+        said = f"The comparison with fresh seeds has not ended: {_several(len(result.alive), len(done))} may be best."
+        return f"{said} If you must choose now, take {first} ({best} with {plural(shared, 'seed')})."
     if len(done) == 1:
         return f"Take {first} ({best}): only it was confirmed, and there is nothing to compare it with."
     if len(result.alive) == 1:
         return f"Take {first} ({best}): the best of {words(len(done))} with 95 % confidence."
-    listed = f" ({', '.join(names[n] for n in result.alive)})"
-    within = f"{words(len(result.alive))} of {words(len(done))} are within noise after {shared} seeds each{listed}"
-    if len(result.alive) == len(done):
-        every = "both" if len(done) == 2 else f"all {words(len(done))}"
-        within = f"{every} are within noise after {shared} seeds each"
+    within = f"{_several(len(result.alive), len(done))} are within noise after {shared} seeds each"
+    within += f" ({', '.join(names[n] for n in result.alive)})" * (len(result.alive) < len(done))
     advice, equal = f"take {first} ({best})", [n for n, m in zip(result.alive, means, strict=True) if m == means[0]]
     if len(equal) > 1:
         good = "highest" if objective.sign > 0 else "lowest"
@@ -160,6 +153,13 @@ def interval_of(row: Mapping[str, Any], points: bool) -> tuple[str, str, str]:
 def score(value: float, objective: Objective) -> str:
     """A value of the objective in words: of an accuracy in percent."""
     return f"{100 * value:.1f} %" if objective.points else f"{value:.4g}"
+
+
+def _several(n: int, of: int) -> str:
+    """So many of so many: both, all six, two of six."""
+    if n < of:
+        return f"{words(n)} of {words(of)}"
+    return "both" if n == 2 else f"all {words(n)}"
 
 
 def words(n: int) -> str:

@@ -146,7 +146,7 @@ def confidence_set(confirmed: Rows, points: bool = False, title: str = "") -> Fi
     ``points``: what is compared is an accuracy, and said in points.
     """
     names, unit = labels(confirmed), 100 if points else 1
-    rows = [r for r in confirmed if r["behind"] is not None][::-1]
+    rows = sorted((r for r in confirmed if r["behind"] is not None), key=lambda r: r["behind"])[::-1]
     far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0) or -math.inf
     figure = Drawn(7.5, 0.32 * len(rows) + 1.4)
     axes = figure.add_subplot()
@@ -222,7 +222,7 @@ def _rates(done: Sequence[Record], confirmed: Rows) -> str:
         return f"With one seed {done[0].name} is best at init_lr {done[0].schedule['init_lr']:.2g}"
     low, high = (end(row["init_lr"] for row in alive) for end in (min, max))
     if len(alive) == 1:
-        return f"{alive[0]['name']} is best at init_lr {low:.2g}"
+        return f"{alive[0]['name']}{' is best' * (len(confirmed) > 1)} at init_lr {low:.2g}"
     return f"Those that may be best have init_lr {low:.2g} to {high:.2g}"
 
 

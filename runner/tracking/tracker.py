@@ -25,6 +25,7 @@ from ..files.place import Place, alone, sqlite_path
 from ..files.secrets import redacted
 from ..files.sweep_file import Sweep
 from ..files.trial import Record
+from ..schedules.colours import colour
 from ..schedules.schedule import Schedule
 from .client import all_runs, is_transient, make_client, unusable
 from .sender import Sender
@@ -277,6 +278,7 @@ class Tracker:
                 **({"trial.of": record.arm} if record.arm else {}),
                 "schedule.type": schedule.type,
                 "schedule.name": record.name,
+                "mlflow.runColor": colour(schedule.type),
                 "schedule": json.dumps(record.schedule),
                 "outcome": "running",
             },

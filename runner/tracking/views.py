@@ -88,7 +88,7 @@ def saved_view(name: str, grouped: bool = False) -> str:
     x, y = {"key": "schedule.init_lr", "type": "PARAM"}, {"key": "objective", "type": "METRIC"}
     scatter = _chart("SCATTER", "answer", xaxis=x, yaxis=y, displayName="Accuracy against init_lr")
     bars = _chart("BAR", "answer", runsCountToCompare=20, metricKey="objective")
-    sections = {"curves": ("Curves", 3, lines)}
+    sections = {"curves": ("Curves", 2, lines)}  # so that none is narrow
     if not grouped:  # of groups MLflow draws none
         sections["axes"] = "What leads to which accuracy", 1, [parallel]  # as wide as it needs
     sections["answer"] = "The search: one seed each", 2, [scatter, bars]
