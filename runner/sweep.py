@@ -123,7 +123,7 @@ def report(setup: Setup, ended: bool = True, stored: bool = True) -> None:
     data, path = setup.options.data_dir, setup.tracker.document.path
     words = ["python", "-m", "runner.sweep", str(path), *(["--data-dir", data] if data != "data" else [])]
     again = shlex.join(words) + setup.sweep.allow_option + setup.place.option
-    write(setup.search, setup.rungs, setup.replicates, setup.tracker, again, ended, stored)
+    write(setup.search, setup.rungs, setup.replicates, setup.tracker, again, setup.stop, ended, stored)
     if ended:
         setup.lanes.checkpoints.clear()
 

@@ -146,7 +146,7 @@ def interval_of(row: Mapping[str, Any], points: bool) -> tuple[str, str, str]:
     """How far an arm of a confirmation is behind, with its unit, and the ends of that one's interval."""
     apart, low, high = (row[key] * (100 if points else 1) for key in ("behind", "behind_low", "behind_high"))
     digits = max(0, 1 - math.floor(math.log10(abs(apart)))) if apart else 1
-    shown, low, high = (f"{value:.{digits}f}" for value in (apart, low, high))
+    shown, low, high = (f"{v:.{digits}f}" if round(v, digits) else f"{v:.1g}" for v in (apart, low, high))
     return f"{shown} point{'s' * (shown != '1')}" if points else shown, low, high
 
 

@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..files.place import load_place
 from ..files.sweep_file import Objective
@@ -37,6 +37,8 @@ if chosen is not None:
         matplotlib.rcParams["backend"] = chosen  # a notebook's
 
 STYLES = ("-", "--", "-.", ":")
+WIDTH, DPI = 7.1, 100
+"""Inches, and pixels in each: what MLflow's page of a run shows whole in a window of 1,300 pixels."""
 plain = matplotlib.style.context("default")
 """Inside, and in what it decorates, figures are as they are here, whatever a matplotlibrc says."""
 
@@ -56,7 +58,7 @@ def curve(schedule: Schedule, T: int, epochs: int, history: Sequence[float] = ()
 @plain
 def schedules(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, title: str = "") -> Figure:
     """A panel for each name with its schedules' learning-rate curves, all on one scale."""
-    figure, panels = _panels(list(curves), 3.2, 2.2, "epoch", "learning rate", title)
+    figure, panels = _panels(list(curves), 4, 3.2, 2.2, "epoch", "learning rate", title)
     for axes, several in zip(panels, curves.values(), strict=True):
         for schedule in several:
             look = style(schedule.type) | {"linestyle": "-"}
@@ -77,7 +79,7 @@ def curves_by_accuracy(
     accuracies = {r.number: r.history[-1] if r.history else math.nan for r in records}
     scale = Normalize(*_spread([a for a in accuracies.values() if math.isfinite(a)] or [0.0, 1.0]))
     colours, names = ScalarMappable(scale, "cividis"), list(dict.fromkeys(r.name for r in records))
-    figure, panels = _panels(names, 2.6, 2.1, "epoch", "learning rate", title)
+    figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "epoch", "learning rate", title)
     top = max(r.schedule["init_lr"] for r in records)
     for axes, name in zip(panels, names, strict=True):
         several = [r for r in records if r.name == name]
@@ -90,7 +92,7 @@ def curves_by_accuracy(
             axes.plot(x, y, linewidth=1.4, drawstyle="steps-post", **look)
         axes.set(yscale="log", ylim=(top * 1e-4, top * 1.5))  # what falls below is zero to the eye
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     bar = figure.colorbar(colours, ax=panels, extend="min", format=_percent, aspect=30)
     bar.set_label("validation accuracy, one seed" + ("; dotted: none" * _lost(accuracies)), fontsize=8)
@@ -107,7 +109,7 @@ def accuracy_against_lr(
     ``metric``: the objective's name, without which its unit is not said.
     """
     names = list(dict.fromkeys(r.name for r in records))
-    figure, panels = _panels(names, 2.6, 2.1, "init_lr", title=title)
+    figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "init_lr", title=title)
     low, high = _upper([r.value for r in records if r.value is not None], sign)
     means = [row for row in confirmed if row["mean"] is not None]
     near = [row for row in means if row["in_set"] or low <= row["mean"] <= high]
@@ -148,7 +150,7 @@ def confidence_set(confirmed: Rows, points: bool = False, title: str = "") -> Fi
     names, unit = labels(confirmed), 100 if points else 1
     rows = sorted((r for r in confirmed if r["behind"] is not None), key=lambda r: r["behind"])[::-1]
     far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0) or -math.inf
-    figure = Drawn(7.5, 0.32 * len(rows) + 1.4)
+    figure = Drawn(WIDTH, 0.32 * len(rows) + 1.4)
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
         own = colour(row["type"])
@@ -249,7 +251,7 @@ def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Fig
 @plain
 def save(figure: Figure, path: Path) -> Path:
     if path.suffix == ".png":
-        figure.set_dpi(140)
+        figure.set_dpi(DPI)
         # savefig would draw it once more, for its layout
         FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
     else:
@@ -271,23 +273,22 @@ class Drawn(Figure):
 
 
 def _panels(
-    names: Sequence[str], width: float, height: float, xlabel: str, ylabel: str = "", title: str = ""
+    names: Sequence[str], most: int, width: float, height: float, xlabel: str, ylabel: str = "", title: str = ""
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a small panel for each name, all on the same scales."""
-    columns = min(4, math.ceil(math.sqrt(len(names))))
+    """A figure with a small panel for each name, all on the same scales; ``most`` of them beside one another."""
+    columns = min(most, math.ceil(math.sqrt(len(names))))
     rows = math.ceil(len(names) / columns)
-    figure, panels = Drawn(max(width * columns, 5), height * rows + 0.6), list[Axes]()
+    figure, panels = Drawn(max(width * columns, 4.7), height * rows + 0.6), list[Axes]()
     if title:
         figure.suptitle(title, fontsize=10)
     for i, name in enumerate(names):
         first = panels[0] if panels else None
         axes = figure.add_subplot(rows, columns, i + 1, sharex=first, sharey=first)
         axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
-        if i >= len(names) - columns:
-            axes.set_xlabel(xlabel, fontsize=8)
-        if i % columns == 0:
-            axes.set_ylabel(ylabel, fontsize=8)
+        lowest, leftmost = i >= len(names) - columns, i % columns == 0
+        axes.tick_params(labelsize=7, labelbottom=lowest, labelleft=leftmost)
+        axes.set_xlabel(xlabel if lowest else "", fontsize=8)
+        axes.set_ylabel(ylabel if leftmost else "", fontsize=8)
         panels.append(axes)
     return figure, panels
 

@@ -16,6 +16,7 @@ from ..files.document import SpecError, first_line
 from ..files.place import Place, StorageError
 from ..files.sweep_file import Sweep
 from ..files.trial import Record, best_first
+from ..lanes.stop import Stop
 from ..study.confirm import Confirmation, Verdict, verdict
 from ..study.importance import importance
 from ..study.study import Study
@@ -28,7 +29,7 @@ from .terminal import echo, info, print_table
 SHOWN = ("lr_curves_by_accuracy.png", "confidence_set.png", "accuracy_against_lr.png")
 """The figures in the parent run's description."""
 SHOWN_TRIALS = 10
-NARROW = ("trial", "seeds", "test", "one seed")
+NARROW = ("seeds", "test")
 """The columns that MLflow's page of a run, which is narrow, does without."""
 
 
@@ -61,6 +62,7 @@ def write(
     replicates: Confirmation | None,
     tracker: Tracker,
     again: str,
+    stop: Stop,
     ended: bool = True,
     stored: bool = True,
 ) -> None:
@@ -70,6 +72,7 @@ def write(
         history, rungs, replicates: the studies of the stages, as far as there are any.
         tracker: where runs go.
         again: the command that continues the sweep.
+        stop: whether a signal has come, of which a library may make an error of its own.
         ended: nothing is lacking; else what is known so far is written, quickly, and MLflow is not waited for.
         stored: the study's storage can be used; else files alone are written.
     """
@@ -101,7 +104,7 @@ def write(
         paths = _tables_and_code(path, history, trainings(), best, facts)
     except SpecError as error:
         raise StorageError(str(error)) from None
-    drawn = _figures(path, history, facts)
+    drawn = _figures(path, history, facts, stop)
     paths |= drawn | {"report.md": path / "report.md"}
     paths["report.md"].write_text(answer.page(list(drawn), str), encoding="utf-8")
 
@@ -145,9 +148,9 @@ def _answer(
     return Answer(sweep.question, said, steps, best[:SHOWN_TRIALS], counts, again)
 
 
-def _figures(folder: Path, study: Study, facts: Mapping[str, Any]) -> dict[str, Path]:
+def _figures(folder: Path, study: Study, facts: Mapping[str, Any], stop: Stop) -> dict[str, Path]:
     """Draw the figures into ``folder``; the paths by name. One that fails costs itself alone."""
-    sweep, records = study.sweep, study.ended()
+    sweep, records, before = study.sweep, study.ended(), stop.raised
     plans, drawn = {r.number: sweep.schedule(r.schedule) for r in records}, dict[str, Path]()
     try:
         from . import figures  # with matplotlib, whose settings are the user's
@@ -162,6 +165,8 @@ def _figures(folder: Path, study: Study, facts: Mapping[str, Any]) -> dict[str, 
         try:
             drawn[name] = figures.save(make(), folder / name)
         except Exception as error:
+            if stop.raised is not before:
+                raise
             echo(f"warning: {name} was not drawn: {type(error).__name__}: {first_line(error)}")
     return drawn
 
