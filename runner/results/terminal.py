@@ -92,7 +92,7 @@ DROPPED_FIRST = ("test", "with", "one seed", "seeds", "warmup", "trial")
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:
     """Print a table for a person: every number whole, however narrow the terminal is; in a file there is room."""
     names = list(rows[0]) if rows else []
-    console = CONSOLE if CONSOLE.is_terminal else Console(file=CONSOLE.file, width=10_000)
+    console = CONSOLE if CONSOLE.is_terminal else Console(file=CONSOLE.file, width=10_000, force_terminal=False)
     for least in DROPPED_FIRST:
         if sum(2 + max(len(name), *(len(row[name]) for row in rows)) for name in names) <= console.width:
             break

@@ -5,9 +5,10 @@ import signal
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from runner import export, sweep
 from runner.study.confirm import verdict
-from runner.study.study import load_study
 
 from ..conftest import HERE, TINY, runs
 from ..lanes.test_stop import started
@@ -76,6 +77,7 @@ def test_where_the_storage_is_lost_the_files_say_what_is_known(project, monkeypa
     assert json.loads(Path("results/tiny/best_schedule.json").read_text())["type"] == "custom"
 
 
+@pytest.mark.slow
 def test_more_trials_that_are_interrupted_leave_what_was_found_before(project, capsys, monkeypatch):
     Path("sweeps/tiny.yaml").write_text(CONFIRMED.replace("seeds: 4", "seeds: 2"))
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0

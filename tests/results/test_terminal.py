@@ -115,18 +115,19 @@ def test_a_quiet_sweep_prints_warnings_and_the_result_alone(swept, capsys):
     assert not err
 
 
-LINES = """
+LINES = r"""
+from runner.files.trial import Record
 from runner.lanes.stop import exit_with
 from runner.results.terminal import Display, echo, print_table
-from tests.study.helpers import trial_of
 
 def main():
-    one = trial_of("cosine", 0, 0.5)
+    epochs = ({"epoch": 0, "lr": 0.1, "val/accuracy": 0.5, "seconds": 1.0, "timestamp": 1},)
+    one = Record(0, "cosine", {"init_lr": 0.1}, {}, "complete", 0.5, epochs)
     with Display(2, 1) as display:
         display.epoch(one)
         display.ended(one, better=True)
-    echo("- 0.1 ± 0.2 \u2014 ▁ \ud800", markdown=True)
-    print_table([{"mean ± 95 %": "▁"}])
+    echo("- 0.1 \u00b1 0.2 \u2014 \u2581 \ud800", markdown=True)
+    print_table([{"mean \u00b1 95 %": "\u2581"}])
     return 0
 
 exit_with(main)
@@ -148,7 +149,7 @@ def said(environment: dict[str, str], stdout: int = subprocess.PIPE) -> subproce
 MOVES = rb"\x1b\[[0-9;?]*[A-HJKhl]"
 
 
-@pytest.mark.parametrize("more", [{"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}, {"TTY_INTERACTIVE": "1"}], ids=str)
+@pytest.mark.parametrize("more", [{"FORCE_COLOR": "1", "TTY_INTERACTIVE": "1"}, {"TTY_COMPATIBLE": "1"}], ids=str)
 def test_what_is_no_terminal_gets_no_cursor_movements_whatever_is_forced(more):
     run = said(more)
     assert run.returncode == 0, run.stderr
@@ -172,9 +173,7 @@ def test_a_terminal_gets_movements_and_a_dumb_one_none():
     ("environment", "encoding"),
     [
         ({"PYTHONIOENCODING": "ascii"}, "ascii"),
-        ({"PYTHONIOENCODING": "latin-1"}, "latin-1"),
         ({"PYTHONIOENCODING": "cp1252:strict"}, "cp1252"),
-        ({"PYTHONIOENCODING": "utf-8"}, "utf-8"),
         ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "ascii"),
     ],
     ids=str,
@@ -184,12 +183,10 @@ def test_what_an_encoding_does_not_have_is_replaced(environment, encoding):
     assert (run.returncode, run.stderr) == (0, b"")
     text = run.stdout.decode(encoding)
     assert ("±" in text) == (encoding != "ascii")
-    assert ("#" if encoding != "utf-8" else "█") in text  # the curve, in characters that there are
+    assert "init_lr 0.1      # 0.5" in text  # the curve, in characters that there are
 
 
-@pytest.mark.parametrize(
-    "command", [["runner"], ["runner.export", "t±▁"], ["runner.ui", "t▁"], ["runner.preview", "▁"]]
-)
+@pytest.mark.parametrize("command", [["runner"], ["runner.preview", "▁"]])
 def test_every_command_ends_as_it_should_where_the_encoding_lacks_characters(command, tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(
