@@ -138,7 +138,7 @@ def _behind(verdict: Verdict, names: Mapping[int, str], objective: Objective) ->
         said = f"{names[row['trial']]} is {apart}" if not parts else f"{names[row['trial']]} {apart.split()[0]}"
         parts.append(f"{said}{' behind' * (not parts)} ({low} to {high})")
     if rest := out[len(parts) :]:
-        parts.append(f"{words(len(rest))} more {interval_of(rest[0], objective.points)[0]} or farther")
+        parts.append(f"and {words(len(rest))} more by {interval_of(rest[0], objective.points)[0]} or more")
     return f"{', '.join(parts)}." if parts else ""
 
 
@@ -146,6 +146,7 @@ def interval_of(row: Mapping[str, Any], points: bool) -> tuple[str, str, str]:
     """How far an arm of a confirmation is behind, with its unit, and the ends of that one's interval."""
     apart, low, high = (row[key] * (100 if points else 1) for key in ("behind", "behind_low", "behind_high"))
     digits = max(0, 1 - math.floor(math.log10(abs(apart)))) if apart else 1
+    digits = min(digits, 1) if points and apart > 0.5 else digits  # tenths of a point are enough
     shown, low, high = (f"{v:.{digits}f}" if round(v, digits) else f"{v:.1g}" for v in (apart, low, high))
     return f"{shown} point{'s' * (shown != '1')}" if points else shown, low, high
 

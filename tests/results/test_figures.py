@@ -16,7 +16,7 @@ from runner.results.answer import headline
 from runner.schedules import load
 from runner.schedules.zoo import TYPES
 
-from ..conftest import HERE
+from ..conftest import HERE, children
 from ..study.helpers import row, trial_of
 
 
@@ -48,6 +48,13 @@ def test_no_two_types_have_the_same_colour():
     looks = [figures.style(kind) for kind in [*TYPES, "custom"]]
     assert len({look["color"] for look in looks}) == len(looks) == 21
     assert all(to_hex(look["color"]) == look["color"].lower() for look in looks)  # as MLflow wants them
+
+
+def test_a_run_in_mlflow_has_the_colour_of_its_type(swept):
+    tags = [run.data.tags for run in children()]
+    assert {t["schedule.type"]: t["mlflow.runColor"] for t in tags} == {
+        kind: figures.style(kind)["color"] for kind in ("cosine", "step", "wsd")
+    }
 
 
 @pytest.mark.parametrize(
