@@ -82,6 +82,7 @@ def curves_by_accuracy(
     figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "epoch", "learning rate", title)
     top = max(r.schedule["init_lr"] for r in records)
     for axes, name in zip(panels, names, strict=True):
+        axes.set(yscale="log", ylim=(top * 1e-4, top * 1.5))  # what falls below is zero to the eye
         several = [r for r in records if r.name == name]
         for record in sorted(several, key=lambda r: (accuracies[r.number] > 0, accuracies[r.number])):  # best on top
             x, y = curve(plans[record.number], T, epochs, record.history)
@@ -90,7 +91,6 @@ def curves_by_accuracy(
             if math.isfinite(accuracy):
                 look = {"color": to_hex(colours.get_cmap()(scale(accuracy))), "linestyle": "-"}
             axes.plot(x, y, linewidth=1.4, drawstyle="steps-post", **look)
-        axes.set(yscale="log", ylim=(top * 1e-4, top * 1.5))  # what falls below is zero to the eye
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
