@@ -15,7 +15,7 @@ from ..conftest import TINY
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_balance_gives_every_type_its_turn(sweep_file, tmp_path, sampler):
-    text = f"search: {{trials: 8, sampler: {sampler}, balance: equal}}"
+    text = f"search: {{trials: 12, sampler: {sampler}, balance: equal}}"
     plan, _ = load_sweep(sweep_file(search=text))
     study = Study(plan, f"sqlite:///{tmp_path / 'a.db'}")
     while (record := study.next()) is not None:
