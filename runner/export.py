@@ -59,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("sweep", nargs="?", default="digits", help="the sweep's name or file (default: digits)")
     parser.add_argument("--table", choices=["best", "trials", "epochs"], default="best", help="which table")
     parser.add_argument("--top", type=int, metavar="K", help="the K best only")
-    parser.add_argument("--format", choices=list(FORMATS.values()), help="default: as --out ends, or markdown")
+    parser.add_argument(
+        "--format",
+        choices=list(FORMATS.values()),
+        help="default: as --out ends, or markdown; csv has decimal points, which a spreadsheet must be told",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--code", type=int, metavar="K", help="print PyTorch code of the K-th best schedule")
     loop = "with --code: whose training loop (default: torch)"

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from . import cli
-from .files.document import SpecError, printable
+from .files.document import SpecError, first_line, printable
 from .files.images import cores
 from .files.place import load_place
 from .files.sources import DataError
@@ -116,7 +116,7 @@ def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
         print(f"about {long} per epoch on a lane of this machine: on {where} {search} for the search{more}")
     for problem in doubts:
         print(f"warning: {problem}", file=sys.stderr)
-    draw(drawn, updates * epochs, epochs, out, sweep.name)
+    draw(drawn, updates * epochs, epochs, out, f"Some of what {sweep.name} may try")
 
 
 def open_leaves(sweep: Sweep, name: str | None) -> str:
@@ -129,8 +129,11 @@ def open_leaves(sweep: Sweep, name: str | None) -> str:
 
 
 def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Path, title: str) -> None:
-    from .results import figures
-
+    try:
+        from .results import figures
+    except (ImportError, ValueError) as error:
+        wrong = f"matplotlib cannot be loaded ({type(error).__name__}: {first_line(error)})"
+        raise SpecError(f"{wrong}; its settings in a matplotlibrc may be damaged") from None
     figure = figures.schedules(curves, T, epochs, title)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ if __name__ == "__main__":
     exit_on_signals()  # what comes now takes half a second
 
 from .cli import Options, TooManyFailedError, load_torch, run_stoppable, sweep_parser
-from .files.document import Document, printable
+from .files.document import Document, first_line, printable
 from .files.place import Place, StorageError, load_place
 from .files.secrets import redacted
 from .files.sweep_file import Sweep, load_sweep
@@ -76,8 +76,12 @@ def run(
     from .prepare import prepare
 
     with prepare(sweep, document, place, options or Options(), Stop() if stop is None else stop) as setup:
-        if search(setup) and confirm(setup):
-            report(setup, document)
+        try:
+            ended = search(setup) and confirm(setup)
+        except BaseException as error:  # whatever ended it
+            report_so_far(setup, stored=not isinstance(error, StorageError))
+            raise
+        report(setup) if ended else report_so_far(setup)
         lacking = setup.tracker.flush() if setup.options.sync else None
         records = setup.search.records()
     if lacking:
@@ -94,6 +98,8 @@ def search(setup: Setup) -> bool:
         stage.train_only(before.survivors())
         if not train_stage(setup, stage, "search"):
             return False
+    if setup.sweep.schedules.size < setup.sweep.search.trials:
+        info(f"every point of the space has been tried: the search ends after {len(stages[0].ended())} trials")
     return True
 
 
@@ -108,20 +114,31 @@ def confirm(setup: Setup) -> bool:
     info(f"the search's best, one seed each: {best}")
     replicates = setup.confirm(arms)
     if not replicates.complete():
+        report_so_far(setup)
         again = f"{len(arms)} of them {'are' if len(arms) > 1 else 'is'} trained again"
         info(f"{again}, with up to {setup.sweep.confirm.seeds} fresh seeds each")
     return train_stage(setup, replicates, "fresh seeds")
 
 
-def report(setup: Setup, document: Document) -> None:
-    """Write tables, figures and the report; print what was found."""
+def report(setup: Setup, ended: bool = True, stored: bool = True) -> None:
+    """Write tables, figures and the report, and print what was found; ``ended``: nothing is lacking; ``stored``: the
+    study's storage can be used."""
     from .results.report import write  # here: pandas and matplotlib take a second, before which lanes can train
 
-    data = setup.options.data_dir
-    words = ["python", "-m", "runner.sweep", str(document.path), *(["--data-dir", data] if data != "data" else [])]
+    data, path = setup.options.data_dir, setup.tracker.document.path
+    words = ["python", "-m", "runner.sweep", str(path), *(["--data-dir", data] if data != "data" else [])]
     again = shlex.join(words) + setup.sweep.allow_option + setup.place.option
-    write(setup.search, setup.rungs, setup.replicates, setup.tracker, again)
-    setup.lanes.checkpoints.clear()
+    write(setup.search, setup.rungs, setup.replicates, setup.tracker, again, setup.stop, ended, stored)
+    if ended:
+        setup.lanes.checkpoints.clear()
+
+
+def report_so_far(setup: Setup, stored: bool = True) -> None:
+    """Write what is known of a sweep that goes on, or that has just been stopped."""
+    try:
+        report(setup, ended=False, stored=stored)
+    except Exception as error:  # what stopped the sweep is worse
+        info(f"warning: what is known so far could not be written: {redacted(first_line(error))}")
 
 
 def train_stage(setup: Setup, stage: Study, title: str) -> bool:

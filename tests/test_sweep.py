@@ -174,6 +174,10 @@ def test_a_sweep_in_which_most_trials_fail_stops_and_says_why(project, monkeypat
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 5
     assert "3 of 3 trials failed, the last with RuntimeError: out of luck" in capsys.readouterr().err
     assert len(children()) == 3
+    said = Path("results/tiny/report.md").read_text().replace("\\", "")
+    assert "The search has not ended: 3 of 9 trials have." in said
+    assert "Never came to an end: cosine (1 failed: RuntimeError: out of luck)" in said
+    assert len(pd.read_csv("results/tiny/trials.csv")) == 3
     monkeypatch.undo()
     os.chdir(project)
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0  # mended: what failed before does not count again

@@ -50,7 +50,7 @@ STEPS: dict[str, tuple[Any, str]] = {
     "MLflow: write a text": (mlflow.MlflowClient, "log_text"),
     "MLflow: write a file": (mlflow.MlflowClient, "log_artifact"),
     "write the tables": (report, "_tables_and_code"),
-    "draw the figures": (figures, "sweep_figures"),
+    "draw the figures": (figures, "makers"),
     "report": (report, "write"),
 }
 CALLS = (1, 2, 4)

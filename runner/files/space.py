@@ -87,9 +87,21 @@ class Leaf:
     def decode(self, stored: Any) -> Any:
         return self.values[self.encoded().index(stored)] if self.kind == "choice" else stored
 
+    @property
+    def finite(self) -> bool:
+        """Whether it has an end of values: a choice, a whole number, or a range from a number to itself."""
+        return self.kind in ("choice", "int") or self.values[0] == self.values[1]
+
     def count(self) -> int:
-        """How many values a choice or a whole number has."""
-        return len(self.values) if self.kind == "choice" else int(self.values[1] - self.values[0]) + 1
+        """How many values a leaf with an end of them has."""
+        return len(set(self.encoded())) if self.kind == "choice" else int(self.values[1] - self.values[0]) + 1
+
+    def all(self) -> Sequence[Any]:
+        """The values of a leaf with an end of them, as the study stores them."""
+        if self.kind == "choice":
+            return list(dict.fromkeys(self.encoded()))
+        low, high = self.values
+        return range(low, high + 1) if self.kind == "int" else [float(low)]
 
     def ends(self) -> tuple[Any, ...]:
         return self.values if self.kind == "choice" else tuple(dict.fromkeys(self.values))
@@ -125,13 +137,25 @@ class Space:
                     raise ScheduleError(key, f"{leaf.kind} has no end of values: a grid needs choice or int")
         return sum(math.prod(leaf.count() for leaf in self.leaves(name)) for name in self.schedules)
 
+    def count(self, name: str) -> float:
+        """How many points schedule ``name`` has: 1 where nothing is open, infinity where a range has no end."""
+        return math.prod(leaf.count() if leaf.finite else math.inf for leaf in self.leaves(name))
+
+    @property
+    def size(self) -> float:
+        """How many points there are, of all schedules."""
+        return sum(map(self.count, self.schedules))
+
     def grid_points(self) -> Iterator[dict[str, Any]]:
         """The parameters of every point of the grid: schedule after schedule, the last leaf fastest."""
         for name in self.schedules:
-            leaves = self.leaves(name)
-            each = (x.encoded() if x.kind == "choice" else range(x.values[0], x.values[1] + 1) for x in leaves)
-            for values in itertools.product(*each):
-                yield {"type": name} | {leaf.name: v for leaf, v in zip(leaves, values, strict=True)}
+            yield from self.points(name)
+
+    def points(self, name: str) -> Iterator[dict[str, Any]]:
+        """The parameters of every point of a schedule that has an end of them, the last leaf fastest."""
+        leaves = self.leaves(name)
+        for values in itertools.product(*(leaf.all() for leaf in leaves)):
+            yield {"type": name} | {leaf.name: v for leaf, v in zip(leaves, values, strict=True)}
 
     def point(self, u: Sequence[float]) -> dict[str, Any]:
         """The parameters at ``u`` in the unit cube: first the type, then the leaves of that type."""

@@ -179,6 +179,8 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
     """
     # Without one of the two (``>&-``) the null device stands in, open until this process ends.
     out, err = (stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in (sys.stdout, sys.stderr))
+    for stream in (out, err):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # what its encoding does not have
     sys.stdout, sys.stderr = cast("TextIO", SafeStream(out)), cast("TextIO", SafeStream(err))
     try:
         code = main()

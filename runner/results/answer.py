@@ -20,18 +20,25 @@ FEW = 5
 """Trials of a schedule below which its best init_lr is hardly known."""
 MANY = 100
 """Seeds for each schedule that nobody will spend."""
-ONE_SEED = (
-    "One seed each: what tells the first ones apart may be no more than what another seed changes. With confirm: "
-    "{top: 3} in the sweep file, the same command trains the best again with fresh seeds."
-)
+WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+LISTED = 6
+"""Schedules that are behind, and named one by one."""
 
 
 def sentences(
     history: Study, rungs: Sequence[Study], answer: Verdict | None, weights: Mapping[str, float]
 ) -> list[str]:
+    """The answer: what to take, who is behind, what a seed does, and more; of a sweep that is under way, as far as it
+    is known."""
     sweep, records = history.sweep, history.ended()
-    said = describe(answer, sweep.objective) if answer else [ONE_SEED] * any(r.outcome == "complete" for r in records)
-    said = [*said, *(describe_calibration(rung.ended(), records, sweep) for rung in rungs)]
+    said = list[str]()
+    if len(records) < history.target:
+        said.append(f"The search has not ended: {len(records)} of {plural(history.target, 'trial')} have.")
+    if answer and answer.begun:
+        said += describe(answer, sweep.objective)
+    elif done := best_first(records, sweep.objective.sign):
+        said += describe_search(done, sweep, answer is not None)
+    said += [describe_calibration(rung.ended(), records, sweep) for rung in rungs]
     if weights:
         shares = ", ".join(f"{name} {share:.0%}" if len(weights) > 1 else name for name, share in weights.items())
         tpe = sweep.search.sampler == "tpe"
@@ -49,41 +56,116 @@ def sentences(
     return said
 
 
+def describe_search(done: Sequence[Record], sweep: Sweep, goes_on: bool) -> list[str]:
+    """What one seed each says, in sentences; ``done``: the complete trials, best first; ``goes_on``: fresh seeds
+    follow."""
+    first = done[0]
+    value, alone = score(first.value or 0.0, sweep.objective), len(done) == 1
+    which = "the only trial, with one seed" if alone else f"the best of {len(done)} trials with one seed each"
+    take = f"If you must choose now, take {first.name} (trial {first.number}, {value}): {which}"
+    noise = "What tells the first ones apart may be no more than what another seed changes."
+    if goes_on:
+        return [f"The search alone, one seed each: the comparison with fresh seeds has not ended. {take}. {noise}"]
+    how = "With confirm: {top: 3} in the sweep file, the same command trains the best again with fresh seeds."
+    return [f"{take}. {noise} {how}"]
+
+
 def describe(verdict: Verdict, objective: Objective) -> list[str]:
-    """What a confirmation says, in sentences."""
-    names, done = {row["trial"]: f"{row['name']} (trial {row['trial']})" for row in verdict.rows}, verdict.scores
-    said = [_winner(verdict, names, objective)]
+    """What a confirmation says, in sentences: what to take, who is clearly behind, and what a seed does."""
+    names, done = labels(verdict.rows), verdict.scores
+    said = [_recommendation(verdict, names, objective), _behind(verdict, names, objective)]
     if verdict.noise is not None:
-        said.append(describe_noise(verdict.noise, max(map(len, done.values())), objective.points, len(done)))
+        seeds = max(map(len, done.values())) if verdict.contest.decided else 1  # which show nothing
+        said.append(describe_noise(verdict.noise, seeds, objective.points, len(done), verdict.left))
     if lost := [name for number, name in names.items() if number not in done]:
         said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
-    return said
+    return [sentence for sentence in said if sentence]
 
 
-def _winner(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
+def labels(rows: Rows) -> dict[int, str]:
+    """What confirmed trials are called, by their numbers: by their schedules, and trials where two share one."""
+    alone = len({row["name"] for row in rows}) == len(rows)
+    return {row["trial"]: row["name"] + f" (trial {row['trial']})" * (not alone) for row in rows}
+
+
+def headline(rows: Rows, decided: bool = True) -> str:
+    """The answer of a confirmation in a few words, as the title of a figure."""
+    names, done = labels(rows), [row for row in rows if row["mean"] is not None]
+    alive = [row for row in done if row["in_set"]]
+    if not alive:
+        return "Nothing could be confirmed"
+    several = _several(len(alive), len(done))
+    if not decided:
+        return f"Not decided yet: {several} may be best"
+    first = names[alive[0]["trial"]]
+    if len(done) == 1:
+        return f"Only {first} was confirmed"
+    if len(alive) == 1:
+        return f"{first} is the best of {words(len(done))}"
+    return f"{several[0].upper()}{several[1:]} may be best after {plural(alive[0]['seeds'], 'seed')}"
+
+
+def _recommendation(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
     """Which arm to take, and how sure that is."""
     result, done = verdict.contest, verdict.scores
     if not result.alive:
-        return "Nothing could be confirmed."
+        return "Nothing could be confirmed: no schedule came to its end with every fresh seed."
+    shared = min(len(done[number]) for number in result.alive)
+    means = [float(np.mean(done[number][:shared])) for number in result.alive]
+    best, first = score(objective.sign * means[0], objective), names[result.alive[0]]
     if not result.decided:
-        return "The confirmation has not ended."
+        said = f"The comparison with fresh seeds has not ended: {_several(len(result.alive), len(done))} may be best."
+        return f"{said} If you must choose now, take {first} ({best} with {plural(shared, 'seed')})."
     if len(done) == 1:
-        return f"Only {names[result.alive[0]]} was confirmed: there is nothing to compare it with."
+        return f"Take {first} ({best}): only it was confirmed, and there is nothing to compare it with."
     if len(result.alive) == 1:
-        rest = len(done) - 1
-        others = f"the {rest} others are" if rest > 1 else "the other is"
-        best = f"{names[result.alive[0]]} is the best of the {len(done)} that were compared"
-        return f"{best}: {others} behind by more than seeds explain."
-    seeds, means = max(map(len, done.values())), [float(np.mean(done[n])) for n in result.alive]
-    first = [names[n] for n, mean in zip(result.alive, means, strict=True) if mean == means[0]]
-    mean, good = objective.sign * means[0], "highest" if objective.sign > 0 else "lowest"
-    best = f"{100 * mean:.1f} %" if objective.points else f"{mean:.4g}"
-    advice = f"take {first[0]}, whose mean is the {good} ({best})"
-    if len(first) > 1:
-        advice = f"take one of {' and '.join(first)}, which have the same {good} mean ({best})"
-    within = f"all {len(done)} are" if len(result.alive) == len(done) else f"{len(result.alive)} of {len(done)} are"
-    each = f"{seeds} seeds each ({', '.join(names[n] for n in result.alive)})"
-    return f"No clear winner: {within} within noise after {each}. If you must choose, {advice}."
+        return f"Take {first} ({best}): the best of {words(len(done))} with 95 % confidence."
+    within = f"{_several(len(result.alive), len(done))} are within noise after {shared} seeds each"
+    within += f" ({', '.join(names[n] for n in result.alive)})" * (len(result.alive) < len(done))
+    advice, equal = f"take {first} ({best})", [n for n, m in zip(result.alive, means, strict=True) if m == means[0]]
+    if len(equal) > 1:
+        good = "highest" if objective.sign > 0 else "lowest"
+        advice = f"take one of {' and '.join(names[n] for n in equal)}, which have the same {good} mean ({best})"
+    return f"No clear winner: {within}. If you must choose, {advice}."
+
+
+def _behind(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
+    """Who is clearly behind the best, and by how much, with simultaneous intervals; the nearest first."""
+    out = sorted((r for r in verdict.rows if not r["in_set"] and r["behind"] is not None), key=lambda r: r["behind"])
+    parts = list[str]()
+    for row in out[: LISTED if len(out) > LISTED + 1 else None]:
+        apart, low, high = interval_of(row, objective.points)
+        said = f"{names[row['trial']]} is {apart}" if not parts else f"{names[row['trial']]} {apart.split()[0]}"
+        parts.append(f"{said}{' behind' * (not parts)} ({low} to {high})")
+    if rest := out[len(parts) :]:
+        parts.append(f"and {words(len(rest))} more by {interval_of(rest[0], objective.points)[0]} or more")
+    return f"{', '.join(parts)}." if parts else ""
+
+
+def interval_of(row: Mapping[str, Any], points: bool) -> tuple[str, str, str]:
+    """How far an arm of a confirmation is behind, with its unit, and the ends of that one's interval."""
+    apart, low, high = (row[key] * (100 if points else 1) for key in ("behind", "behind_low", "behind_high"))
+    digits = max(0, 1 - math.floor(math.log10(abs(apart)))) if apart else 1
+    digits = min(digits, 1) if points and apart > 0.5 else digits  # tenths of a point are enough
+    shown, low, high = (f"{v:.{digits}f}" if round(v, digits) else f"{v:.1g}" for v in (apart, low, high))
+    return f"{shown} point{'s' * (shown != '1')}" if points else shown, low, high
+
+
+def score(value: float, objective: Objective) -> str:
+    """A value of the objective in words: of an accuracy in percent."""
+    return f"{100 * value:.1f} %" if objective.points else f"{value:.4g}"
+
+
+def _several(n: int, of: int) -> str:
+    """So many of so many: both, all six, two of six."""
+    if n < of:
+        return f"{words(n)} of {words(of)}"
+    return "both" if n == 2 else f"all {words(n)}"
+
+
+def words(n: int) -> str:
+    """A small number as a word."""
+    return WORDS[n] if n < len(WORDS) else str(n)
 
 
 def difference(value: float, points: bool) -> str:
@@ -94,14 +176,17 @@ def difference(value: float, points: bool) -> str:
     return f"{shown} point{'s' * (shown != '1')}"
 
 
-def describe_noise(measured: Noise, seeds: int, points: bool = True, arms: int = 2) -> str:
-    """What seeds do, what so many of them can show of ``arms``, and how many would show more, in a sentence."""
+def describe_noise(measured: Noise, seeds: int, points: bool = True, arms: int = 2, left: int = 2) -> str:
+    """What seeds do, what so many of them can show of ``arms``, ``left`` of them to the last look, and how many would
+    show more, in a sentence."""
     said = partial(difference, points=points)
     if measured.paired < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
+    if seeds < 2:
+        return f"Another seed moves a result by {said(measured.seed)} (one standard deviation)."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
-    least = smallest_difference(measured.paired, seeds, arms)
-    needed = [(seeds_needed(w, measured.paired, arms), said(w)) for w in wanted if w < least]
+    least = smallest_difference(measured.paired, seeds, arms, left=left)
+    needed = [(seeds_needed(w, measured.paired, arms, left=left), said(w)) for w in wanted if w < least]
     needs = [f"{what} needs {n} seeds" for n, what in needed if n <= 1000 or n == needed[0][0]]
     shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"
     return (
@@ -179,7 +264,9 @@ def next_steps(
         apart, arms = abs(first["mean"] - second["mean"]), sum(row["mean"] is not None for row in rows)
         unit = difference(apart, sweep.objective.points)
         pair = " and ".join(f"{row['name']} (trial {row['trial']})" for row in (first, second))
-        needed = seeds_needed(apart, measured.paired, arms) if apart > measured.paired / 50 else math.inf
+        left = sum(row["in_set"] for row in rows)
+        near = apart <= measured.paired / 50
+        needed = math.inf if near else seeds_needed(apart, measured.paired, arms, left=max(2, left))
         if apart == 0:
             said.append(f"{pair} have the same mean: how many seeds would tell them apart is not known.")
         elif needed > MANY:
@@ -205,41 +292,52 @@ def next_steps(
     return said
 
 
-def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
-    """The schedules of which the search knows little or nothing, and how many trials would change that."""
-    said, names = list[str](), list(sweep.schedules.schedules)
-    tried, ended = Counter(r.name for r in searched), Counter(r.name for r in best_first(searched, 1))
-    ways = {n: Counter(str(r.outcome) for r in searched if r.name == n) for n in names if tried[n] and not ended[n]}
+def never_ended(searched: Sequence[Record], sweep: Sweep) -> list[str]:
+    """The schedules that were tried, and of which no trial came to its end."""
+    said, ended, names = list[str](), {r.name for r in best_first(searched, 1)}, list(sweep.schedules.schedules)
+    ways = {n: Counter(str(r.outcome) for r in searched if r.name == n) for n in names if n not in ended}
     if lost := [name for name, way in ways.items() if set(way) == {"diverged"}]:
         said.append(f"Always diverged: {', '.join(lost)}. A lower init_lr may help.")
-    if others := {name: way for name, way in ways.items() if name not in lost}:
+    if others := {name: way for name, way in ways.items() if way and name not in lost}:
         causes = {r.name: f": {r.cause}" for r in searched if r.cause}
         listed = (
             f"{name} ({', '.join(f'{n} {outcome}' for outcome, n in way.items())}{causes.get(name, '')})"
             for name, way in others.items()
         )
         said.append(f"Never came to an end: {'; '.join(listed)}.")
+    return said
+
+
+def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
+    """The schedules of which the search knows little or nothing, and how many trials would change that."""
+    said, names = never_ended(searched, sweep), list(sweep.schedules.schedules)
+    tried, ended = Counter(r.name for r in searched), Counter(r.name for r in best_first(searched, 1))
+    points = {name: sweep.schedules.count(name) for name in names}
     missing = [name for name in names if not tried[name]]
     if missing:
         said.append(f"Never tried: {', '.join(missing)}. The answer says nothing about {_them(missing)}.")
-    few = [name for name in names if 0 < ended[name] < FEW]
+    few = [name for name in names if 0 < ended[name] < FEW and tried[name] < points[name]]
     if few:
         even = 1 < len(few) == len(names) and len(set(ended.values())) == 1
         listed_few = f"{ended[few[0]]} of each schedule" if even else ", ".join(f"{n} {ended[n]}" for n in few)
         said.append(f"Few trials: {listed_few}. Another init_lr may be better there.")
-    lacking = [FEW - ended[name] for name in [*missing, *few]]
-    points = sweep.schedules.grid() if sweep.search.sampler == "grid" else math.inf
-    if lacking and len(searched) < points:
-        if points < math.inf:  # schedule after schedule
-            more, goes_on = int(points) - len(searched), " is the whole grid; the same command goes on with it."
+    wanted = {name: min(tried[name] + FEW - ended[name], points[name]) for name in [*missing, *few]}
+    if wanted:
+        if sweep.search.sampler == "grid":  # schedule after schedule
+            more, goes_on = (
+                int(sum(points.values())) - len(searched),
+                " is the whole grid; the same command goes on with it.",
+            )
         elif sweep.search.balance == "equal" or len(names) < 2:
             turns = Counter({name: tried[name] for name in names})
-            while any(turns[name] < tried[name] + FEW - ended[name] for name in [*missing, *few]):
-                turns[min(names, key=turns.__getitem__)] += 1  # as the study goes on
+            while any(turns[name] < n for name, n in wanted.items()):
+                open_ = [name for name in names if turns[name] < points[name]]
+                turns[min(open_, key=turns.__getitem__)] += 1  # as the study goes on
             more = turns.total() - len(searched)
-            goes_on = f" gives {FEW}{' of each' * (len(names) > 1)}; the same command goes on with them."
+            each = " of each" * (len(names) > 1) + ", or all there are" * (min(points.values()) < FEW)
+            goes_on = f" gives {FEW}{each}; the same command goes on with them."
         else:
-            more = sum(lacking)
+            more = int(sum(n - tried[name] for name, n in wanted.items()))
             goes_on = " or more, and the same command goes on with them; "
             goes_on += "balance: equal, in a new sweep, gives each as many."
         said[-1] += f" In the file, search.trials: {len(searched) + more}{goes_on}"

@@ -4,35 +4,48 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+chosen = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)  # a wrong one ends the import
+
+import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..files.place import load_place
+from ..files.sweep_file import Objective
 from ..files.trial import Record, best_first
+from ..schedules.colours import colour, place
 from ..schedules.schedule import Schedule, load
-from ..schedules.zoo import TYPES
 from ..study.confirm import Rows
 from ..study.study import load_study
+from .answer import headline, labels, plural, score
 
-# Okabe and Ito's colours, which colour-blind people tell apart; the line style tells the rest.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+if chosen is not None:
+    os.environ["MPLBACKEND"] = chosen
+    with suppress(ValueError):
+        matplotlib.rcParams["backend"] = chosen  # a notebook's
+
 STYLES = ("-", "--", "-.", ":")
-COMMON = ("cosine", "linear", "one_cycle", "wsd", "step", "constant", "exponential")
-"""The types that stand side by side most often: a colour for each."""
+WIDTH, DPI = 7.1, 100
+"""Inches, and pixels in each: what MLflow's page of a run shows whole in a window of 1,300 pixels."""
+plain = matplotlib.style.context("default")
+"""Inside, and in what it decorates, figures are as they are here, whatever a matplotlibrc says."""
 
 
 def style(kind: str) -> dict[str, Any]:
     """The colour and the line of a schedule type, the same in every figure."""
-    i = list(dict.fromkeys([*COMMON, *TYPES, "custom"])).index(kind)
-    return {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[(i // len(COLOURS)) % len(STYLES)]}
+    return {"color": colour(kind), "linestyle": STYLES[place(kind) % len(STYLES)]}
 
 
 def curve(schedule: Schedule, T: int, epochs: int, history: Sequence[float] = ()) -> tuple[list[float], list[float]]:
@@ -42,106 +55,182 @@ def curve(schedule: Schedule, T: int, epochs: int, history: Sequence[float] = ()
     return [*(t * epochs / T for t in at), float(epochs)], [*lrs, lrs[-1]]
 
 
+@plain
 def schedules(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, title: str = "") -> Figure:
     """A panel for each name with its schedules' learning-rate curves, all on one scale."""
-    figure, panels = _panels(list(curves), 3.2, 2.2, "epoch", "learning rate")
+    figure, panels = _panels(list(curves), 4, 3.2, 2.2, "epoch", "learning rate", title)
     for axes, several in zip(panels, curves.values(), strict=True):
         for schedule in several:
             look = style(schedule.type) | {"linestyle": "-"}
             x, y = curve(schedule, T, epochs)
             axes.plot(x, y, drawstyle="steps-post", linewidth=1.2, alpha=0.9 if len(several) == 1 else 0.55, **look)
     panels[0].set_ylim(bottom=0)  # and so of all of them
-    if title:
-        figure.suptitle(title, fontsize=10)
     return figure
 
 
-def curves_by_accuracy(records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int) -> Figure:
-    """Every trial's learning-rate curve, coloured by its validation accuracy; ``plans``: schedules by trial."""
+@plain
+def curves_by_accuracy(
+    records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int, title: str = ""
+) -> Figure:
+    """Every trial's learning-rate curve, coloured by its validation accuracy, a panel for each schedule.
+
+    ``plans``: schedules by trial; the order of the panels is that of ``records``.
+    """
     accuracies = {r.number: r.history[-1] if r.history else math.nan for r in records}
     scale = Normalize(*_spread([a for a in accuracies.values() if math.isfinite(a)] or [0.0, 1.0]))
-    colours, figure = ScalarMappable(scale, "cividis"), Drawn(7.5, 4.2)
-    axes, top = figure.add_subplot(), max(r.schedule["init_lr"] for r in records)
-    axes.set(yscale="log", ylim=(top * 1e-4, top * 1.5))  # what falls below is zero to the eye
-    for record in sorted(records, key=lambda r: (accuracies[r.number] > 0, accuracies[r.number])):  # best on top
-        x, y = curve(plans[record.number], T, epochs, record.history)
-        accuracy = accuracies[record.number]
-        look: dict[str, Any] = {"color": "#999999", "linestyle": ":"}
-        if math.isfinite(accuracy):
-            look = {"color": to_hex(colours.get_cmap()(scale(accuracy))), "linestyle": "-"}
-        axes.plot(x, y, linewidth=1.2, drawstyle="steps-post", **look)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="epoch", ylabel="learning rate")
-    figure.colorbar(colours, ax=axes, label="validation accuracy, one seed", extend="min")
+    colours, names = ScalarMappable(scale, "cividis"), list(dict.fromkeys(r.name for r in records))
+    figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "epoch", "learning rate", title)
+    top = max(r.schedule["init_lr"] for r in records)
+    for axes, name in zip(panels, names, strict=True):
+        axes.set(yscale="log", ylim=(top * 1e-4, top * 1.5))  # what falls below is zero to the eye
+        several = [r for r in records if r.name == name]
+        for record in sorted(several, key=lambda r: (accuracies[r.number] > 0, accuracies[r.number])):  # best on top
+            x, y = curve(plans[record.number], T, epochs, record.history)
+            accuracy = accuracies[record.number]
+            look: dict[str, Any] = {"color": "#999999", "linestyle": ":"}
+            if math.isfinite(accuracy):
+                look = {"color": to_hex(colours.get_cmap()(scale(accuracy))), "linestyle": "-"}
+            axes.plot(x, y, linewidth=1.4, drawstyle="steps-post", **look)
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.grid(alpha=0.3)
+    bar = figure.colorbar(colours, ax=panels, extend="min", format=_percent, aspect=30)
+    bar.set_label("validation accuracy, one seed" + ("; dotted: none" * _lost(accuracies)), fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     return figure
 
 
-def accuracy_against_lr(records: Sequence[Record], confirmed: Rows = (), sign: int = 1) -> Figure:
-    """Validation accuracy against ``init_lr``, a panel for each schedule; what fresh seeds gave has its interval."""
+@plain
+def accuracy_against_lr(
+    records: Sequence[Record], confirmed: Rows = (), sign: int = 1, metric: str = "", title: str = ""
+) -> Figure:
+    """The objective against ``init_lr``, a panel for each schedule; what fresh seeds gave has its interval.
+
+    ``metric``: the objective's name, without which its unit is not said.
+    """
     names = list(dict.fromkeys(r.name for r in records))
-    figure, panels = _panels(names, 2.6, 2.1, "init_lr")
+    figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "init_lr", title=title)
     low, high = _upper([r.value for r in records if r.value is not None], sign)
-    ends = [row[end] for row in confirmed if row["in_set"] for end in ("low", "high") if math.isfinite(row[end])]
-    limits = min([low, *ends]), max([high, *ends])
-    lrs = [r.schedule["init_lr"] for r in records]
+    means = [row for row in confirmed if row["mean"] is not None]
+    near = [row for row in means if row["in_set"] or low <= row["mean"] <= high]
+    ends = [row[end] for row in near for end in ("low", "high", "mean") if math.isfinite(row[end])]
+    limits, lrs = (min([low, *ends]), max([high, *ends])), [r.schedule["init_lr"] for r in records]
     square: dict[str, Any] = {"fmt": "s", "color": "black", "markersize": 4, "capsize": 2}
     for axes, name in zip(panels, names, strict=True):
         several = [r for r in records if r.name == name]
-        colour = style(several[0].schedule["type"])["color"]
         points = [(r.schedule["init_lr"], r.value) for r in several if r.value is not None]
-        _points(axes, points, limits, color=colour, marker="o", alpha=0.6, markersize=4)
-        for row in confirmed:
-            if row["name"] == name and row["mean"] is not None and math.isfinite(row["low"]):
+        _points(axes, points, limits, color=colour(several[0].schedule["type"]), marker="o", alpha=0.6, markersize=4)
+        for row in (row for row in means if row["name"] == name):
+            if row not in near:
+                _points(axes, [(row["init_lr"], row["mean"])], limits, color="black", marker="s", markersize=4)
+                continue
+            wide = None
+            if math.isfinite(row["low"]):
                 wide = [[row["mean"] - row["low"]], [row["high"] - row["mean"]]]
-                axes.errorbar([row["init_lr"]], [row["mean"]], yerr=wide, **square)
+            axes.errorbar([row["init_lr"]], [row["mean"]], yerr=wide, **square)
         axes.set(xscale="log", xlim=(min(lrs) / 1.5, max(lrs) * 1.5))  # however close they are
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
-    figure.supylabel("objective (o one seed;\nsquare: fresh seeds, 95 %;\narrow: farther out)", fontsize=8)
+        if metric and Objective(metric=metric).points:
+            axes.yaxis.set_major_formatter(_percent)
+    key = "circle: one seed; arrow: farther out" + "; square: fresh seeds, with 95 % interval" * bool(means)
+    figure.supylabel(metric or "objective", fontsize=8)
+    figure.supxlabel(key, fontsize=8)
     return figure
 
 
-def confidence_set(confirmed: Rows) -> Figure:
-    """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best."""
-    rows = [r for r in confirmed if r["behind"] is not None][::-1]
+@plain
+def confidence_set(confirmed: Rows, points: bool = False, title: str = "") -> Figure:
+    """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best.
+
+    ``points``: what is compared is an accuracy, and said in points.
+    """
+    names, unit = labels(confirmed), 100 if points else 1
+    rows = sorted((r for r in confirmed if r["behind"] is not None), key=lambda r: r["behind"])[::-1]
     far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0) or -math.inf
-    figure = Drawn(7.5, 0.32 * len(rows) + 1.2)
+    figure = Drawn(WIDTH, 0.32 * len(rows) + 1.4)
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        colour = style(row["type"])["color"]
+        own = colour(row["type"])
         if -row["behind"] < far:  # so that it does not press the others together
-            axes.plot([far], [y], "<", color=colour, markerfacecolor="white")
-            behind = f"  {row['behind']:.2g} behind ({row['behind_low']:.2g} to {row['behind_high']:.2g})"
-            axes.annotate(behind, (far, y), va="center", fontsize=7)
+            axes.plot([far], [y], "<", color=own, markerfacecolor="white")
+            apart, low, high = (f"{unit * row[key]:.2g}" for key in ("behind", "behind_low", "behind_high"))
+            axes.annotate(f"  {apart} behind ({low} to {high})", (far, y), va="center", fontsize=7)
             continue
-        axes.plot([-row["behind_high"], -row["behind_low"]], [y, y], color=colour, linewidth=1.6)
-        axes.plot([-row["behind"]], [y], "o", color=colour, markerfacecolor=colour if row["in_set"] else "white")
+        axes.plot([-row["behind_high"], -row["behind_low"]], [y, y], color=own, linewidth=1.6)
+        axes.plot([-row["behind"]], [y], "o", color=own, markerfacecolor=own if row["in_set"] else "white")
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set_xlim(left=max(far, -1.1 * max(r["behind_high"] for r in rows)) * 1.03 or -0.01)
-    axes.set_yticks(range(len(rows)), [f"{r['name']} (trial {r['trial']}, {r['behind_seeds']} seeds)" for r in rows])
-    what = "how far behind the best mean, with 95 % intervals for all together (filled: may be the best)"
-    axes.set_xlabel(what, fontsize=8)
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_yticks(range(len(rows)), [f"{names[r['trial']]}, {plural(r['behind_seeds'], 'seed')}" for r in rows])
+    axes.tick_params(labelsize=8)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{abs(round(unit * x, 9)):g}"))
+    what = (
+        f"{'points ' * points}behind the best mean (right of the line: better), with 95 % intervals for all together"
+    )
+    filled = "; filled: may be the best" * any(not r["in_set"] for r in rows)
+    axes.set_xlabel(what + filled, fontsize=7)
+    axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis="x", alpha=0.3)
     return figure
 
 
-def sweep_figures(
-    records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int, confirmed: Rows = (), sign: int = 1
-) -> dict[str, Figure]:
-    """The figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
+def makers(
+    records: Sequence[Record],
+    plans: Mapping[int, Schedule],
+    T: int,
+    epochs: int,
+    confirmed: Rows = (),
+    sign: int = 1,
+    metric: str = "",
+    decided: bool = True,
+) -> dict[str, Callable[[], Figure]]:
+    """What draws the figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
     seen = [r for r in records if r.epochs and r.outcome != "failed"]
     done = best_first(seen, sign, confirmed)  # as the table has them
-    made = {}
+    known, points = {r.number for r in done}, bool(metric) and Objective(metric=metric).points
+    made = dict[str, Callable[[], Figure]]()
     if seen:
-        made["lr_curves_by_accuracy.png"] = curves_by_accuracy(seen, plans, T, epochs)
+        shown = [*done, *(r for r in seen if r.number not in known)]
+        title = _searched(best_first(seen, sign), len(seen), metric)
+        made["lr_curves_by_accuracy.png"] = partial(curves_by_accuracy, shown, plans, T, epochs, title)
     if done:
-        made["accuracy_against_lr.png"] = accuracy_against_lr(done, confirmed, sign)
+        title = _rates(done, confirmed)
+        made["accuracy_against_lr.png"] = partial(accuracy_against_lr, done, confirmed, sign, metric, title)
     if any(row["behind"] is not None for row in confirmed):
-        made["confidence_set.png"] = confidence_set(confirmed)
+        made["confidence_set.png"] = partial(confidence_set, confirmed, points, headline(confirmed, decided))
     return made
+
+
+def _searched(done: Sequence[Record], n: int, metric: str) -> str:
+    """What the curves of a search show, as a title."""
+    if not done:
+        return f"None of {n} came to its end" if n > 1 else "It did not come to its end"
+    first, value = done[0], done[0].value or 0.0
+    said = score(value, Objective(metric=metric)) if metric else f"{value:.4g}"
+    return (
+        f"With one seed {first.name} is the best of {plural(n, 'trial')} ({said})"
+        if n > 1
+        else f"{first.name}: {said}"
+    )
+
+
+def _rates(done: Sequence[Record], confirmed: Rows) -> str:
+    """With which learning rates the best ones begin, as a title."""
+    alive = [row for row in confirmed if row["in_set"] and row["mean"] is not None]
+    if not alive:
+        return f"With one seed {done[0].name} is best at init_lr {done[0].schedule['init_lr']:.2g}"
+    low, high = (end(row["init_lr"] for row in alive) for end in (min, max))
+    if len(alive) == 1:
+        return f"{alive[0]['name']}{' is best' * (len(confirmed) > 1)} at init_lr {low:.2g}"
+    return f"Those that may be best have init_lr {low:.2g} to {high:.2g}"
+
+
+def sweep_figures(*args: Any, **settings: Any) -> dict[str, Figure]:
+    """The figures of a sweep, by file name: those of ``makers``."""
+    return {name: make() for name, make in makers(*args, **settings).items()}
 
 
 def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Figure]:
@@ -154,13 +243,15 @@ def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Fig
     epochs = max((len(r.epochs) for r in records), default=1)
     loadable = [r for r in records if "function" not in r.schedule]
     plans, T = {r.number: load(r.schedule) for r in loadable}, facts["updates_per_epoch"] * epochs
-    made = sweep_figures(loadable, plans, T, epochs, facts["confirmed"], sign=facts["sign"])
+    metric, decided = facts["science"]["objective"]["metric"], facts.get("decided", True)
+    made = sweep_figures(loadable, plans, T, epochs, facts["confirmed"], facts["sign"], metric, decided)
     return {file.removesuffix(".png"): figure for file, figure in made.items()}
 
 
+@plain
 def save(figure: Figure, path: Path) -> Path:
     if path.suffix == ".png":
-        figure.set_dpi(140)
+        figure.set_dpi(DPI)
         # savefig would draw it once more, for its layout
         FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]
     else:
@@ -174,6 +265,7 @@ class Drawn(Figure):
     def __init__(self, width: float, height: float) -> None:
         super().__init__(figsize=(width, height), layout="constrained")
 
+    @plain
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
         self.savefig(buffer, dpi=110)
@@ -181,21 +273,22 @@ class Drawn(Figure):
 
 
 def _panels(
-    names: Sequence[str], width: float, height: float, xlabel: str, ylabel: str = ""
+    names: Sequence[str], most: int, width: float, height: float, xlabel: str, ylabel: str = "", title: str = ""
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a small panel for each name, all on the same scales."""
-    columns = min(4, math.ceil(math.sqrt(len(names))))
+    """A figure with a small panel for each name, all on the same scales; ``most`` of them beside one another."""
+    columns = min(most, math.ceil(math.sqrt(len(names))))
     rows = math.ceil(len(names) / columns)
-    figure, panels = Drawn(width * columns, height * rows + 0.4), list[Axes]()
+    figure, panels = Drawn(max(width * columns, 4.7), height * rows + 0.6), list[Axes]()
+    if title:
+        figure.suptitle(title, fontsize=10)
     for i, name in enumerate(names):
         first = panels[0] if panels else None
         axes = figure.add_subplot(rows, columns, i + 1, sharex=first, sharey=first)
         axes.set_title(name, fontsize=9)
-        axes.tick_params(labelsize=7)
-        if i >= len(names) - columns:
-            axes.set_xlabel(xlabel, fontsize=8)
-        if i % columns == 0:
-            axes.set_ylabel(ylabel, fontsize=8)
+        lowest, leftmost = i >= len(names) - columns, i % columns == 0
+        axes.tick_params(labelsize=7, labelbottom=lowest, labelleft=leftmost)
+        axes.set_xlabel(xlabel if lowest else "", fontsize=8)
+        axes.set_ylabel(ylabel if leftmost else "", fontsize=8)
         panels.append(axes)
     return figure, panels
 
@@ -225,3 +318,10 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     # From the first quartile upward: one trial that failed to learn must not make all others look alike.
     low, high = sorted(values)[len(values) // 4], max(values)
     return (low, high) if high > low else (low - 0.01, high + 0.01)
+
+
+def _lost(accuracies: Mapping[int, float]) -> bool:
+    return any(not math.isfinite(a) for a in accuracies.values())
+
+
+_percent = FuncFormatter(lambda x, _: f"{round(100 * x, 6):g} %")

@@ -5,28 +5,32 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from ..files.document import SpecError
+from ..files.document import SpecError, first_line
 from ..files.place import Place, StorageError
 from ..files.sweep_file import Sweep
 from ..files.trial import Record, best_first
+from ..lanes.stop import Stop
 from ..study.confirm import Confirmation, Verdict, verdict
 from ..study.importance import importance
 from ..study.study import Study
 from ..tracking.tracker import Tracker, escape
-from . import figures
-from .answer import next_steps, plural, sentences
+from .answer import never_ended, next_steps, plural, sentences
 from .tables import best_table, code_of, epochs_table, for_people, markdown, trainings_table, trials_table
 from .tables import write as write_table
-from .terminal import echo, print_table
+from .terminal import echo, info, print_table
 
 SHOWN = ("lr_curves_by_accuracy.png", "confidence_set.png", "accuracy_against_lr.png")
 """The figures in the parent run's description."""
+SHOWN_TRIALS = 10
+NARROW = ("seeds", "test")
+"""The columns that MLflow's page of a run, which is narrow, does without."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,10 @@ class Answer:
     again: str
     """The command that continues the sweep."""
 
-    def page(self, drawn: Sequence[str], at: Callable[[str], str]) -> str:
-        """The report in markdown, with figures where ``at`` finds them."""
-        parts = [
-            f"**{escape(self.question)}**",
-            *map(escape, self.sentences),
-            markdown(self.best, escape),
-            self.counts,
-        ]
+    def page(self, drawn: Sequence[str], at: Callable[[str], str], without: Collection[str] = ()) -> str:
+        """The report in markdown, with figures where ``at`` finds them; ``without`` these columns of the table."""
+        table = [markdown(self.best, escape, without)] if len(self.best) else []
+        parts = [f"**{escape(self.question)}**", *map(escape, self.sentences), *table, self.counts]
         parts += [f"![{name.removesuffix('.png')}]({at(name)})" for name in SHOWN if name in drawn]
         no_markup = re.fullmatch(r"[\w ./~:='\"-]+", self.again)
         command = f"`{self.again}`" if no_markup else "the command that ran it"
@@ -57,56 +57,119 @@ class Answer:
 
 
 def write(
-    history: Study, rungs: Sequence[Study], replicates: Confirmation | None, tracker: Tracker, again: str
+    history: Study,
+    rungs: Sequence[Study],
+    replicates: Confirmation | None,
+    tracker: Tracker,
+    again: str,
+    stop: Stop,
+    ended: bool = True,
+    stored: bool = True,
 ) -> None:
-    """Write tables and figures, put them on the parent run, and print what was found and where it lies; ``again`` is
-    the command that continues the sweep."""
+    """Write tables and figures, put them on the parent run, and print what was found and where it lies.
+
+    Args:
+        history, rungs, replicates: the studies of the stages, as far as there are any.
+        tracker: where runs go.
+        again: the command that continues the sweep.
+        stop: whether a signal has come, of which a library may make an error of its own.
+        ended: nothing is lacking; else what is known so far is written, quickly, and MLflow is not waited for.
+        stored: the study's storage can be used; else files alone are written.
+    """
     sweep, place = history.sweep, tracker.place
     stages = [history, *rungs, *filter(None, [replicates])]
+    if not any(stage.ended() for stage in stages):
+        return
+    if not ended and stored and replicates is None and history.facts.get("confirmed"):
+        return  # what was found before more trials were asked for stands until they have ended
 
     def trainings() -> list[Record]:
         return [record for stage in stages for record in stage.ended()]
 
-    tracker.flush(trainings())
-    for stage in stages:
+    if ended:
+        tracker.flush(trainings())
+    for stage in stages if stored else ():
         stage.remember_runs(tracker.runs)
     found = verdict(replicates.ended(), replicates.arms, sweep) if replicates else None
-    rows = found.rows if found else []
-    history.remember(confirmed=rows)
-    if found and found.noise:
-        history.remember(noise={"seed": found.noise.seed, "paired": found.noise.paired})
-    answer = _answer(history, rungs, found, tracker.data["majority"], again)
-    history.remember(answer=[*answer.sentences, *answer.next_steps])
+    rows = found.rows if found and found.begun else []
+    best = best_table(history.ended(), sweep.objective.sign, confirmed=rows)
+    answer = _answer(history, rungs, found, tracker.data["majority"], again, best, ended)
+    facts: dict[str, Any] = {"confirmed": rows, "decided": found is None or found.contest.decided}
+    if stored:
+        noise = {"noise": asdict(found.noise)} if found and found.noise else {}
+        history.remember(**facts, **noise, answer=[*answer.sentences, *answer.next_steps])
+    facts |= {"science": sweep.science(), "updates_per_epoch": tracker.updates}
     try:
         path = place.results(sweep.name)
-        paths = _tables_and_code(path, history, trainings())
+        paths = _tables_and_code(path, history, trainings(), best, facts)
     except SpecError as error:
         raise StorageError(str(error)) from None
-    records, epochs = history.ended(), sweep.train.epochs
-    plans, T = {r.number: sweep.schedule(r.schedule) for r in records}, history.facts["updates_per_epoch"] * epochs
-    drawn = figures.sweep_figures(records, plans, T, epochs, rows, sweep.objective.sign)
-    paths |= {name: figures.save(figure, path / name) for name, figure in drawn.items()}
-    paths["report.md"] = path / "report.md"
+    drawn = _figures(path, history, facts, stop)
+    paths |= drawn | {"report.md": path / "report.md"}
     paths["report.md"].write_text(answer.page(list(drawn), str), encoding="utf-8")
-    ended = max((int(r.epochs[-1]["timestamp"]) for r in trainings() if r.epochs), default=0)
-    missed = tracker.finish(paths.values(), lambda at: answer.page(list(drawn), at), _summary(history, found), ended)
-    _print(answer, sweep, place, path, tracker, missed)
+    timestamp = max((int(r.epochs[-1]["timestamp"]) for r in trainings() if r.epochs), default=0)
+
+    def note(at: Callable[[str], str]) -> str:
+        return answer.page(list(drawn), at, NARROW)
+
+    if ended:
+        missed = tracker.finish(paths.values(), note, _summary(history, found), timestamp)
+        _print(answer, sweep, place, path, tracker, missed)
+    else:
+        tracker.report(paths.values(), note)
+        info(f"so far: {' '.join(answer.sentences[:2])}\nreport so far: {shown(paths['report.md'])}")
 
 
-def _answer(history: Study, rungs: Sequence[Study], found: Verdict | None, majority: float, again: str) -> Answer:
-    sweep, records, rows = history.sweep, history.ended(), found.rows if found else []
-    table, outcomes = best_table(records, sweep.objective.sign, 10, rows), _outcomes(records)
+def _answer(
+    history: Study,
+    rungs: Sequence[Study],
+    found: Verdict | None,
+    majority: float,
+    again: str,
+    best: pd.DataFrame,
+    ended: bool,
+) -> Answer:
+    sweep, records, outcomes = history.sweep, history.ended(), _outcomes(history.ended())
     first = rungs[0].ended() if rungs else None
-    steps = next_steps(records, rows, sweep, found.noise if found else None, majority, first)
+    decided = found if found and found.begun and found.contest.decided else None
+    rows, measured = (decided.rows, decided.noise) if decided else ([], None)
+    steps = never_ended(records if first is None else first, sweep)
+    if ended:
+        steps = next_steps(records, rows, sweep, measured, majority, first)
     counts = f"{plural(len(records), 'trial')}: "
     counts += ", ".join(f"{n} {outcome}" for outcome, n in outcomes.items() if n) + "."
-    if len(table) < outcomes["complete"]:
-        counts += f" The table has the first {len(table)}."
+    if (size := sweep.schedules.size) < sweep.search.trials:
+        counts += f" The space has no more than {plural(int(size), 'point')}."
+    if outcomes["complete"] > SHOWN_TRIALS:
+        counts += f" The table has the first {SHOWN_TRIALS}."
     if rungs:
         before = ", ".join(f"{plural(len(r.ended()), 'training')} of {plural(r.epochs, 'epoch')}" for r in rungs)
         counts += f" Before them, on rungs: {before} (trainings.csv)."
-    said = sentences(history, rungs, found, importance(history))
-    return Answer(sweep.question, said, steps, table, counts, again)
+    said = sentences(history, rungs, found, importance(history) if ended else {})
+    return Answer(sweep.question, said, steps, best[:SHOWN_TRIALS], counts, again)
+
+
+def _figures(folder: Path, study: Study, facts: Mapping[str, Any], stop: Stop) -> dict[str, Path]:
+    """Draw the figures into ``folder``; the paths by name. One that fails costs itself alone."""
+    sweep, records, before = study.sweep, study.ended(), stop.raised
+    plans, drawn = {r.number: sweep.schedule(r.schedule) for r in records}, dict[str, Path]()
+    try:
+        from . import figures  # with matplotlib, whose settings are the user's
+
+        epochs, objective = sweep.train.epochs, sweep.objective
+        T, about = facts["updates_per_epoch"] * epochs, (objective.sign, objective.metric, facts["decided"])
+        made = figures.makers(records, plans, T, epochs, facts["confirmed"], *about)
+    except Exception as error:
+        echo(f"warning: no figure was drawn: {type(error).__name__}: {first_line(error)}")
+        return {}
+    for name, make in made.items():
+        try:
+            drawn[name] = figures.save(make(), folder / name)
+        except Exception as error:
+            if stop.raised is not before:
+                raise
+            echo(f"warning: {name} was not drawn: {type(error).__name__}: {first_line(error)}")
+    return drawn
 
 
 def _print(answer: Answer, sweep: Sweep, place: Place, path: Path, tracker: Tracker, missed: str | None) -> None:
@@ -114,8 +177,7 @@ def _print(answer: Answer, sweep: Sweep, place: Place, path: Path, tracker: Trac
     echo("\n".join(f"- {sentence}" for sentence in answer.sentences), markdown=True)
     print_table(for_people(answer.best))
     echo("\n".join(f"- {step}" for step in [answer.counts, *answer.next_steps]), markdown=True)
-    here = Path.cwd()
-    echo(f"report, tables, figures and code: {path.relative_to(here) if path.is_relative_to(here) else path}/")
+    echo(f"report, tables, figures and code: {shown(path)}/")
     if len(answer.best):
         options = f"{sweep.allow_option}{place.option}"
         echo(f"the first one's code: python -m runner.export {sweep.name} --code 1{options}")
@@ -127,10 +189,17 @@ def _print(answer: Answer, sweep: Sweep, place: Place, path: Path, tracker: Trac
         echo(f"  {what}: {link}")
 
 
-def _tables_and_code(folder: Path, study: Study, trainings: Sequence[Record]) -> dict[str, Path]:
+def shown(path: Path) -> Path:
+    """A path as a person finds it from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _tables_and_code(
+    folder: Path, study: Study, trainings: Sequence[Record], best: pd.DataFrame, facts: Mapping[str, Any]
+) -> dict[str, Path]:
     """Write the tables, the first one's JSON and its code into ``folder``; the paths by name."""
-    facts, records, sign = study.facts, study.ended(), study.sweep.objective.sign
-    best = best_table(records, sign, confirmed=facts["confirmed"])
+    records, sign = study.ended(), study.sweep.objective.sign
     tables = {
         "best_schedules.csv": best,
         "best_schedules.parquet": best,

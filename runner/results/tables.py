@@ -161,15 +161,15 @@ def _cell(value: Any) -> Any:
     return spreadsheet_safe(value) if isinstance(value, str) else value
 
 
-def markdown(table: pd.DataFrame, text: Callable[[str], str] = str) -> str:
+def markdown(table: pd.DataFrame, text: Callable[[str], str] = str, without: Collection[str] = ()) -> str:
     """A table for people: four digits, and what a type alone has in one column; epochs as they are.
 
     What fresh seeds gave stands before what one seed did. ``text`` is put around every cell that is text, to escape
-    it for where it is shown.
+    it for where it is shown; columns ``without`` which there is more room are left out.
     """
     rows: list[Any] = for_people(table) if "schedule" in table.columns else table.to_dict(orient="records")
-    names = list(rows[0]) if rows else []
-    cells = [[text(_cell_text(value).replace("|", "/")) for value in row.values()] for row in rows]
+    names = [name for name in rows[0] if name not in without] if rows else []
+    cells = [[text(_cell_text(row[name]).replace("|", "/")) for name in names] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in [names, ["---"] * len(names), *cells])
 
 
@@ -231,7 +231,8 @@ def code_of(
     kind = OPTIMIZERS[train["optimizer"]]
     images = data["path"] or data["function"] or data["source"]
     found = f"found on {images} with {model['function'] or model['name']}, {train['optimizer']}, "
-    found += f"batches of {train['batch_size']}, {train['epochs']} epochs: {_sure(record, facts['confirmed'])}"
+    found += f"batches of {train['batch_size']}, {train['epochs']} epochs: "
+    found += _sure(record, facts["confirmed"], facts.get("decided", True))
     comment = f"# {printable(found)}; for another training try its init_lr again".replace("\n", " ")
     length = None if updates is None or epochs is None else updates * epochs
     try:
@@ -242,7 +243,7 @@ def code_of(
         raise SpecError(str(error)) from None
 
 
-def _sure(record: Record, confirmed: Rows) -> str:
+def _sure(record: Record, confirmed: Rows, decided: bool = True) -> str:
     """How sure it is that a trial's schedule is the best."""
     alike = sum(bool(row["in_set"]) for row in confirmed)
     row = next((row for row in confirmed if row["trial"] == record.number), None)
@@ -250,6 +251,8 @@ def _sure(record: Record, confirmed: Rows) -> str:
         return "with one seed, and not trained again with fresh ones"
     if row["mean"] is None:
         return "not every fresh seed of it came to its end, no answer to rely on"
+    if not decided:
+        return "the comparison with fresh seeds has not ended, and nothing is decided"
     if not row["in_set"]:
         behind = f"{row['behind']:.2g} behind the best with {row['behind_seeds']} fresh seeds"
         return f"{behind}, not among those that may be the best ({alike} of {len(confirmed)})"

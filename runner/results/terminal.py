@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -19,7 +21,7 @@ from ..files.document import printable
 from ..files.secrets import redacted
 from ..files.trial import Record
 
-BLOCKS = "▁▂▃▄▅▆▇█"
+BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
 def sparkline(values: Sequence[float], width: int = 16) -> str:
@@ -28,7 +30,17 @@ def sparkline(values: Sequence[float], width: int = 16) -> str:
         return ""
     top, n = max(values) or 1.0, min(width, len(values))
     at = [values[int((i + 0.5) * len(values) / n)] for i in range(n)]
-    return "".join(BLOCKS[min(int(v / top * len(BLOCKS)), len(BLOCKS) - 1)] for v in at)
+    blocks = BLOCKS if encodable(BLOCKS) else ASCII
+    return "".join(blocks[min(int(v / top * len(blocks)), len(blocks) - 1)] for v in at)
+
+
+def encodable(text: str) -> bool:
+    """Whether what is printed can have these characters."""
+    try:
+        text.encode(CONSOLE.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def duration(seconds: float) -> str:
@@ -41,7 +53,14 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-CONSOLE = Console()
+def _console() -> Console:
+    """A console that moves the cursor on a terminal alone, whatever FORCE_COLOR says, which asks for colours."""
+    coloured = os.environ.get("FORCE_COLOR") and not os.environ.get("NO_COLOR")
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    return Console(force_terminal=is_terminal, color_system="standard" if coloured and not is_terminal else "auto")
+
+
+CONSOLE = _console()
 """One, so that what is said while a display is live stands above it."""
 _quiet = False
 
@@ -73,7 +92,7 @@ DROPPED_FIRST = ("test", "with", "one seed", "seeds", "warmup", "trial")
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:
     """Print a table for a person: every number whole, however narrow the terminal is; in a file there is room."""
     names = list(rows[0]) if rows else []
-    console = CONSOLE if CONSOLE.is_terminal else Console(file=CONSOLE.file, width=10_000)
+    console = CONSOLE if CONSOLE.is_terminal else Console(file=CONSOLE.file, width=10_000, force_terminal=False)
     for least in DROPPED_FIRST:
         if sum(2 + max(len(name), *(len(row[name]) for row in rows)) for name in names) <= console.width:
             break
@@ -114,7 +133,7 @@ class Display:
         self._live = Live(self._view(), console=CONSOLE, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Display:
-        if CONSOLE.is_terminal and not _quiet:
+        if self._moves and not _quiet:
             self._live.start()
         return self
 
@@ -154,7 +173,7 @@ class Display:
         if _quiet:
             return
         result = f"{record.value:.4g}" if record.value is not None else record.outcome
-        lr, live, digits = f"{record.schedule['init_lr']:.3g}", CONSOLE.is_terminal, len(str(self.trials))
+        lr, live, digits = f"{record.schedule['init_lr']:.3g}", self._moves, len(str(self.trials))
         room = not live or CONSOLE.width >= 100
         if room:  # what was changed of a winner is told in more words
             self._width = max(self._width, len(record.title))
@@ -170,6 +189,11 @@ class Display:
                 line += f"  {self._left}"
         CONSOLE.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
         self._live.update(self._view())
+
+    @property
+    def _moves(self) -> bool:
+        """Whether lines can be written anew."""
+        return CONSOLE.is_terminal and not CONSOLE.is_dumb_terminal
 
     @property
     def _narrow(self) -> bool:

@@ -20,6 +20,8 @@ from ..files.sweep_file import FIRST_LOOK
 K = TypeVar("K", bound=Hashable)
 
 ALPHA = 0.05
+NODES, WEIGHTS = np.polynomial.legendre.leggauss(48)
+"""Gauss and Legendre's, for integrals from -1 to 1."""
 
 
 def looks(seeds: int) -> list[int]:
@@ -90,8 +92,11 @@ def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPH
         for arm, gap, wide in zip(alive, behind.tolist(), margin.tolist(), strict=True):
             differences[arm] = Difference(gap, gap - wide, gap + wide, n)
         alive = [alive[i] for i in np.argsort(behind, kind="stable") if behind[i] <= margin[i] + 1e-12]
-    full = all(len(scores[arm]) >= seeds for arm in alive)
-    return Contest(alive, differences, len(alive) < 2 or full)
+    decided = len(alive) < 2 or all(len(scores[arm]) >= seeds for arm in alive)
+    if not decided:
+        shared = min(len(scores[arm]) for arm in alive)
+        alive.sort(key=lambda arm: -math.fsum(scores[arm][:shared]))
+    return Contest(alive, differences, decided)
 
 
 def _others(arms: int) -> int:
@@ -138,25 +143,34 @@ def noise(scores: Sequence[Sequence[float]]) -> Noise | None:
     return Noise(math.sqrt(float(np.mean([v for _, v in calm]))), paired)
 
 
-def power(difference: float, deviation: float, seeds: int, arms: int = 2) -> float:
-    """How likely, at least, ``contest`` over ``arms`` tells two of them apart: by its last look, all others out.
+def power(difference: float, deviation: float, seeds: int, arms: int = 2, left: int = 2) -> float:
+    """How likely the last look of ``contest`` over ``arms`` tells two of them apart, by normal scores.
 
-    ``difference``: the true one of the two; ``deviation``: of theirs in the same seed; ``seeds``: of each.
+    The mean difference over ``seeds`` is measured against the larger of the pair's own variance and the pooled one,
+    of which the pair's is a part; so it is averaged over two independent chi-squared variables.
+
+    Args:
+        difference: the true one of the two.
+        deviation: of the difference of two arms in the same seed.
+        left: how many arms are in at the last look. Two is the fewest, and the least power.
     """
-    level = levels(seeds)[seeds] / _others(arms)
-    critical, shift = scipy.stats.t.isf(level, seeds - 1), difference * math.sqrt(seeds) / deviation
-    above, below = scipy.stats.nct.sf(critical, seeds - 1, shift), scipy.stats.nct.cdf(-critical, seeds - 1, shift)
-    return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))  # scipy's word for a far shift
+    freedom, at, weights = seeds - 1, (NODES + 1) / 2, WEIGHTS / 2
+    critical = scipy.stats.t.isf(levels(seeds)[seeds] / _others(arms), (left - 1) * freedom)
+    own = scipy.stats.chi2.ppf(at, freedom)[:, None]
+    rest = scipy.stats.chi2.ppf(at, (left - 2) * freedom) if left > 2 else np.zeros_like(at)
+    variance = np.maximum(own / freedom, (own + rest) / ((left - 1) * freedom))
+    above = scipy.stats.norm.sf(critical * np.sqrt(variance) - difference * math.sqrt(seeds) / deviation)
+    return float(weights @ above @ weights)
 
 
-def smallest_difference(deviation: float, seeds: int, arms: int = 2, wanted: float = 0.8) -> float:
+def smallest_difference(deviation: float, seeds: int, arms: int = 2, wanted: float = 0.8, left: int = 2) -> float:
     """The smallest true difference that ``seeds`` show with power ``wanted``, in the deviation's unit."""
-    return deviation * float(scipy.optimize.brentq(lambda d: power(d, 1.0, seeds, arms) - wanted, 1e-6, 1e3))
+    return deviation * float(scipy.optimize.brentq(lambda d: power(d, 1.0, seeds, arms, left) - wanted, 1e-6, 1e3))
 
 
-def seeds_needed(difference: float, deviation: float, arms: int = 2, wanted: float = 0.8) -> int:
+def seeds_needed(difference: float, deviation: float, arms: int = 2, wanted: float = 0.8, left: int = 2) -> int:
     """How many seeds per arm show a true ``difference`` with power ``wanted``."""
-    return 2 + bisect_left(range(2, 2**20), wanted, key=lambda n: power(difference, deviation, n, arms))
+    return 2 + bisect_left(range(2, 2**20), wanted, key=lambda n: power(difference, deviation, n, arms, left))
 
 
 def calibration(cheap: Sequence[float], full: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

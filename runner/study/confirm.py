@@ -173,6 +173,17 @@ class Verdict:
         """The set that holds the best arm."""
         return self.contest.alive
 
+    @property
+    def begun(self) -> bool:
+        """Whether every arm that is in has a seed, so that there is something to compare."""
+        return all(self.scores[number] for number in self.alive)
+
+    @property
+    def left(self) -> int:
+        """How many arms were in at the last look that was taken; two where there was none."""
+        at = [gap.seeds for gap in self.contest.differences.values()]
+        return max(2, at.count(max(at))) if at else 2
+
 
 def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> Verdict:
     """What the replicates say of the arms. Values are in the objective's own unit and direction."""

@@ -7,9 +7,10 @@ uninterrupted one would have (with one sampler seed for all, a restart repeated 
 from __future__ import annotations
 
 import copy
+import math
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -19,33 +20,37 @@ from ..files.space import Space
 from ..files.sweep_file import Sweep
 
 ATTEMPTS = 10
-"""How often a sampler is asked for something new: of a few choices all may have been tried."""
+"""How often a sampler is asked for something new; then it is the first point that is left."""
 
 
 def propose(
     number: int, history: Iterable[FrozenTrial], sweep: Sweep, enqueued: Mapping[str, Any] | None = None
-) -> tuple[FrozenTrial, str, dict[str, Any]]:
+) -> tuple[FrozenTrial, str, dict[str, Any]] | None:
     """Trial ``number``, given the trials before it: its parameters, the schedule's name, and its closed mapping.
 
-    What is ``enqueued`` is taken as it is, and the sampler chooses the rest. A sampler may come upon what has been
-    tried, and begins anew then: the same numbers again say nothing.
+    What is ``enqueued`` is taken as it is, and the sampler chooses the rest. The same numbers again say nothing: a
+    sampler that comes upon what has been tried begins anew, and a schedule of which every point was tried has no
+    turn. None where that is so of all schedules.
     """
     search, space, before = sweep.search, sweep.schedules, list(history)
     tried = {frozenset(trial.params.items()) for trial in before}
     counts = dict.fromkeys(space.schedules, 0) | Counter(trial.params["type"] for trial in before)
-    turn = min(counts, key=counts.__getitem__) if search.balance == "equal" else None
-    if enqueued is not None:
-        fixed = dict(enqueued)
-    elif search.sampler == "grid":  # what was enqueued may be points of it
-        fixed = next(point for point in space.grid_points() if frozenset(point.items()) not in tried)
-    elif search.sampler == "qmc":
-        point = number if turn is None else counts[turn]  # by turns, Sobol's would be half of each for one type
-        fixed = _quasirandom(space, search.seed, point, turn)
-    else:
-        fixed = {} if turn is None else {"type": turn}
-    once = enqueued is not None or search.sampler in ("grid", "qmc")
+    points = Counter(dict(point)["type"] for point in tried)
+    left = [name for name in space.schedules if space.count(name) > points[name]]
+    if enqueued is None and not left:
+        return None
+    turn = min(left, key=counts.__getitem__) if enqueued is None and search.balance == "equal" else None
     kind = optuna.samplers.TPESampler if search.sampler == "tpe" else optuna.samplers.RandomSampler
-    for attempt in range(1 if once else ATTEMPTS):
+    for attempt in range(ATTEMPTS + 1):
+        if enqueued is not None:
+            fixed = dict(enqueued)
+        elif search.sampler == "grid" or attempt == ATTEMPTS:
+            fixed = _untried(space, left[0] if search.sampler == "grid" else min(left, key=counts.__getitem__), tried)
+        elif search.sampler == "qmc":
+            point = number if turn is None else counts[turn]  # by turns, Sobol's would be half of each for one type
+            fixed = _quasirandom(space, search.seed, point + attempt, turn)
+        else:
+            fixed = {} if turn is None else {"type": turn}
         sampler = kind(seed=zlib.crc32(f"{search.seed}/{number}{f'/{attempt}' * (attempt > 0)}".encode()))
         scratch = optuna.create_study(direction=sweep.objective.direction, sampler=sampler)
         if search.sampler == "tpe":
@@ -54,9 +59,16 @@ def propose(
             scratch.enqueue_trial(fixed)
         name, mapping = space.sample(scratch.ask())
         trial = scratch.get_trials(deepcopy=False)[-1]
-        if frozenset(trial.params.items()) not in tried:
+        if enqueued is not None or frozenset(trial.params.items()) not in tried:
             break
     return trial, name, mapping
+
+
+def _untried(space: Space, name: str, tried: Collection[frozenset[tuple[str, Any]]]) -> dict[str, Any]:
+    """The first point of a schedule that was not tried; of one without an end of points, its name."""
+    if space.count(name) == math.inf:
+        return {"type": name}
+    return next(point for point in space.points(name) if frozenset(point.items()) not in tried)
 
 
 def _quasirandom(space: Space, seed: int, number: int, name: str | None) -> dict[str, Any]:

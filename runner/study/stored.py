@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..files.document import SpecError, first_line, printable
-from ..files.sweep_file import Data, Objective, Train
+from ..files.sweep_file import Data, Model, Objective, Train
 from ..files.trial import Engine, Record
 from ..schedules.schedule import load
 from ..schedules.zoo import ScheduleError
@@ -24,6 +24,7 @@ class _Science(BaseModel):
     """What a study was begun with, as far as it is read again."""
 
     data: Data
+    model: Model
     train: Train
     objective: Objective
     search: dict[str, Any]
@@ -60,6 +61,7 @@ class _Facts(BaseModel):
     engine: Engine | None = None
     updates_per_epoch: int = Field(1, ge=1)
     confirmed: list[_Row] = Field(default_factory=list)
+    decided: bool = True
     answer: list[str] = Field(default_factory=list)
     noise: dict[str, Number] = Field(default_factory=dict)
     queue: dict[str, dict[str, Any]] = Field(default_factory=dict)

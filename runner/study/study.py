@@ -80,8 +80,8 @@ class Study:
 
     @property
     def target(self) -> int:
-        """How many trials it has in the end, at most."""
-        return self._target
+        """How many trials it has in the end, at most: no point of the space is tried twice."""
+        return int(min(self._target, self.sweep.schedules.size))
 
     @property
     def epochs(self) -> int:
@@ -159,7 +159,7 @@ class Study:
     def _proposed(self) -> FrozenTrial | None:
         """The next trial; None where there is none, or none yet."""
         number = len(self._frozen)
-        if number >= self.target:
+        if number >= self._target:
             return None
         first = max(0, number + 1 - self.sweep.search.window)  # whose result it must not know, however few the lanes
         trials = list(self._frozen.values())
@@ -167,7 +167,10 @@ class Study:
         if any(not trial.state.is_finished() for trial in known):
             return None
         enqueued = self._queue.get(str(number))
-        proposed, name, mapping = propose(number, [*known, *map(as_running, unknown)], self.sweep, enqueued)
+        found = propose(number, [*known, *map(as_running, unknown)], self.sweep, enqueued)
+        if found is None:
+            return None
+        proposed, name, mapping = found
         schedule, train = self.sweep.schedule(mapping), {}
         if self.stage:  # a rung: the whole of the schedule in fewer epochs
             full, train = self.sweep.train.epochs, {"epochs": self.epochs}
@@ -197,7 +200,7 @@ class Study:
         """The parameters of the best share of a rung, best first, none of them twice."""
         done = best_first(self.records(), self.sweep.objective.sign)
         distinct = first_of_each(done, lambda r: frozenset(r.params.items()))
-        return [r.params for r in distinct[: self.sweep.search.kept(self.target)]]
+        return [r.params for r in distinct[: self.sweep.search.kept(self._target)]]
 
     def _begin(self, trial: FrozenTrial) -> Record:
         self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)

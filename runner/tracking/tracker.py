@@ -26,6 +26,7 @@ from ..files.place import Place, StorageError
 from ..files.secrets import redacted
 from ..files.sweep_file import Sweep
 from ..files.trial import Record
+from ..schedules.colours import colour
 from ..schedules.schedule import Schedule
 from .client import all_runs, in_bin, is_server_error, is_transient, make_client, make_database, said, unusable
 from .sender import PATIENCE, Sender
@@ -89,7 +90,7 @@ class Tracker:
         """What the parent run is left as where the sweep does not end."""
         self._local = sqlite.path_of(place.tracking_uri)
         self._database: sqlite.Unmoved | None = None
-        self._finished = False
+        self._finished = self._reported = False
         self._refusals = set[str]()
         self._sender = Sender(self._reach, self._say_whether_it_answers, self._say_what_is_refused)
 
@@ -157,10 +158,15 @@ class Tracker:
             wrong = f"MLflow's database {self._database.path} was {what} while the sweep ran"
             raise StorageError(f"{wrong}; the study has everything, and the same command brings it to MLflow again")
 
+    def report(self, files: Iterable[Path], note: Note) -> None:
+        """Put what is known so far onto the parent run, which goes on."""
+        self._reported = True
+        self._sender.submit("report", partial(self._report, list(files), note))
+
     def finish(self, files: Iterable[Path], note: Note, summary: Mapping[str, float], timestamp: int) -> str | None:
         """End the parent run with the sweep's results; why MLflow lacks something, or None. ``timestamp``, in ms, is
         the results' own: what is sent again leaves one point."""
-        self._finished = True
+        self._finished = self._reported = True
         self._sender.submit("report", partial(self._finish, list(files), note, summary, timestamp))
         return self.flush()
 
@@ -241,7 +247,7 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         self._params(run, flat({key: part for key, part in self.sweep.science().items() if key != "space"}))
-        if not self._finished:  # else its report is there, or comes
+        if not self._reported:  # else its report is there, or comes
             self.client.set_tag(run, NOTE, f"**{escape(self.sweep.question)}**\n\nThe sweep is running.")
         self._dataset(run)
         if self.place.file.ui.saved_view:
@@ -254,9 +260,12 @@ class Tracker:
         self.client.set_tag(run, "sweep.described", "yes")
 
     def _finish(self, files: Sequence[Path], note: Note, summary: Mapping[str, float], timestamp: int) -> None:
-        self.client.set_tag(self.parent, NOTE, _note(note(self.figure)))
         self._metrics(self.parent, [(summary, 0, timestamp)])
         self.client.set_terminated(self.parent, "FINISHED")
+        self._report(files, note)
+
+    def _report(self, files: Sequence[Path], note: Note) -> None:
+        self.client.set_tag(self.parent, NOTE, _note(note(self.figure)))
         folders = {path: "figures" if path.suffix == ".png" else "tables" for path in files}
         self._each([partial(self.client.log_artifact, self.parent, str(p), to) for p, to in folders.items()])
 
@@ -322,6 +331,7 @@ class Tracker:
                 **({"trial.of": record.arm} if record.arm else {}),
                 "schedule.type": schedule.type,
                 "schedule.name": record.name,
+                "mlflow.runColor": colour(schedule.type),
                 "schedule": json.dumps(record.schedule),
                 "outcome": "running",
             },

@@ -95,10 +95,10 @@ def saved_view(name: str, grouped: bool = False) -> str:
     x, y = {"key": "schedule.init_lr", "type": "PARAM"}, {"key": "objective", "type": "METRIC"}
     scatter = _chart("SCATTER", "answer", xaxis=x, yaxis=y, displayName="Accuracy against init_lr")
     bars = _chart("BAR", "answer", runsCountToCompare=20, metricKey="objective")
-    sections = {"curves": ("Curves", 3, lines)}
+    sections = {"curves": ("Curves", 1, lines)}  # beside the runs and the assistant there is room for one
     if not grouped:  # of groups MLflow draws none
         sections["axes"] = "What leads to which accuracy", 1, [parallel]  # as wide as it needs
-    sections["answer"] = "The search: one seed each", 2, [scatter, bars]
+    sections["answer"] = "The search: one seed each", 1, [scatter, bars]
     shown = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
     by_name = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "schedule.name"}]}
     objective, params = "metrics.`objective`", ["params.`schedule.init_lr`", "params.`schedule.warmup`"]

@@ -10,9 +10,10 @@ from runner import export, sweep
 from runner.files.metrics import METRICS, Metric
 from runner.files.sweep_file import Objective, load_sweep
 from runner.files.trial import Record
-from runner.results.answer import describe_calibration, describe_strip, edge, next_steps
+from runner.results.answer import describe, describe_calibration, describe_search, describe_strip, edge, next_steps
 from runner.schedules import load
-from runner.study.confidence import Noise, seeds_needed
+from runner.study.confidence import Contest, Noise, seeds_needed
+from runner.study.confirm import Verdict
 
 from ..conftest import HERE, TINY
 from ..study.helpers import row, searched, trial_of
@@ -164,3 +165,59 @@ def test_what_the_strip_says_follows_the_metric_and_its_direction(monkeypatch):
     assert "difference, less is better" in describe_strip("x", [row], Objective(metric="val/loss"))
     monkeypatch.setitem(METRICS, "loss", Metric(METRICS["loss"].total, "maximize", points=False))
     assert "difference, more is better" in describe_strip("x", [row], Objective(metric="val/loss"))
+
+
+def behind(name: str, trial: int, apart: float, low: float, high: float):
+    more = {"behind": apart, "behind_low": low, "behind_high": high}
+    return row(trial, 0.9 - apart, in_set=False, name=name) | more
+
+
+@pytest.mark.parametrize(
+    ("metric", "rows", "said"),
+    [
+        (
+            "val/accuracy",
+            [behind("constant", 1, 0.021, 0.012, 0.03), behind("step", 2, 0.009, 0.002, 0.016)],
+            ["Take cosine (93.1 %): the best of three with 95 % confidence.",
+             "step is 0.9 points behind (0.2 to 1.6), constant 2.1 (1.2 to 3.0)."],
+        ),
+        (
+            "val/loss",
+            [behind("constant", 1, 0.21, 0.12, 0.3)],
+            ["Take cosine (0.931): the best of two with 95 % confidence.", "constant is 0.21 behind (0.12 to 0.30)."],
+        ),
+        (
+            "val/accuracy",
+            [behind(f"s{n}", n, n / 100, n / 200, n / 50) for n in range(1, 10)],
+            ["Take cosine (93.1 %): the best of ten with 95 % confidence.",
+             "s1 is 1.0 points behind (0.5 to 2.0), s2 2.0 (1.0 to 4.0), s3 3.0 (1.5 to 6.0), s4 4.0 (2.0 to 8.0), "
+             "s5 5.0 (2.5 to 10.0), s6 6.0 (3.0 to 12.0), and three more by 7.0 points or more."],
+        ),
+    ],
+)  # fmt: skip
+def test_the_headline_recommends_and_says_who_is_behind_by_how_much(metric, rows, said):
+    objective = Objective(metric=metric)
+    alone = Contest([0], {}, True)
+    scores = {0: [objective.sign * 0.931]} | {r["trial"]: [0.0] for r in rows}
+    assert describe(Verdict([row(0, 0.931), *rows], alone, scores, None, []), objective) == said
+
+
+def test_a_search_alone_says_what_to_take_now_and_why_that_is_not_sure(tiny):
+    (said,) = describe_search([trial_of("cosine", 3, 0.975), trial_of("step", 1, 0.9)], tiny(), goes_on=True)
+    assert said.startswith("The search alone, one seed each: the comparison with fresh seeds has not ended. ")
+    assert "If you must choose now, take cosine (trial 3, 97.5 %): the best of 2 trials with one seed each." in said
+    (said,) = describe_search([trial_of("cosine", 3, 0.975)], tiny(objective="{metric: val/loss}"), goes_on=False)
+    assert said.startswith("If you must choose now, take cosine (trial 3, 0.975): the only trial, with one seed. ")
+    assert "With confirm: {top: 3} in the sweep file, the same command trains the best again" in said
+
+
+def test_the_report_asks_for_no_more_trials_of_a_schedule_that_has_none(sweep_file):
+    lines = [line for line in TINY.splitlines() if not line.startswith((" ", "space", "search"))]
+    space = "space: {init_lr: {log_uniform: [0.01, 1.0]}, schedules: {cosine: {}, step: {init_lr: 0.1}}}"
+    search = "search: {trials: 6, balance: equal}"
+    plan, _ = load_sweep(sweep_file("\n".join([*lines, space, search]) + "\n"))
+    done = [trial_of("cosine", n, 0.9) for n in range(4)]
+    (few,) = next_steps([*done, trial_of("step", 4, 0.9)], [], plan, None)
+    assert few.startswith("Few trials: cosine 4. ")
+    assert "search.trials: 6 gives 5 of each, or all there are" in few
+    assert next_steps([*done, trial_of("cosine", 5, 0.9), trial_of("step", 4, 0.9)], [], plan, None) == []

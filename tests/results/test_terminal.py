@@ -1,5 +1,10 @@
 """The terminal: what a person sees while a sweep runs."""
 
+import os
+import pty
+import re
+import subprocess
+import sys
 from dataclasses import replace
 from io import StringIO
 from itertools import product
@@ -108,3 +113,84 @@ def test_a_quiet_sweep_prints_warnings_and_the_result_alone(swept, capsys):
     assert "rank" in result
     assert "results/other/" in result
     assert not err
+
+
+LINES = r"""
+from runner.files.trial import Record
+from runner.lanes.stop import exit_with
+from runner.results.terminal import Display, echo, print_table
+
+def main():
+    epochs = ({"epoch": 0, "lr": 0.1, "val/accuracy": 0.5, "seconds": 1.0, "timestamp": 1},)
+    one = Record(0, "cosine", {"init_lr": 0.1}, {}, "complete", 0.5, epochs)
+    with Display(2, 1) as display:
+        display.epoch(one)
+        display.ended(one, better=True)
+    echo("- 0.1 \u00b1 0.2 \u2014 \u2581 \ud800", markdown=True)
+    print_table([{"mean \u00b1 95 %": "\u2581"}])
+    return 0
+
+exit_with(main)
+"""
+
+
+def said(environment: dict[str, str], stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess:
+    """A display, a sentence and a table, in a process of its own."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM", "PYTHONIOENCODING")}
+    return subprocess.run(
+        [sys.executable, "-c", LINES],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env=clean | {"TERM": "xterm", "PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        timeout=60,
+    )
+
+
+MOVES = rb"\x1b\[[0-9;?]*[A-HJKhl]"
+
+
+@pytest.mark.parametrize("more", [{"FORCE_COLOR": "1", "TTY_INTERACTIVE": "1"}, {"TTY_COMPATIBLE": "1"}], ids=str)
+def test_what_is_no_terminal_gets_no_cursor_movements_whatever_is_forced(more):
+    run = said(more)
+    assert run.returncode == 0, run.stderr
+    assert b"[1/2] trial 0" in run.stdout
+    assert re.findall(MOVES, run.stdout) == []
+    assert (b"\x1b[" in run.stdout) == ("FORCE_COLOR" in more)  # which asks for colours
+
+
+def test_a_terminal_gets_movements_and_a_dumb_one_none():
+    for term, moves in (("xterm", True), ("dumb", False)):
+        master, slave = pty.openpty()
+        run = said({"TERM": term}, stdout=slave)
+        os.close(slave)
+        seen = os.read(master, 100_000)
+        os.close(master)
+        assert run.returncode == 0, run.stderr
+        assert (b"[1/2] trial 0" in seen, bool(re.findall(MOVES, seen))) == (True, moves), term
+
+
+@pytest.mark.parametrize(
+    ("environment", "encoding"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, "ascii"),
+        ({"PYTHONIOENCODING": "cp1252:strict"}, "cp1252"),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "ascii"),
+    ],
+    ids=str,
+)
+def test_what_an_encoding_does_not_have_is_replaced(environment, encoding):
+    run = said(environment)
+    assert (run.returncode, run.stderr) == (0, b"")
+    text = run.stdout.decode(encoding)
+    assert ("±" in text) == (encoding != "ascii")
+    assert "init_lr 0.1      # 0.5" in text  # the curve, in characters that there are
+
+
+@pytest.mark.parametrize("command", [["runner"], ["runner.preview", "▁"]])
+def test_every_command_ends_as_it_should_where_the_encoding_lacks_characters(command, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii:strict", "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-m", *command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == (0 if command == ["runner"] else 2), run.stderr
+    assert "Traceback" not in run.stderr

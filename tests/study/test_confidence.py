@@ -115,14 +115,32 @@ def test_power_is_that_of_contests_between_two(seeds):
     assert told == pytest.approx(0.8, abs=0.05)
 
 
+@pytest.mark.parametrize("arms", [3, 6])
+@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+def test_power_is_that_of_contests_of_several_in_which_all_are_in_at_the_last_look(seeds, arms):
+    own = math.sqrt(1 - 0.7**2) * math.sqrt(2)
+    apart = smallest_difference(own, seeds, arms, left=arms)
+    assert apart < smallest_difference(own, seeds, arms)  # the pooled variance has more degrees of freedom
+    told = np.mean([1 not in r.alive for r in replay([0.0, *[-apart] * (arms - 1)], [1.0] * arms, seeds, 600)])
+    assert told == pytest.approx(0.8, abs=0.05)
+
+
 @pytest.mark.parametrize("far", [1, 3], ids=["all others like the second", "all others far behind"])
 @pytest.mark.parametrize("seeds", [3, 5, 8])
-def test_power_is_promised_and_kept_however_many_there_are(seeds, far):
+def test_power_is_promised_and_kept_however_many_are_in_at_the_last_look(seeds, far):
     own = math.sqrt(1 - 0.7**2) * math.sqrt(2)
     apart = smallest_difference(own, seeds, arms=6)
     means = [0.0, -apart, *[-far * apart] * 4]
     told = np.mean([1 not in result.alive for result in replay(means, [1.0] * 6, seeds, 400)])
     assert told >= 0.8 - 0.04
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_power_between_two_is_that_of_the_t_test(seeds):
+    critical = stats.t.isf(levels(seeds)[seeds] / 2, seeds - 1)
+    for apart in (0.5, 1.5, 4.0):
+        exact = stats.nct.sf(critical, seeds - 1, apart * math.sqrt(seeds))
+        assert power(apart, 1.0, seeds) == pytest.approx(exact, abs=1e-4)
 
 
 def test_the_ledger_asks_for_few_seeds_more_than_a_single_test_would():
