@@ -125,6 +125,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_openmp_that_binds_threads_leaves_every_lane_all_cores(tmp_path):
     """torch's OpenMP would give the first thread of every process the first core."""
     (tmp_path / "where.py").write_text(WHERE)

@@ -23,6 +23,7 @@ def report() -> str:
     return Path("results/tiny/report.md").read_text().replace("\\", "")
 
 
+@pytest.mark.slow
 def test_ctrl_c_among_the_fresh_seeds_leaves_the_report_of_what_is_known(project, capsys):
     process = started(text=CONFIRMED, epochs=3 * 2 + 2 * 2)
     process.send_signal(signal.SIGINT)
@@ -38,7 +39,7 @@ def test_ctrl_c_among_the_fresh_seeds_leaves_the_report_of_what_is_known(project
     assert export.main(["tiny"]) == 0
     assert GOES_ON in capsys.readouterr().out
     assert export.main(["tiny", "--code", "1"]) == 0
-    assert "# the comparison with fresh seeds has not ended, and nothing is decided" in capsys.readouterr().out
+    assert "epochs: the comparison with fresh seeds has not ended, and nothing is decided" in capsys.readouterr().out
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     assert "has not ended" not in report()
     assert runs("tags.`sweep.role` = 'study'")[0].info.status == "FINISHED"

@@ -414,7 +414,7 @@ def test_bad_times_are_refused():
         ),
         ({"type": "constant", "warmup": {"updates": 0.4}}, 100, "never warms up"),
         ({"type": "plateau", "warmup": 0.004}, 100, "never warms up: its warmup is 0.4 of one update"),
-        ({"type": "step", "step_size": 0}, 100, "next to no step_size"),
+        ({"type": "step", "step_size": 0.001}, 100, "next to no step_size: it is 0.1 of one update"),
         ({"type": "wsd", "cooldown": 0.005}, 100, "next to no cooldown: it is 0.5 of one update"),
         ({"type": "knee", "explore": {"updates": 0.1}}, 100, "next to no explore"),
         ({"type": "multistep", "milestones": [0.001, 0.5]}, 100, "next to no milestones"),

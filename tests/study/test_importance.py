@@ -33,6 +33,7 @@ def test_importance_names_what_mattered_and_nothing_that_chance_explains(sweep_f
     assert any(others in sentence for sentence in said) == matters
 
 
+@pytest.mark.slow
 def test_what_a_type_does_is_not_said_of_the_parameters_that_it_alone_has(sweep_file, tmp_path):
     named = Counter[str]()
     for seed in range(8):

@@ -134,6 +134,7 @@ def test_a_tag_that_mlflow_or_the_sweep_writes_is_nobody_elses(project, capsys, 
         assert f"{key} is a tag that MLflow or the sweep writes itself" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_token_in_the_address_of_a_checkout_is_on_no_run(project):
     """MLflow's own tag has that address, as git has it."""
     for command in (["init", "-q"], ["remote", "add", "origin", f"https://host/x.git?access_token={SECRET}"]):

@@ -55,6 +55,7 @@ def refusal(status: int, message: str = "no", code: str | None = None):
     return status, json.dumps({"error_code": code, "message": message}), "application/json"
 
 
+@pytest.mark.slow
 def test_a_refusal_that_comes_late_is_heard_when_it_comes(project, capsys, monkeypatch):
     def late(request, body):
         time.sleep(1.0)
