@@ -19,12 +19,19 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import failpoints
+import files
 import kills
 import outages
 import storage
 from machine import RESULTS, save
 
-PARTS = {"kills": kills.run, "failpoints": failpoints.run, "outages": outages.run, "storage": storage.run}
+PARTS = {
+    "kills": kills.run,
+    "failpoints": failpoints.run,
+    "outages": outages.run,
+    "storage": storage.run,
+    "files": files.run,
+}
 
 
 def main() -> int:

@@ -38,6 +38,8 @@ KINDS = {
     "hangs": "takes the request and never answers, for some seconds",
     "500": "an internal error to some calls, for some seconds",
     "nonsense": "200 and no JSON, for some seconds",
+    "refuses late": "401 after 3 s, for some seconds",
+    "404 of a proxy": "a page that is not MLflow's, for some seconds",
     "slow": "0.3 s for each call",
     "dies before": "now and then the connection breaks before the call is done",
     "dies after": "now and then the connection breaks after the call is done: its answer is lost",
@@ -72,6 +74,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.gone()
         if mode == "500" and self.server.random.random() < 0.7:
             return self.answer(500, b'{"error_code": "INTERNAL_ERROR", "message": "out of order"}')
+        if mode == "refuses late":
+            time.sleep(3.0)
+            return self.answer(401, b"You are not authenticated", "text/plain")
+        if mode == "404 of a proxy":
+            return self.answer(404, b"<html>no such page</html>", "text/html")
         if mode == "nonsense":
             return self.answer(200, b"<html>please log in</html>")
         if mode == "slow":
@@ -163,10 +170,10 @@ def suffer(
     }
     argv = (*victims.COMMAND, *victims.IN_PROCESS)
     proxy.mode = "refused" if kind == "refused all along" else "" if "comes back" in kind else kind
-    if kind in ("hangs", "500", "nonsense"):
+    if kind in ("hangs", "500", "nonsense", "refuses late", "404 of a proxy"):
         proxy.mode = chance.choice(["", kind])  # from the beginning, or from somewhere in the middle
     pid = victims.begin(folder, argv, lambda: os.environ.update(environment))
-    if kind in ("refused, comes back", "hangs", "500", "nonsense"):
+    if kind in ("refused, comes back", "hangs", "500", "nonsense", "refuses late", "404 of a proxy"):
         time.sleep(chance.uniform(0.3, 2.5))
         proxy.mode = kind.partition(",")[0]
         time.sleep(chance.uniform(0.5, 3.0))
