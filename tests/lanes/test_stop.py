@@ -84,6 +84,7 @@ def test_a_signal_ends_the_epoch_says_how_to_continue_and_nothing_is_lost(projec
     assert best_schedules("tiny").drop(columns=["seconds", "run_id"]).equals(stopped)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_started_with_ctrl_c_ignored_goes_on_after_it_and_heeds_sigterm(project):
     """``python -m runner.sweep &`` in a script: Ctrl-C is for what is in the foreground."""
     process = started(text=LONG.replace(f"epochs: {EPOCHS}", "epochs: 3000"), first=ignoring_ctrl_c)
@@ -129,6 +130,7 @@ def slow(grace: float, code: str = "") -> subprocess.Popen:
     return process
 
 
+@pytest.mark.slow
 def test_the_second_signal_ends_it_at_once(project):
     process = slow(grace=30.0)
     process.send_signal(signal.SIGINT)

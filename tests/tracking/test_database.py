@@ -69,6 +69,7 @@ def test_another_programs_database_is_not_mlflows(project, capsys):
     with closing(sqlite3.connect("theirs.db")) as database:
         database.execute("CREATE TABLE customers (name)")
         database.commit()
+    os.utime("theirs.db", (1, 1))  # nobody is making it at the moment
     Path("mlflow.yaml").write_text("server:\n  mlflow_tracking_uri: sqlite:///theirs.db\n")
     refused_by_all(project, capsys, "mlflow.yaml, line 2: server.mlflow_tracking_uri: ")
 
