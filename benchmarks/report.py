@@ -216,7 +216,8 @@ def overhead(path: Path) -> str:
 def faults(path: Path) -> str:
     """How many of each fault there were, and how many did harm."""
     found = json.loads(path.read_text())
-    kills, points, outages, storage = (found[part] for part in ("kills", "failpoints", "outages", "storage"))
+    parts = ("kills", "failpoints", "outages", "storage", "files")
+    kills, points, outages, storage, files = (found[part] for part in parts)
     said = ", ".join(f"{n} of a {who}" for who, n in kills["kills"].items())
     slept = f"training never waited longer than {outages['longest_wait_of_training_seconds']:.2f} s"
     rows = [
@@ -224,6 +225,7 @@ def faults(path: Path) -> str:
         (f"`kill -9` before and after every step: {points['failpoints']} failpoints", points["kills"], points),
         (f"outages of {len(outages['kinds'])} kinds; {slept}", outages["cases"], outages),
         (", ".join(_families(storage["cases"])), len(storage["cases"]), storage),
+        ("; ".join(files["kinds"].values()), files["cases"], files),
     ]
     counted = [(fault, str(cases), str(len(part["wrong"]))) for fault, cases, part in rows]
     return grid(("fault", "cases", "lost, doubled, or another result"), counted) + "\n"

@@ -159,11 +159,11 @@ def test_what_is_sent_again_and_again_leaves_one_point_of_each_metric(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_first_run_that_is_interrupted_while_the_database_is_made_goes_on_by_the_same_command(project, number):
     Path("mlflow.db").unlink()
     command = [sys.executable, "-m", "runner.sweep", "sweeps/tiny.yaml", "--device", "cpu", "--lanes", "1"]
-    for wait in (0.0, 0.5, 1.5):
+    for wait in (0.0, 1.0):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
             until = time.monotonic() + 120
             while not list(project.glob(".mlflow.db.*.new")):
