@@ -157,7 +157,11 @@ def look(path: Path) -> Content:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=20)) as connection:
+    """A connection that only reads. What a process that was killed has not finished, SQLite takes back first, as at any
+    reading: for that it has to write."""
+    mode = "rw" if Path(f"{path}-journal").exists() else "ro"
+    address = f"file:{quote(str(path))}?mode={mode}"
+    with contextlib.closing(sqlite3.connect(address, uri=True, timeout=20)) as connection:
         yield connection
 
 

@@ -47,9 +47,8 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
     """
     path = sqlite.path_of(storage)
     # seconds that one attempt waits for a lock; Optuna makes five to create a trial, and ``persist`` has patience
-    options: dict[str, Any] = {"connect_args": {"timeout": 5}} if path else {"pool_pre_ping": True}
-    if "+psycopg" in storage:  # which would prepare statements, and a pooler may give the next one another session
-        options["connect_args"] = {"prepare_threshold": None}
+    options: dict[str, Any] = {"connect_args": {"timeout": 5} if path else _arguments(storage)}
+    options |= {} if path else {"pool_pre_ping": True}
     try:
         there = _has_studies(storage)
         if not (there or create):
@@ -63,6 +62,16 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(storage, options, skip_table_creation=there or path is not None)
     except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError, StorageInternalError) as error:
         raise unusable(storage, error) from None
+
+
+def _arguments(storage: str) -> dict[str, Any]:
+    """What PostgreSQL's drivers are told: not to wait for a network that is gone, and to prepare no statements, which
+    a pooler may send to another session."""
+    driver = sqlalchemy.make_url(storage).get_dialect().driver
+    if driver not in ("psycopg", "psycopg2"):
+        return {}
+    alive = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+    return {"connect_timeout": 10, **alive} | ({"prepare_threshold": None} if driver == "psycopg" else {})
 
 
 def _make(path: Path) -> None:
@@ -92,7 +101,9 @@ def _has_studies(storage: str) -> bool:
             others = ", ".join(sorted(tables)[:3])
             raise SpecError(f"{path} is another program's database (it has {others}); give the study its own")
         return bool(tables)
-    with sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool).connect() as connection:
+    arguments = _arguments(storage)
+    engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool, connect_args=arguments)
+    with engine.connect() as connection:
         return sqlalchemy.inspect(connection).has_table("studies")
 
 
@@ -261,10 +272,11 @@ def _hold_on_server(name: str, storage: str, me: str) -> Hold:
     transaction. It has read nothing that keeps old rows alive."""
     key, stack = zlib.crc32(f"runner/{name}".encode()), contextlib.ExitStack()
     query = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
-    options = {"connect_args": {"prepare_threshold": None}} if "+psycopg" in storage else {}
 
     def take() -> sqlalchemy.Connection:
-        engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool, **options)
+        engine = sqlalchemy.create_engine(
+            storage, poolclass=sqlalchemy.pool.NullPool, connect_args=_arguments(storage)
+        )
         connection = stack.enter_context(engine.connect())
         connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, true)"), {"me": me[:63]})
         if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": key}).scalar():

@@ -160,7 +160,10 @@ def _make(path: Path) -> None:
     """By a process of its own: migrations keep a core busy for seconds, and the client keeps what it has opened."""
     command = [sys.executable, "-m", "mlflow", "db", "upgrade", sqlite.address(path)]
     quiet = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600, env=quiet)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600, env=quiet)
+    except subprocess.TimeoutExpired:
+        raise SpecError(f"MLflow's database {path} is not made after ten minutes: is its disk so slow?") from None
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["without a word"])[-1]
         raise SpecError(f"MLflow's database {path} cannot be made: {redacted(said)}")

@@ -108,6 +108,25 @@ def test_looking_into_a_database_changes_no_byte_of_it(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["theirs.db"]
 
 
+def test_what_a_process_that_was_killed_had_not_finished_is_taken_back(tmp_path):
+    """A journal is left, from which SQLite restores what was there before."""
+    path = tmp_path / "runs.db"
+    make(path)
+    code = f"""
+import os, sqlite3
+database = sqlite3.connect({str(path)!r}, isolation_level=None)
+database.execute("PRAGMA cache_size = 5")
+database.execute("BEGIN")
+database.execute("CREATE TABLE third (x)")
+database.executemany("INSERT INTO third VALUES (?)", [("x" * 1000,) for _ in range(500)])  # more than it keeps
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert Path(f"{path}-journal").exists()
+    assert sqlite.look(path).tables == {"first", "second"}
+    assert not Path(f"{path}-journal").exists()
+
+
 def test_what_is_no_database_is_named_with_what_to_do(tmp_path):
     (tmp_path / "text.db").write_text("no database, though its name ends so" * 40)
     with pytest.raises(SpecError, match=r"text\.db is no SQLite database .*; give another path"):
