@@ -13,8 +13,9 @@ import torch
 
 from .cli import Options
 from .files.document import Document, SpecError
-from .files.place import Place
+from .files.place import Place, StorageError
 from .files.space import problems
+from .files.sqlite import Unmoved
 from .files.sweep_file import Sweep
 from .files.trial import Engine, Record, TrialConfig
 from .lanes.lane import Lanes
@@ -26,7 +27,7 @@ from .results.terminal import echo, info
 from .schedules.schedule import load
 from .study import storage
 from .study.confirm import Confirmation
-from .study.study import Study, stored_engine
+from .study.study import Study, check_stages, stored_engine
 from .tracking import client
 from .tracking.tracker import Tracker
 from .training import data, model
@@ -51,6 +52,7 @@ class Setup:
     lanes: Lanes
     tracker: Tracker
     hold: storage.Hold
+    results: Unmoved
     rungs: list[Study]
     """Shorter trainings that come first; often none."""
     search: Study
@@ -65,10 +67,16 @@ class Setup:
 
     def check_files(self) -> None:
         """Raise StorageError where something that the sweep stands on is no longer what it opened."""
-        for stage in filter(None, [self.search, *self.rungs, self.replicates]):
+        stages = list(filter(None, [self.search, *self.rungs, self.replicates]))
+        for stage in stages:
             stage.check_file()
-        self.hold.check()
+        if self.hold.check():
+            for stage in stages:
+                stage.check_trials()
         self.tracker.check_file()
+        if not self.results:
+            wrong = f"the results {self.results.path} were removed or replaced while the sweep ran"
+            raise StorageError(f"{wrong}; the same command goes on, from what is on record")
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def check(sweep: Sweep, place: Place, options: Options) -> Checked:
     """
     with place.locating("study.storage"):
         storage.check(place.storage)
-    storage.hold(sweep.name, place.storage, make=False).close()
+    storage.check_lock(sweep.name, place.storage)
     client.check(place)
     place.check_results(sweep.name)
     if options.ray is not None and importlib.util.find_spec("ray") is None:
@@ -107,6 +115,7 @@ def check(sweep: Sweep, place: Place, options: Options) -> Checked:
     dataset = data.load(sweep.data, options.data_dir)
     fingerprints = take_fingerprints(sweep, dataset)
     engine = stored_engine(sweep, place.storage, options.engine, fingerprints, must=options.sync)
+    check_stages(sweep, place.storage)
     constant = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, constant, options.data_dir, images=dataset.digest)
     if engine is not None:
@@ -148,7 +157,7 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
         storage.hold(sweep.name, place.storage) as hold,  # one coordinator at a time
         ExitStack() as stack,
     ):
-        place.results(sweep.name)
+        results = Unmoved(place.results(sweep.name))
         search = stack.enter_context(closing(Study(sweep, place.storage)))
         if "engine" in search.facts and Engine(**search.facts["engine"]) != example.engine:  # begun in the meantime
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
@@ -164,7 +173,9 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
             info(f"warning: {len(search.others)} trials of this study are another program's, and are left out")
         rungs = [stack.enter_context(closing(Study(sweep, place.storage, f"rung-{n}"))) for n in sweep.rungs[:-1]]
         updates = sweep.train.updates(len(dataset.train))
-        yield Setup(sweep, place, options, stop, example, updates, opened, tracker, hold, rungs, search, stack)
+        yield Setup(
+            sweep, place, options, stop, example, updates, opened, tracker, hold, results, rungs, search, stack
+        )
 
 
 def dry_run(sweep: Sweep, place: Place, options: Options) -> list[str]:

@@ -59,6 +59,9 @@ def server(place: Place, expose: str | None = None, port: int | None = None) -> 
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(origins),
         "MLFLOW_SERVER_DISABLE_SECURITY_MIDDLEWARE": "false",
         "MLFLOW_SERVER_X_FRAME_OPTIONS": "SAMEORIGIN",
+        # options of the server behind it, such as another address to listen at; and a prefix, which no link has
+        **dict.fromkeys(["MLFLOW_GUNICORN_OPTS", "MLFLOW_UVICORN_OPTS", "GUNICORN_CMD_ARGS"], ""),
+        "MLFLOW_STATIC_PREFIX": "",
         "MLFLOW_DISABLE_TELEMETRY": "false" if place.file.telemetry else "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
@@ -239,6 +239,20 @@ def _uri(key: str, file: File, folder: Path, document: Document | None) -> str:
         wrong = f"is no address ({type(error).__name__}): check its host, its port and its driver"
         raise _error(document, key, wrong) from None
     return uri
+
+
+def server_arguments(uri: str) -> dict[str, Any]:
+    """What PostgreSQL's drivers are told besides: not to wait for a network that is gone, and to prepare no
+    statements, which a pooler may send to another session. What the address says itself comes first."""
+    from sqlalchemy import make_url
+
+    url = make_url(uri)
+    driver = url.get_dialect().driver
+    if driver not in ("psycopg", "psycopg2"):
+        return {}
+    alive = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+    told = {"connect_timeout": 10, **alive} | ({"prepare_threshold": None} if driver == "psycopg" else {})
+    return {key: value for key, value in told.items() if key not in url.query}
 
 
 def _same_database(one: str, other: str) -> bool:

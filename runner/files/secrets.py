@@ -12,9 +12,15 @@ from .document import Document, SpecError
 
 SECRETS = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "PGPASSWORD")
 """Environment variables that are secrets; the passwords in these are secrets too:"""
-NAMES = r"pass|password|passwd|pwd|token|secret|(?:api|access)[_-]?key|signature|sig|auth|credentials?"
+WORDS = r"password|passwd|passphrase|pwd|token|secret|(?:api|access|secret|private)[_-]?key|credentials?"
+NAMES = rf"pass|{WORDS}|signature|sig|auth|authorization|bearer|cookie"
 NAMED = re.compile(rf"({NAMES})=('[^']*'|\"[^\"]*\"|[^&\s'\"]+)", re.IGNORECASE)
 """A secret by its name, as in a query or in PostgreSQL's key=value."""
+SAID = re.compile(rf"({WORDS})([\"']?\s*:\s*[\"']?)([^\s\"',}}]{{0,100}}?\d[^\s\"',}}]{{0,200}})", re.IGNORECASE)
+"""The same in the form of YAML, JSON or a header. A word without a digit may be prose."""
+KNOWN = re.compile(r"\b(gh[opsu]_|github_pat_|glpat-|hf_|sk-|xox[abp]-|AKIA|dapi)[A-Za-z0-9_-]{12,200}")
+"""How tokens of well-known services begin."""
+COOKIE = re.compile(r"\b((?:set-)?cookie)\s*:[^\n]*", re.IGNORECASE)
 KEY = re.compile(rf"(.*[_.-])?({NAMES})", re.IGNORECASE)
 """What a key is called whose value is a secret."""
 HEADER = re.compile(r"\b(Basic|Bearer)(\s+|%20)([\w+/=.~-]{8,})", re.IGNORECASE)
@@ -44,7 +50,13 @@ def _masked(text: str) -> str:
     """``text`` without what has the form of a password."""
     text = re.sub(r"(?<!\S)\S*://\S*", _address, text)
     text = re.sub(r"(https?://)[^\s:/@]{1,256}@", r"\1***@", text)
-    return HEADER.sub(_header, NAMED.sub(r"\1=***", text))
+    text = COOKIE.sub(r"\1: ***", HEADER.sub(_header, NAMED.sub(r"\1=***", text)))
+    return KNOWN.sub(r"\1***", SAID.sub(r"\1\2***", text))
+
+
+def _names_a_secret(key: object) -> bool:
+    """Whether what a key is called says that its value is one: ``db_password``, ``dbPassword``, ``secret_key``."""
+    return KEY.fullmatch(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(key))) is not None
 
 
 def _address(found: re.Match[str]) -> str:
@@ -77,7 +89,7 @@ def refuse_secrets(document: Document, advice: str) -> None:
             for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
                 walk(name, key)
                 walk(inner, (*key, name))
-        elif isinstance(value, str) and (_masked(value) != value or (value and key and KEY.fullmatch(str(key[-1])))):
+        elif isinstance(value, str) and (_masked(value) != value or (value and key and _names_a_secret(key[-1]))):
             raise document.error(key, f"holds a password or a token; {advice}")
 
     walk(document.data, ())

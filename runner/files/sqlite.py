@@ -16,7 +16,7 @@ from urllib.parse import quote
 from .document import SpecError
 
 PREFIX = "sqlite:///"
-PATIENCE = 60.0
+PATIENCE = 300.0
 """Seconds for which another process may be making a database."""
 BESIDE = ("", "-wal", "-shm", "-journal")
 """What SQLite calls the files of one database, after its name."""
@@ -151,14 +151,16 @@ def look(path: Path) -> Content:
     except sqlite3.DatabaseError as error:
         if "not a database" in str(error) or "malformed" in str(error):
             raise SpecError(f"{path} is no SQLite database ({error}); give another path, or move it away") from None
+        if "locked" in str(error) or "busy" in str(error):
+            raise SpecError(f"{path} is locked by another process; wait for it, or end it") from None
         raise SpecError(f"{path} cannot be read ({error}); is it readable, and its folder writable?") from None
     return Content(frozenset(tables), row and str(row[0]))
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """A connection that only reads. What a process that was killed has not finished, SQLite takes back first, as at any
-    reading: for that it has to write."""
+    """A connection that only reads. What a process that was killed has not finished, SQLite takes back first, as at
+    any reading: for that it has to write."""
     mode = "rw" if Path(f"{path}-journal").exists() else "ro"
     address = f"file:{quote(str(path))}?mode={mode}"
     with contextlib.closing(sqlite3.connect(address, uri=True, timeout=20)) as connection:

@@ -7,14 +7,16 @@ through open in the coordinator, which then waits for ever for the rest of a res
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
+import socket
 import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, Future, InvalidStateError
 from multiprocessing import util
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -57,7 +59,7 @@ class ProcessExecutor(Executor):
         process.start()
         theirs.close()  # so that what the worker leaves unsaid ends with it
         util.Finalize(self, process.kill, exitpriority=0)  # else Python would wait for it when it ends
-        for work in (self._send, self._receive):
+        for work in (self._send, self._receive, self._watch):
             threading.Thread(target=work, args=(ours,), name="lane", daemon=True).start()
 
     def _send(self, pipe: Connection) -> None:
@@ -75,6 +77,12 @@ class ProcessExecutor(Executor):
                     future.set_result(value) if done else future.set_exception(value)
         except Exception as error:  # the end of the pipe, or what cannot be read: none of what follows can be trusted
             self._end(error)
+
+    def _watch(self, pipe: Connection) -> None:
+        """The end of the process is the end of the pipe, whoever else has that open: children of its own."""
+        wait([self._process.sentinel])
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(pipe.fileno())) as end:
+            end.shutdown(socket.SHUT_RDWR)  # what has arrived can still be read
 
     def _end(self, error: Exception) -> None:
         with self._lock:
@@ -102,17 +110,25 @@ class ProcessExecutor(Executor):
 
 def _work(pipe: Connection, start: Callable[..., None], args: tuple[Any, ...]) -> None:
     """In the process: one job after the other, until there is none, or nobody to ask for one."""
-    start(*args)
+    wrong: Exception | None = None
+    try:
+        start(*args)
+    except Exception as error:
+        wrong = error
     with contextlib.suppress(OSError, EOFError):
         while (job := pipe.recv()) is not None:
             function, given, named = job
             try:
+                if wrong is not None:
+                    raise wrong
                 answer = True, function(*given, **named)
             except BaseException as error:
                 error.add_note(f"in a worker process:\n{''.join(traceback.format_exception(error))}")
                 answer = False, error
             try:
                 packed = ForkingPickler.dumps(answer)
+                if not answer[0]:
+                    ForkingPickler.loads(packed)  # an error may be one that cannot be built again
             except Exception as error:
                 packed = ForkingPickler.dumps((False, RuntimeError(f"what it gave cannot be sent: {error}")))
             pipe.send_bytes(packed)

@@ -35,7 +35,7 @@ class Cluster:
         head = re.fullmatch(r"ray://(.+):([0-9]{1,5})", address) or re.fullmatch(
             r"(.+):([0-9]{1,5})", here.gcs_address
         )
-        self._peers = {"the head node of the Ray cluster": (head[1], int(head[2]))} if head else {}
+        self._peers = {"the head node of the Ray cluster": (head[1].strip("[]"), int(head[2]))} if head else {}
         for node in ray.nodes():
             if node["NodeID"] == here.get_node_id():
                 peer = node["NodeManagerAddress"], int(node["NodeManagerPort"])

@@ -23,7 +23,7 @@ from sqlalchemy.orm.exc import StaleDataError
 
 from ..files import sqlite
 from ..files.document import SpecError, first_line
-from ..files.place import StorageError
+from ..files.place import StorageError, server_arguments
 from ..files.secrets import redacted
 
 PATIENCE = 60.0
@@ -47,7 +47,7 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
     """
     path = sqlite.path_of(storage)
     # seconds that one attempt waits for a lock; Optuna makes five to create a trial, and ``persist`` has patience
-    options: dict[str, Any] = {"connect_args": {"timeout": 5} if path else _arguments(storage)}
+    options: dict[str, Any] = {"connect_args": {"timeout": 5} if path else server_arguments(storage)}
     options |= {} if path else {"pool_pre_ping": True}
     try:
         there = _has_studies(storage)
@@ -62,16 +62,6 @@ def connect(storage: str, create: bool = True) -> optuna.storages.RDBStorage:
             return optuna.storages.RDBStorage(storage, options, skip_table_creation=there or path is not None)
     except (OSError, sqlite3.Error, SQLAlchemyError, RuntimeError, ImportError, StorageInternalError) as error:
         raise unusable(storage, error) from None
-
-
-def _arguments(storage: str) -> dict[str, Any]:
-    """What PostgreSQL's drivers are told: not to wait for a network that is gone, and to prepare no statements, which
-    a pooler may send to another session."""
-    driver = sqlalchemy.make_url(storage).get_dialect().driver
-    if driver not in ("psycopg", "psycopg2"):
-        return {}
-    alive = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
-    return {"connect_timeout": 10, **alive} | ({"prepare_threshold": None} if driver == "psycopg" else {})
 
 
 def _make(path: Path) -> None:
@@ -93,18 +83,28 @@ def _write_ahead(path: Path) -> None:
             connection.execute("PRAGMA journal_mode=DELETE")  # no memory that processes share: slower, and as safe
 
 
+TABLES = {"studies", "trials", "version_info", "alembic_version"}
+"""By which Optuna's database is known: it would write what lacks into any other."""
+
+
 def _has_studies(storage: str) -> bool:
-    """Whether a database has Optuna's tables; raises SpecError where it is another program's."""
+    """Whether a database has Optuna's tables; raises SpecError where it is another program's, or half made."""
     if path := sqlite.path_of(storage):
-        tables = sqlite.look(path).tables
-        if tables and "version_info" not in tables:
-            others = ", ".join(sorted(tables)[:3])
-            raise SpecError(f"{path} is another program's database (it has {others}); give the study its own")
-        return bool(tables)
-    arguments = _arguments(storage)
-    engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool, connect_args=arguments)
-    with engine.connect() as connection:
-        return sqlalchemy.inspect(connection).has_table("studies")
+        content = sqlite.look(path)
+        tables, whole = content.tables, content.count(path, "version_info") > 0
+    else:
+        arguments = server_arguments(storage)
+        engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool, connect_args=arguments)
+        with engine.connect() as connection:
+            tables, whole = frozenset(sqlalchemy.inspect(connection).get_table_names()) & TABLES, True
+    if tables and not (tables >= TABLES and whole):
+        if {"studies", "trials"} <= tables and not (path and content.count(path, "trials")):
+            raise SpecError(f"{path or redacted(storage)} was not made to its end, and holds no trial; remove it")
+        others = ", ".join(sorted(tables)[:3])
+        raise SpecError(
+            f"{path or redacted(storage)} is another program's database (it has {others}); give the study its own"
+        )
+    return bool(tables)
 
 
 def disconnect(storage: optuna.storages.RDBStorage) -> None:
@@ -140,6 +140,9 @@ def rescue(study: optuna.Study, path: Path) -> StorageError:
 
     Returns: what happened, and how to go on.
     """
+    if not path.parent.is_dir():
+        wrong = f"the folder {path.parent} was moved or removed while the sweep ran"
+        return StorageError(f"{wrong}; where it was moved to, the study is in it, and the same command goes on")
     kept = path.with_name(f"{path.name}.{time.strftime('%Y%m%d-%H%M%S')}.rescued")
     gone = f"{path} was {'replaced' if path.exists() else 'removed'} while the sweep ran"
     try:
@@ -148,10 +151,13 @@ def rescue(study: optuna.Study, path: Path) -> StorageError:
             source.backup(copy)
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
         return StorageError(f"{gone}, and what was on record could not be saved ({first_line(error)})")
-    # what SQLite has left of the other one would be read into this one
-    mend = f"cd {shlex.quote(str(path.parent))} && rm -f {path.name} {path.name}-wal {path.name}-shm"
-    mend += f" && mv {kept.name} {path.name}"
-    return StorageError(f"{gone}; what is on record lies in {kept.name} beside it; to put it back: {mend}")
+    # what is in its place now is moved aside, and what SQLite has left of another file would be read into this one
+    names = [f"{path.name}{ending}" for ending in sqlite.BESIDE if Path(f"{path}{ending}").exists()]
+    moves = [(name, f"{name}.other") for name in names] + [(kept.name, path.name)]
+    steps = [shlex.join(["cd", str(path.parent)]), *(shlex.join(["mv", *pair]) for pair in moves)]
+    return StorageError(
+        f"{gone}; what is on record lies in {kept.name} beside it; to put it back: {' && '.join(steps)}"
+    )
 
 
 def trouble(error: BaseException) -> tuple[str, bool]:
@@ -202,15 +208,18 @@ def check(storage: str) -> None:
 class Hold(contextlib.AbstractContextManager["Hold"]):
     """The one coordinator's hold of a study: closed with its process, however that ends."""
 
-    def __init__(self, stack: contextlib.ExitStack, check: Callable[[], str | None]) -> None:
+    def __init__(self, stack: contextlib.ExitStack, check: Callable[[], str | bool]) -> None:
         self._stack, self._check = stack, check
 
-    def check(self) -> None:
-        """Raise StorageError where the lock is no longer held: another process may have it by now."""
-        if wrong := self._check():
+    def check(self) -> bool:
+        """Whether the lock was lost and has been taken anew; raises StorageError where it is no longer held: another
+        process may have it by now."""
+        found = self._check()
+        if isinstance(found, str):
             raise StorageError(
-                f"{wrong}; another process may run this study now: the same command goes on, or says so"
+                f"{found}; another process may run this study now: the same command goes on, or says so"
             )
+        return found
 
     def close(self) -> None:
         self._stack.close()
@@ -219,68 +228,113 @@ class Hold(contextlib.AbstractContextManager["Hold"]):
         self.close()
 
 
-def hold(name: str, storage: str, make: bool = True) -> Hold:
+def check_lock(name: str, storage: str) -> None:
+    """Raise SpecError where another process runs a study; takes no lock that could be in its way."""
+    if path := _lock_path(name, storage):
+        if not (path.exists() or path.is_symlink()):
+            return
+        number = _open_lock(path, storage)
+        try:
+            fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _taken(name, _holder(number)) from None
+        except OSError as error:
+            raise sqlite.no_locks(path.parent, error) from None
+        finally:
+            os.close(number)
+        return
+    try:
+        arguments = server_arguments(storage)
+        engine = sqlalchemy.create_engine(storage, poolclass=sqlalchemy.pool.NullPool, connect_args=arguments)
+        with engine.connect() as connection:
+            who = connection.execute(sqlalchemy.text(WHO), {"key": _key(name)}).first()
+    except (SQLAlchemyError, ImportError) as error:
+        raise unusable(storage, error) from None
+    if who:
+        raise _taken(name, str(who[0]))
+
+
+def hold(name: str, storage: str) -> Hold:
     """Become the one coordinator of a study, until this is closed or this process ends, however it ends.
 
-    A lock of the operating system beside a SQLite file, an advisory lock of the server in PostgreSQL. Without
-    ``make`` no file is made for it: where there is none, nobody has it.
+    A lock of the operating system beside a SQLite file, an advisory lock of the server in PostgreSQL.
 
     Raises:
         SpecError: another process holds it; the message names its host and pid. Or there can be no lock.
     """
     me, path = f"{socket.gethostname()} (pid {os.getpid()})", _lock_path(name, storage)
-    if path is None:
-        return _hold_on_server(name, storage, me)
-    if not (make or path.exists() or path.is_symlink()):
-        return Hold(contextlib.ExitStack(), lambda: None)
-    return _hold_file(name, storage, path, me)
+    return _hold_file(name, storage, path, me) if path else _hold_on_server(name, storage, me)
+
+
+def _open_lock(path: Path, storage: str) -> int:
+    """A lock's file, made where there is none; nothing else is opened."""
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise SpecError(f"{path} is no regular file, and the study's lock is one; remove it") from None
+        raise unusable(storage, error) from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise SpecError(f"{path} is no regular file, and the study's lock is one; remove it")
+    return number
+
+
+def _holder(number: int) -> str:
+    return os.pread(number, 200, 0).decode(errors="replace").strip()
 
 
 def _hold_file(name: str, storage: str, path: Path, me: str) -> Hold:
-    stack = contextlib.ExitStack()
+    stack, until = contextlib.ExitStack(), time.monotonic() + 1.0
     try:
         while True:
-            try:
-                number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-            except OSError as error:
-                if path.is_symlink() or (path.exists() and not path.is_file()):
-                    raise SpecError(f"{path} is no regular file, and the study's lock is one; remove it") from None
-                raise unusable(storage, error) from None
+            number = _open_lock(path, storage)
             stack.callback(os.close, number)
-            if not stat.S_ISREG(os.fstat(number).st_mode):
-                raise SpecError(f"{path} is no regular file, and the study's lock is one; remove it")
             try:
                 fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _taken(name, os.read(number, 200).decode(errors="replace").strip()) from None
+            except BlockingIOError:  # by somebody who only looks, perhaps
+                if time.monotonic() > until:
+                    raise _taken(name, _holder(number)) from None
             except OSError as error:
                 raise sqlite.no_locks(path.parent, error) from None
-            ours, locked = sqlite.Unmoved(path), os.fstat(number)
-            if ours.identity == (locked.st_dev, locked.st_ino):
-                break
-            stack.close()  # it was removed between the two
+            else:
+                ours, locked = sqlite.Unmoved(path), os.fstat(number)
+                if ours.identity == (locked.st_dev, locked.st_ino):
+                    break
+            stack.close()  # and again: it was removed between the two
+            time.sleep(0.05)
         os.truncate(number, 0)
         os.write(number, me.encode())
     except BaseException:
         stack.close()
         raise
-    return Hold(stack, lambda: None if ours else f"the study's lock {path} was removed or replaced")
+    return Hold(stack, lambda: False if ours else f"the study's lock {path} was removed or replaced")
+
+
+WHO = (
+    "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) "
+    "WHERE locktype = 'advisory' AND granted AND objid = :key"
+)
+"""Who has a study's lock on a server."""
+
+
+def _key(name: str) -> int:
+    return zlib.crc32(f"runner/{name}".encode())
 
 
 def _hold_on_server(name: str, storage: str, me: str) -> Hold:
     """In one transaction that stays open: so the lock is also held behind a pooler, which hands sessions out by
     transaction. It has read nothing that keeps old rows alive."""
-    key, stack = zlib.crc32(f"runner/{name}".encode()), contextlib.ExitStack()
-    query = "SELECT application_name FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE locktype = 'advisory'"
+    key, stack = _key(name), contextlib.ExitStack()
 
     def take() -> sqlalchemy.Connection:
         engine = sqlalchemy.create_engine(
-            storage, poolclass=sqlalchemy.pool.NullPool, connect_args=_arguments(storage)
+            storage, poolclass=sqlalchemy.pool.NullPool, connect_args=server_arguments(storage)
         )
         connection = stack.enter_context(engine.connect())
         connection.execute(sqlalchemy.text("SELECT set_config('application_name', :me, true)"), {"me": me[:63]})
         if not connection.execute(sqlalchemy.text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": key}).scalar():
-            who = connection.execute(sqlalchemy.text(f"{query} AND objid = :key"), {"key": key}).scalar()
+            who = connection.execute(sqlalchemy.text(WHO), {"key": key}).scalar()
             stack.close()
             raise _taken(name, who)
         return connection
@@ -291,18 +345,18 @@ def _hold_on_server(name: str, storage: str, me: str) -> Hold:
         stack.close()
         raise unusable(storage, error) from None
 
-    def lost() -> str | None:
-        """Why the lock is lost. Asking keeps it from a server that ends what is idle; one that was away for a while
-        is asked for the lock anew."""
+    def lost() -> str | bool:
+        """Why the lock is lost, or whether it was and has been taken anew. Asking keeps it from a server that ends
+        what is idle; one that was away for a while is asked for the lock."""
         nonlocal held, asked
         if time.monotonic() - asked < ASKED_EVERY:
-            return None
-        until = time.monotonic() + PATIENCE
+            return False
+        until, again = time.monotonic() + PATIENCE, False
         while True:
             try:
                 held.execute(sqlalchemy.text("SELECT 1"))
                 asked = time.monotonic()
-                return None
+                return again
             except SQLAlchemyError as error:
                 with contextlib.suppress(SQLAlchemyError):
                     stack.close()
@@ -310,7 +364,7 @@ def _hold_on_server(name: str, storage: str, me: str) -> Hold:
                     return f"the server of the study's lock does not answer ({redacted(first_line(error))})"
             with contextlib.suppress(SQLAlchemyError):
                 try:
-                    held = take()
+                    held, again = take(), True
                 except SpecError as error:
                     return str(error)
             time.sleep(0.5)

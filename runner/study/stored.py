@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 import optuna
@@ -64,7 +65,7 @@ class _Facts(BaseModel):
     decided: bool = True
     answer: list[str] = Field(default_factory=list)
     noise: dict[str, Number] = Field(default_factory=dict)
-    queue: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    queue: dict[int, dict[str, Any]] = Field(default_factory=dict)
     id: str = ""
 
 
@@ -96,9 +97,19 @@ def trials_of(study: optuna.Study) -> list[FrozenTrial]:
 
 def facts_of(study: optuna.Study) -> dict[str, Any]:
     """What is on record of a study as a whole, without characters that could act; SpecError where it cannot be."""
-    facts: dict[str, Any] = _shown(study.user_attrs)
+    try:
+        facts: dict[str, Any] = _shown(study.user_attrs)
+    except (ValueError, TypeError) as error:
+        raise _edited(
+            f"the study {study.study_name!r}", "attributes", f"cannot be read: {first_line(error)}"
+        ) from None
     try:
         _Facts.model_validate(facts)
+        for key, kind in (("science", Mapping), ("engine", Mapping)):
+            if key in facts and not isinstance(facts[key], kind):
+                raise _edited(f"the study {study.study_name!r}", key, "should be a mapping")
+        if others := set(facts.get("engine", ())) - {field.name for field in fields(Engine)}:
+            raise _edited(f"the study {study.study_name!r}", "engine", f"has {sorted(others)[0]}")
         for key, value in facts.items():
             if key.startswith("run:") and not isinstance(value, str):
                 raise _edited(f"the study {study.study_name!r}", key, "should be text")
@@ -110,10 +121,12 @@ def facts_of(study: optuna.Study) -> dict[str, Any]:
 def records_of(study: optuna.Study, trials: Iterable[FrozenTrial], facts: Mapping[str, Any]) -> list[Record]:
     """The trials that are a sweep's, as records; errors as in ``facts_of``."""
     stage = study.study_name.partition("@")[2]
-    return [_record(trial, stage, facts.get(f"run:{trial.number}")) for trial in trials if is_ours(trial)]
+    metric = facts["science"]["objective"]["metric"] if "science" in facts else MEASURED[-1]
+    ours = filter(is_ours, trials)
+    return [_record(trial, stage, facts.get(f"run:{trial.number}"), metric) for trial in ours]
 
 
-def _record(trial: FrozenTrial, stage: str, run_id: str | None = None) -> Record:
+def _record(trial: FrozenTrial, stage: str, run_id: str | None = None, metric: str = "val/accuracy") -> Record:
     attrs: dict[str, Any] = _shown(trial.user_attrs)
     what = f"trial {trial.number} of the study"
     epochs = [value for key, value in attrs.items() if key.startswith("epoch:")]
@@ -124,8 +137,11 @@ def _record(trial: FrozenTrial, stage: str, run_id: str | None = None) -> Record
         if "type" not in trial.params and not found.arm:
             raise _edited(what, "params", "lacks type")
         for entry in found.epochs:
-            if lacking := [name for name in MEASURED if name not in entry]:
+            if lacking := [name for name in (*MEASURED, metric) if name not in entry]:
                 raise _edited(what, "epoch", f"lacks {lacking[0]}")
+            for name in ("epoch", "timestamp"):
+                if not (isinstance(entry[name], int) and 0 <= entry[name] < 2**53):
+                    raise _edited(what, "epoch", f"{name} should be a whole number")
         if found.schedule.get("type") != "custom":
             load(found.schedule)
         elif not isinstance(found.schedule.get("function"), str) or "warmup" not in found.schedule:

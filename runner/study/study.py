@@ -116,6 +116,13 @@ class Study:
                 self.remember(**{f"run:{record.number}": run_id})
                 self._records[record.number] = replace(record, run_id=run_id)
 
+    def check_trials(self) -> None:
+        """Raise StorageError where somebody has put trials into the study since it was opened."""
+        there = self._persist(lambda: len(trials_of(self._study)))
+        if there != len(self._frozen) + len(self.others):
+            wrong = f"the study {self._study.study_name!r} has been gone on with by another process"
+            raise StorageError(f"{wrong}, while this one did not hold its lock; the same command goes on")
+
     def close(self) -> None:
         """Let go of the storage."""
         disconnect(database(self._study))
@@ -132,22 +139,18 @@ class Study:
         proposed = self._proposed()
         if proposed is None:
             return None
-        created = self._persist(self._creating(proposed))
+        attempts = itertools.count()
+        created = self._persist(lambda: self._create(proposed, next(attempts)))
         self._frozen[created.number] = created
         return self._begin(created)
 
-    def _creating(self, proposed: FrozenTrial) -> Callable[[], FrozenTrial]:
-        """What puts the next trial into storage, if an attempt before, whose answer was lost, has not."""
-        storage, study, attempts = self._study._storage, self._study._study_id, itertools.count()
-
-        def create() -> FrozenTrial:
-            if next(attempts):
-                for trial in storage.get_all_trials(study, deepcopy=False):
-                    if trial.number not in self._frozen and trial.user_attrs == proposed.user_attrs:
-                        return trial
-            return self._read(storage.create_new_trial(study, proposed))
-
-        return create
+    def _create(self, proposed: FrozenTrial, attempt: int) -> FrozenTrial:
+        """The next trial in storage: put there now, or by an attempt whose answer was lost."""
+        storage, study = self._study._storage, self._study._study_id
+        for trial in storage.get_all_trials(study, deepcopy=False) if attempt else ():
+            if trial.number not in self._frozen and trial.user_attrs == proposed.user_attrs:
+                return trial
+        return self._read(storage.create_new_trial(study, proposed))
 
     def _read(self, trial_id: int) -> FrozenTrial:
         return self._study._storage.get_trial(trial_id)
@@ -290,7 +293,7 @@ def open_study(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
         )
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise SpecError(f"the study's storage {redacted(storage)} {trouble(error)[0]}") from None
-    begun_with = _science(study.user_attrs)
+    begun_with = _science(facts_of(study))
     if begun_with is None and (trials := trials_of(study)):
         if all(map(is_ours, trials)):
             # What a sweep wrote while its study was being deleted: SQLite has given the number of that one again.
@@ -342,7 +345,7 @@ def stored_engine(
         if not _alike(facts.get(what, now), now):
             other = "other images" if what == "images" else f"another {what}"
             in_files = what == "images" and sweep.data.function is None
-            where = "what is in the data folder" if in_files else "what its function gives"
+            where = "what is in the data folder, or how it is read," if in_files else "what its function gives"
             mend = f"bring it back, or give this sweep another name (name: {sweep.name}-2)"
             raise SpecError(f"{begun} {other}: {where} has changed since; {mend}")
     if "engine" not in facts:  # it ended before anything was trained
@@ -351,6 +354,13 @@ def stored_engine(
     if wanted == "reference" and engine.name != "reference":
         raise SpecError(f"{begun} the engine {engine}; leave --engine out, or name the sweep anew")
     return engine
+
+
+def check_stages(sweep: Sweep, storage: str) -> None:
+    """Raise SpecError where what is on record of a sweep's rungs and fresh seeds cannot be read."""
+    for stage in ("confirm", *(f"rung-{n}" for n in sweep.rungs[:-1])):
+        with contextlib.suppress(NoStudyError):
+            load_study(f"{sweep.name}@{stage}", storage)
 
 
 def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
@@ -370,11 +380,11 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
             raise NoStudyError(f"there is no study {name!r} in this storage{has}; run the sweep first")
         study = optuna.load_study(study_name=name, storage=there)
         trials = trials_of(study)
-        if "science" not in study.user_attrs:
+        facts = facts_of(study)
+        if "science" not in facts:
             if all(map(is_ours, trials)):  # one that ended before anything was trained, or is being deleted
                 raise NoStudyError(f"there is no study {name!r} in this storage yet; run the sweep first")
             raise SpecError(_foreign(name, storage))
-        facts = facts_of(study)
         records = records_of(study, trials, facts)
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise unusable(storage, error) from None
@@ -398,7 +408,8 @@ def _science(facts: Mapping[str, Any]) -> dict[str, Any] | None:
 def _alike(old: Any, new: Any) -> bool:
     """Whether it is the same thing: numbers may differ as they do from one machine to another."""
     if isinstance(old, list) and isinstance(new, list):
-        return len(old) == len(new) and np.allclose(old, new, rtol=1e-2, atol=1e-3, equal_nan=True)
+        numbers = all(isinstance(value, (int, float)) for value in [*old, *new])
+        return numbers and len(old) == len(new) and np.allclose(old, new, rtol=1e-2, atol=1e-3, equal_nan=True)
     return bool(old == new)
 
 

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import sqlite
 from ..files.document import SpecError, first_line
-from ..files.place import Place
+from ..files.place import Place, server_arguments
 from ..files.secrets import redacted
 
 if TYPE_CHECKING:
@@ -84,7 +85,10 @@ def _look_on_server(place: Place) -> sqlite.Content:
     import sqlalchemy
 
     try:
-        engine = sqlalchemy.create_engine(place.tracking_uri, poolclass=sqlalchemy.pool.NullPool)
+        arguments = server_arguments(place.tracking_uri)
+        engine = sqlalchemy.create_engine(
+            place.tracking_uri, poolclass=sqlalchemy.pool.NullPool, connect_args=arguments
+        )
         with engine.connect() as connection:
             tables = frozenset(sqlalchemy.inspect(connection).get_table_names())
             noted = sqlalchemy.text("SELECT version_num FROM alembic_version")
@@ -124,8 +128,12 @@ def _revisions() -> tuple[frozenset[str], str]:
         {m for text in texts for m in re.findall(rf"""^{name} = ["'](\w+)["']""", text, re.MULTILINE)}
         for name in ("revision", "down_revision")
     )
-    (newest,) = known - before
-    return frozenset(known), newest
+    if len(newest := known - before) == 1:
+        return frozenset(known), newest.pop()
+    from alembic.script import ScriptDirectory  # of branches that were merged
+
+    scripts = ScriptDirectory(str(folder.parent))
+    return frozenset(script.revision for script in scripts.walk_revisions()), str(scripts.get_current_head())
 
 
 def _check_artifacts(location: str) -> None:
@@ -201,6 +209,9 @@ def is_transient(error: Exception) -> bool:
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     if isinstance(error, SQLAlchemyError):
+        reason = getattr(error, "orig", None)
+        if isinstance(reason, sqlite3.Error):  # what is wrong with a file stays so
+            return any(word in str(reason) for word in ("locked", "busy", "full"))
         return isinstance(error, OperationalError)
     if isinstance(error, (SpecError, ImportError)):
         return False

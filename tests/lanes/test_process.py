@@ -104,6 +104,32 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_job_that_it_is_sent_is_notic
     assert isinstance(future.exception(BOUND), BrokenExecutor)
 
 
+def test_a_worker_whose_own_children_outlive_it_is_noticed(worker):
+    """They hold its end of the pipe open."""
+    child = worker.submit(begin_a_child).result(BOUND)
+    pid, future = worker.submit(os.getpid).result(BOUND), worker.submit(time.sleep, 600)
+    os.kill(pid, signal.SIGKILL)
+    try:
+        assert isinstance(future.exception(BOUND), BrokenExecutor)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def begin_a_child() -> int:
+    pid = os.fork()
+    if not pid:
+        time.sleep(60)
+        os._exit(0)
+    return pid
+
+
+def test_what_is_wrong_with_the_start_of_a_worker_is_said_of_its_jobs():
+    executor = ProcessExecutor(multiprocessing.get_context("forkserver"), wrong, "no such folder")
+    with pytest.raises(ValueError, match="no such folder"):
+        executor.submit(abs, -1).result(BOUND)
+    executor.shutdown()
+
+
 def test_a_worker_that_nobody_wants_any_more_ends_and_a_busy_one_is_not_waited_for_long(worker, monkeypatch):
     monkeypatch.setattr("runner.lanes.process.WAY_OUT", 0.5)
     pid = worker.submit(os.getpid).result(BOUND)

@@ -17,7 +17,7 @@ import pytest
 from runner import export, sweep
 from runner.files.document import SpecError
 from runner.files.place import StorageError, load_place
-from runner.study.storage import NoStudyError, connect, hold
+from runner.study.storage import NoStudyError, check_lock, connect, hold
 from runner.study.study import Study, load_study
 
 from ..conftest import HERE, TINY
@@ -100,6 +100,7 @@ EDITS = {
     "epoch:0": [1, 2],
     "epoch:0 ": {"epoch": 0, "lr": "fast"},
     "epoch:0  ": {"epoch": 0, "timestamp": 1},
+    "epoch:0   ": {"epoch": 0, "timestamp": float("nan"), "lr": 1, "val/accuracy": 1, "seconds": 1},
 }
 
 
@@ -136,6 +137,10 @@ def test_a_trial_whose_record_has_been_edited_is_named_by_every_command(swept, c
         ("run:0", 5),
         ("noise", [0.1]),
         ("id", {"a": 1}),
+        ("engine", None),
+        ("engine", {"name": "fast", "turbo": True}),
+        ("science", None),
+        ("queue", {"x": {}}),
     ],
 )
 def test_a_study_whose_facts_have_been_edited_is_named(swept, capsys, key, value):
@@ -145,6 +150,69 @@ def test_a_study_whose_facts_have_been_edited_is_named(swept, capsys, key, value
         err = capsys.readouterr().err
         assert f"has been edited: its {key}" in err
         assert "Traceback" not in err
+
+
+def test_a_stage_beside_a_study_that_has_been_edited_is_named_before_anything_is_trained(swept, capsys):
+    theirs = optuna.create_study(study_name="tiny@confirm", storage=STORAGE, direction="maximize")
+    theirs.set_user_attr("science", None)
+    for option in (["--dry-run"], []):
+        assert sweep.main(["sweeps/tiny.yaml", *HERE, *option]) == 2
+        assert "the study 'tiny@confirm' has been edited: its science" in capsys.readouterr().err
+
+
+def test_a_database_that_looks_like_optunas_and_is_not_stays_as_it_is(project, capsys):
+    with closing(sqlite3.connect("optuna.db")) as database:
+        database.execute("CREATE TABLE version_info (version)")
+        database.execute("CREATE TABLE mine (x)")
+        database.commit()
+    before = Path("optuna.db").read_bytes()
+    for command in (lambda: export.main(["tiny"]), lambda: sweep.main(["sweeps/tiny.yaml", *HERE, "--dry-run"])):
+        assert command() == 2
+        assert "optuna.db is another program's database (it has mine, version_info)" in capsys.readouterr().err
+        assert Path("optuna.db").read_bytes() == before
+
+
+def test_a_dry_run_is_in_nobodys_way(tmp_path):
+    """It looks at the lock, and neither takes nor changes it."""
+    storage = f"sqlite:///{tmp_path / 'optuna.db'}"
+    check_lock("mine", storage)
+    assert not list(tmp_path.iterdir())
+    with hold("mine", storage), pytest.raises(SpecError, match=rf"\(pid {os.getpid()}\)"):
+        check_lock("mine", storage)
+    lock = tmp_path / "optuna.db.mine.lock"
+    before = lock.read_bytes()
+    check_lock("mine", storage)
+    assert lock.read_bytes() == before
+
+
+def test_the_command_that_puts_a_study_back_removes_nothing_whatever_its_name_is(tiny, tmp_path):
+    path = tmp_path / "my study; x.db"
+    study = Study(tiny(search="{trials: 2}"), f"sqlite:///{path}")
+    study.next()
+    for name in ("my", "x.db", "study;"):
+        (tmp_path / name).write_text("precious")
+    path.unlink()
+    path.write_text("somebody else's")
+    with pytest.raises(StorageError, match="was replaced while the sweep ran") as gone:
+        study.check_file()
+    study.close()
+    mend = str(gone.value).partition("to put it back: ")[2]
+    subprocess.run(mend, shell=True, check=True)  # noqa: S602
+    assert [(tmp_path / name).read_text() for name in ("my", "x.db", "study;")] == ["precious"] * 3
+    assert (tmp_path / "my study; x.db.other").read_text() == "somebody else's"
+    again = Study(tiny(search="{trials: 2}"), f"sqlite:///{path}")
+    assert len(again.records()) == 1
+    again.close()
+
+
+def test_a_folder_that_is_moved_in_mid_sweep_is_named(tiny, tmp_path):
+    (tmp_path / "project").mkdir()
+    study = Study(tiny(search="{trials: 2}"), f"sqlite:///{tmp_path / 'project' / 'optuna.db'}")
+    study.next()
+    (tmp_path / "project").rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=r"the folder .*project was moved or removed while the sweep ran"):
+        study.check_file()
+    study.close()
 
 
 def test_text_in_a_study_can_neither_be_code_nor_move_a_cursor(swept, capsys):

@@ -99,6 +99,8 @@ def test_a_sweep_file_with_a_secret_is_refused_because_it_is_kept(project, capsy
         f"# postgresql://ann:{SECRET}@host/x",
         f"# MLFLOW_TRACKING_TOKEN={SECRET}",
         f"# curl -H 'Authorization: Bearer {SECRET}-1'",
+        f"# password: {SECRET}1",
+        "# ghp_" + "a1b2c3d4" * 4,
     ],
 )
 def test_a_secret_in_a_comment_is_refused_with_its_line(project, capsys, comment):
@@ -114,7 +116,9 @@ def test_a_secret_in_a_comment_is_refused_with_its_line(project, capsys, comment
     assert not Path("optuna.db").exists()
 
 
-@pytest.mark.parametrize("key", ["token", "db_password", "api-key", "lab.secret", "AUTH"])
+@pytest.mark.parametrize(
+    "key", ["token", "db_password", "api-key", "lab.secret", "AUTH", "secret_key", "dbPassword", "passphrase"]
+)
 def test_a_tag_that_is_called_a_secret_is_refused(project, capsys, key):
     Path("mlflow.yaml").write_text(f"tracking:\n  run:\n    tags: {{{key}: {SECRET}}}\n")
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 2
@@ -156,6 +160,10 @@ def test_a_token_in_the_address_of_a_checkout_is_on_no_run(project):
     [
         ("Authorization: Basic YW5uOnMzY3IzdC13MHJk", "Authorization: Basic ***"),
         ("authorization: bearer eyJhbGciOiJIUzI1NiJ9.e30.abc", "authorization: bearer ***"),
+        ('{"password": "hunter2"}', '{"password": "***"}'),
+        ("X-Api-Key: abc123def", "X-Api-Key: ***"),
+        ("Cookie: session=1; other=2", "Cookie: ***"),
+        ("the token: a word, and 3 passes: 2 of them", "the token: a word, and 3 passes: 2 of them"),
         ("Basic understanding of bearer instruments", "Basic understanding of bearer instruments"),
         ("at http://me:a@b:c@host/x and http://host", "at http://me:***@host/x and http://host"),
     ],
