@@ -1,6 +1,6 @@
 """What survives what: real sweeps in real processes, killed, cut off, starved and lied to.
 
-    python benchmarks/faults                          everything, into benchmarks/results/faults.json (40 minutes)
+    python benchmarks/faults                          everything, into benchmarks/results/faults.json (50 minutes)
     python benchmarks/faults kills --share 0.2        a fifth of one part
     python benchmarks/faults kills --seed 7           with other random instants
 

@@ -53,6 +53,7 @@ def test_trials_of_other_tools_are_left_out_and_said_and_the_sweep_goes_on(proje
     assert export.best_schedules("tiny")["objective"].max() < 0.99  # which is nobody's schedule
 
 
+@pytest.mark.slow
 def test_what_is_proposed_does_not_depend_on_other_tools_trials(a_study):
 
     def params(touched: bool) -> list:

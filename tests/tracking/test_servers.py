@@ -58,7 +58,7 @@ def refusal(status: int, message: str = "no", code: str | None = None):
 @pytest.mark.slow
 def test_a_refusal_that_comes_late_is_heard_when_it_comes(project, capsys, monkeypatch):
     def late(request, body):
-        time.sleep(1.0)
+        time.sleep(0.6)
         return refusal(401, "You are not authenticated")
 
     monkeypatch.setattr("runner.tracking.sender.Sender.wait", _impatient())
