@@ -78,6 +78,7 @@ def test_the_code_on_schedules_runs(project, capsys):
     assert [g["lr"] for g in scope["optimizer"].param_groups] == [pytest.approx(0.02)]
 
 
+@pytest.mark.slow
 def test_the_own_model_data_and_schedule_that_are_shown_train(project, monkeypatch, capsys):
     package = next(block for block in PYTHON if "def sawtooth" in block)
     assert len([line for line in package.splitlines() if line.strip()]) < 20
@@ -133,6 +134,7 @@ def as_shown(project, monkeypatch, capsys):
     return project
 
 
+@pytest.mark.slow
 def test_every_command_that_is_shown_runs(as_shown, capsys):
     assert len(COMMANDS) > 12
     for module, *arguments in COMMANDS:

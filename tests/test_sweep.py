@@ -512,6 +512,7 @@ def curve(t, T):
 """
 
 
+@pytest.mark.slow
 def test_a_network_and_a_schedule_of_ones_own_that_have_changed_since_are_noticed(project, capsys, monkeypatch):
     (project / "changing_too.py").write_text(OWN)
     monkeypatch.syspath_prepend(project)

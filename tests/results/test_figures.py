@@ -123,6 +123,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("which", OWN)
+@pytest.mark.slow
 def test_figures_are_the_same_whatever_matplotlib_is_set_to(which, tmp_path):
     """And a backend that somebody has chosen stays chosen."""
     (tmp_path / "matplotlibrc").write_text(OWN[which])

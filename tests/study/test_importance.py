@@ -14,6 +14,7 @@ from runner.study.study import Study
 
 
 @pytest.mark.parametrize("matters", [True, False])
+@pytest.mark.slow
 def test_importance_names_what_mattered_and_nothing_that_chance_explains(sweep_file, tmp_path, matters):
     plan, _ = load_sweep(sweep_file(search="search: {trials: 40, sampler: random}"))
     with closing(Study(plan, f"sqlite:///{tmp_path / 'a.db'}")) as study:
