@@ -168,7 +168,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 class Unmoved:
-    """A file that a sweep stands on, to be compared with what has its name later: removed, or another one?"""
+    """A file or folder that a sweep stands on, to be compared with what has its name later: gone, or another one?"""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -178,7 +178,7 @@ class Unmoved:
         return self._now() == self.identity
 
     def _now(self) -> tuple[int, int]:
-        """The device and the number of the file; (0, 0) where there is none."""
+        """Its device and its number; (0, 0) where there is none."""
         try:
             found = self.path.stat()
         except OSError:

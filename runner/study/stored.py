@@ -121,12 +121,13 @@ def facts_of(study: optuna.Study) -> dict[str, Any]:
 def records_of(study: optuna.Study, trials: Iterable[FrozenTrial], facts: Mapping[str, Any]) -> list[Record]:
     """The trials that are a sweep's, as records; errors as in ``facts_of``."""
     stage = study.study_name.partition("@")[2]
-    metric = facts["science"]["objective"]["metric"] if "science" in facts else MEASURED[-1]
+    metric = facts["science"]["objective"]["metric"] if "science" in facts else "val/accuracy"
     ours = filter(is_ours, trials)
-    return [_record(trial, stage, facts.get(f"run:{trial.number}"), metric) for trial in ours]
+    return [record_of(trial, stage, facts.get(f"run:{trial.number}"), metric) for trial in ours]
 
 
-def _record(trial: FrozenTrial, stage: str, run_id: str | None = None, metric: str = "val/accuracy") -> Record:
+def record_of(trial: FrozenTrial, stage: str, run_id: str | None = None, metric: str = "val/accuracy") -> Record:
+    """A sweep's trial as a record; ``metric`` is what every epoch on record must have; errors as in ``facts_of``."""
     attrs: dict[str, Any] = _shown(trial.user_attrs)
     what = f"trial {trial.number} of the study"
     epochs = [value for key, value in attrs.items() if key.startswith("epoch:")]
@@ -167,11 +168,6 @@ def _record(trial: FrozenTrial, stage: str, run_id: str | None = None, metric: s
         train=found.train,
         arm=found.arm,
     )
-
-
-def record_of(trial: FrozenTrial, stage: str) -> Record:
-    """A trial that this process has made."""
-    return _record(trial, stage)
 
 
 def _shown(value: Any) -> Any:

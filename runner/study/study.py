@@ -58,10 +58,10 @@ class Study:
         self._target = sweep.search.trials
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes these, so nothing needs to be read again.
-        trials = trials_of(self._study)
+        trials, facts = trials_of(self._study), self.facts
         self._frozen = {trial.number: trial for trial in trials if is_ours(trial)}
-        self._records = {r.number: r for r in records_of(self._study, trials, self.facts)}
-        self._queue: dict[str, Any] = self.facts.get("queue", {})
+        self._records = {r.number: r for r in records_of(self._study, trials, facts)}
+        self._queue: dict[str, Any] = facts.get("queue", {})
         self.others = [trial.number for trial in trials if not is_ours(trial)]
         """The numbers of trials that another program has put into this study: they are left out."""
 

@@ -99,8 +99,10 @@ def _look_on_server(place: Place) -> sqlite.Content:
 
 def _unusable_content(content: sqlite.Content, path: Path | None, place: Place) -> str | None:
     """Why MLflow cannot use a database as it is, or would change it."""
+    if not content.tables:
+        return None
     revisions, newest = _revisions()
-    if not content.tables or content.revision == newest:
+    if content.revision == newest:
         return None
     where, mine = path or redacted(place.tracking_uri), importlib.metadata.version("mlflow")
     if "experiments" not in content.tables:
