@@ -37,7 +37,8 @@ def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml
         mlflow_yaml: the place; ``mlflow.yaml`` in the current folder by default.
 
     Returns:
-        One row per trial: ``rank``, ``trial``, ``name``, ``type``, ``objective``, ``val_accuracy``, every parameter
+        One row per trial: ``rank``, ``trial``, ``name``, ``type``, ``objective``, ``val_accuracy`` (where trials have
+        one; and any other metric that the objective is, as ``val_dice``), every parameter
         in its own type (missing where the type has none), ``epochs``, ``seconds``, ``run_id``, ``schedule`` (JSON for
         ``runner.schedules.load(json.loads(...))``) and ``lr`` (the learning rate that each epoch began with). Where
         the best were confirmed with fresh seeds they come first, and have: ``mean``, ``deviation``, 95 % interval
@@ -51,7 +52,7 @@ def best_schedules(sweep: str = "digits", *, top: int | None = None, mlflow_yaml
         SpecError: there is no such sweep in the study's storage.
     """
     facts, records = load_study(sweep, load_place(mlflow_yaml).storage)
-    return best_table(records, facts["sign"], top, facts["confirmed"])
+    return best_table(records, facts["objective"], top, facts["confirmed"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,11 +94,11 @@ def _export(args: argparse.Namespace) -> int:
     if wrong := name_fault(name):
         raise SpecError(wrong)
     facts, records = load_study(name, load_place(args.mlflow).storage)
-    best = best_table(records, facts["sign"], confirmed=facts["confirmed"])
+    best = best_table(records, facts["objective"], confirmed=facts["confirmed"])
     if args.code is not None:
         if args.code > len(best):
             raise SpecError(f"--code {args.code}: the sweep has {len(best)} finished trials")
-        record = best_first(records, facts["sign"], facts["confirmed"])[args.code - 1]
+        record = best_first(records, facts["objective"].sign, facts["confirmed"])[args.code - 1]
         length = args.updates, args.epochs
         if any(length):
             length = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
@@ -106,8 +107,8 @@ def _export(args: argparse.Namespace) -> int:
         kind = _kind(args.out, args.format)
         first = best["trial"][: args.top].tolist()
         some = records if args.top is None else [r for r in records if r.number in first]
-        make = {"trials": trials_table, "epochs": epochs_table}.get(args.table)
-        text = write(make(some) if make else best[: args.top], kind, args.out)
+        tables = {"trials": trials_table(some, facts["objective"]), "epochs": epochs_table(some)}
+        text = write(tables.get(args.table, best[: args.top]), kind, args.out)
         if text is not None and args.table == "best" and kind == "markdown":  # for a person, who asks what it means
             text += "".join(f"\n{line}\n" for line in facts.get("answer", ()))
     if text is not None:

@@ -208,7 +208,7 @@ def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
         )
     if val < 200:
         said.append(
-            f"{val} validation image{'s' * (val != 1)}: one of them is {difference(1 / val, True)} of accuracy"
+            f"{val} validation image{'s' * (val != 1)}: one of them is {difference(1 / val, 'points')} of accuracy"
         )
     counts = dataset.train.labels.bincount(minlength=dataset.classes).tolist()
     if absent := [label for label, n in enumerate(counts) if not n]:

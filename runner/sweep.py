@@ -151,7 +151,9 @@ def train_stage(setup: Setup, stage: Study, title: str) -> bool:
         echo(f"{title}: {len(stage.ended())} ended, and MLflow {f'lacks some: {why}' if why else 'has them'}")
         return stage.complete()
     begun = {r.number: len(r.epochs) for r in stage.records() if r.outcome is None}
-    display = Display(stage.target, stage.epochs, title, len(stage.ended()), stage.best(), begun)
+    display = Display(
+        stage.target, stage.epochs, title, len(stage.ended()), stage.best(), begun, setup.sweep.objective
+    )
     with display, setup.stop.listening():
         train_trials(setup, stage, display)
     return True

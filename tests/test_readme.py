@@ -180,5 +180,5 @@ def test_the_notebook_runs(as_shown, capsys):
             source = "".join(cell["source"])
             source = re.sub(r'\[\["name".*?\]\]', "", source)  # a tiny sweep confirms nothing
             exec("" if 'drawn["confidence_set"]' in source else source, scope)
-    assert scope["drawn"]["lr_curves_by_accuracy"]._repr_png_().startswith(b"\x89PNG")
+    assert scope["drawn"]["lr_curves"]._repr_png_().startswith(b"\x89PNG")
     assert "init_lr" in capsys.readouterr().out

@@ -72,7 +72,7 @@ def test_the_parent_says_what_was_asked_where_and_with_what(swept):
     names = {a.path for a in client().list_artifacts(run_id)}
     assert {"tiny.yaml", "environment.txt", "figures", "tables"} <= names
     figures = {a.path for a in client().list_artifacts(run_id, "figures")}
-    assert figures == {f"figures/{name}.png" for name in ("lr_curves_by_accuracy", "accuracy_against_lr")}
+    assert figures == {f"figures/{name}.png" for name in ("lr_curves", "objective_against_lr")}
     assert client().get_run(run_id).inputs.dataset_inputs[0].dataset.name == "digits"
 
 
@@ -605,7 +605,7 @@ def test_an_own_schedule_that_trains_nothing_or_everything_away_has_its_report_t
     )
     assert f"1 trial: 1 {outcome}" in capsys.readouterr().out
     assert [t.data.tags["outcome"] for t in children()] == [outcome]
-    assert Path("results/tiny/lr_curves_by_accuracy.png").exists()
+    assert Path("results/tiny/lr_curves.png").exists()
 
 
 def test_the_page_of_a_sweep_that_there_is_not_makes_no_database(project, capsys):

@@ -24,11 +24,11 @@ from pydantic_core import core_schema
 
 from ..schedules.plugins import find_function
 from ..schedules.schedule import Schedule, load
-from ..schedules.words import shown
+from ..schedules.words import did_you_mean, quoted, shown
 from ..schedules.zoo import ScheduleError
 from . import space as spaces
 from .document import Document, Frozen, SpecError, at, matching, read
-from .metrics import METRICS
+from .metrics import METRICS, Metric
 from .optimizers import OPTIMIZERS
 from .secrets import refuse_secrets
 from .sources import SOURCES
@@ -219,20 +219,36 @@ class Confirm(Frozen):
 
 
 class Objective(Frozen):
-    """What a trial is judged by, on the validation split."""
+    """What a trial is judged by."""
 
-    metric: Annotated[str, one_of(f"val/{name}" for name in METRICS)] = "val/accuracy"
+    metric: Annotated[str, Field(min_length=1, max_length=100)] = "val/accuracy"
+    """Our own trainer measures ``METRICS`` on the validation split; a training of one's own yields what it likes."""
+    direction: Literal["maximize", "minimize"] = None  # type: ignore[assignment]
+    """Needed for a metric of one's own; of the others it is known."""
+    unit: Annotated[str, Field(max_length=20)] = None  # type: ignore[assignment]
+    """points: a share, of which 0.01 is one point, as an accuracy is; else what stands behind a number, as in mm."""
     epoch: Literal["last", "best"] = "last"
     """best: of all epochs; the test accuracy of a confirmed winner is the last one's all the same."""
 
     @property
-    def direction(self) -> Literal["maximize", "minimize"]:
-        return METRICS[self.metric.removeprefix("val/")].direction
+    def known(self) -> Metric | None:
+        """The metric, where it is one that our own trainer measures."""
+        return METRICS.get(self.metric.removeprefix("val/")) if self.metric.startswith("val/") else None
+
+    @model_validator(mode="after")
+    def _has_a_direction(self) -> Objective:
+        known = self.known
+        if known is not None and self.direction not in (None, known.direction):
+            raise at(("direction",), f"is {known.direction} for {self.metric}: leave it out")
+        unit = self.unit if self.unit is not None else "points" if known and known.points else ""
+        for name, value in (("unit", unit), ("direction", known.direction if known else self.direction)):
+            object.__setattr__(self, name, value)  # it is frozen for everybody else
+        return self
 
     @property
     def points(self) -> bool:
-        """Whether a difference is said in points."""
-        return METRICS[self.metric.removeprefix("val/")].points
+        """Whether a value is a share, and a difference is said in points."""
+        return self.unit == "points"
 
     @property
     def sign(self) -> int:
@@ -278,6 +294,16 @@ class Sweep(Frozen):
         if value.rstrip(".").lower() in ("con", "prn", "aux", "nul") or value.endswith("."):
             raise ValueError(f"{value} is a reserved name of Windows, or ends with a dot: call it otherwise")
         return value
+
+    @model_validator(mode="after")
+    def _judges_by_what_is_measured(self) -> Sweep:
+        if self.objective.known is None:
+            known = [f"val/{name}" for name in METRICS]
+            metric = self.objective.metric
+            raise at(
+                ("objective", "metric"), f"unknown value {quoted(metric)}; {did_you_mean(metric, known, 'metric')}"
+            )
+        return self
 
     @cached_property
     def schedules(self) -> spaces.Space:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..schedules.schedule import Schedule
-from .sweep_file import Data, Model, Sweep, Train
+from .sweep_file import Data, Model, Objective, Sweep, Train
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,18 @@ class Record:
     arm: str | None = None
     """Of a replicate: which trial it repeats, and what was changed, as in ``7`` or ``7 init_lr x0.5``."""
 
+    def values(self, metric: str) -> list[float]:
+        """A metric after every epoch; NaN where an epoch has none."""
+        return [e.get(metric, math.nan) for e in self.epochs]
+
+    def history(self, objective: Objective) -> list[float]:
+        """What ``plateau`` looks at: the objective after every epoch, higher is better."""
+        return [objective.sign * value for value in self.values(objective.metric)]
+
     @property
-    def history(self) -> list[float]:
-        return [e["val/accuracy"] for e in self.epochs]
+    def slug(self) -> str:
+        """What its files are called: ``search-00003``."""
+        return f"{self.stage or 'search'}-{self.number:05d}"
 
     @property
     def title(self) -> str:

@@ -76,7 +76,7 @@ def describe(verdict: Verdict, objective: Objective) -> list[str]:
     said = [_recommendation(verdict, names, objective), _behind(verdict, names, objective)]
     if verdict.noise is not None:
         seeds = max(map(len, done.values())) if verdict.contest.decided else 1  # which show nothing
-        said.append(describe_noise(verdict.noise, seeds, objective.points, len(done), verdict.left))
+        said.append(describe_noise(verdict.noise, seeds, objective.unit, len(done), verdict.left))
     if lost := [name for number, name in names.items() if number not in done]:
         said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
     return [sentence for sentence in said if sentence]
@@ -134,26 +134,34 @@ def _behind(verdict: Verdict, names: Mapping[int, str], objective: Objective) ->
     out = sorted((r for r in verdict.rows if not r["in_set"] and r["behind"] is not None), key=lambda r: r["behind"])
     parts = list[str]()
     for row in out[: LISTED if len(out) > LISTED + 1 else None]:
-        apart, low, high = interval_of(row, objective.points)
+        apart, low, high = interval_of(row, objective.unit)
         said = f"{names[row['trial']]} is {apart}" if not parts else f"{names[row['trial']]} {apart.split()[0]}"
         parts.append(f"{said}{' behind' * (not parts)} ({low} to {high})")
     if rest := out[len(parts) :]:
-        parts.append(f"and {words(len(rest))} more by {interval_of(rest[0], objective.points)[0]} or more")
+        parts.append(f"and {words(len(rest))} more by {interval_of(rest[0], objective.unit)[0]} or more")
     return f"{', '.join(parts)}." if parts else ""
 
 
-def interval_of(row: Mapping[str, Any], points: bool) -> tuple[str, str, str]:
+def interval_of(row: Mapping[str, Any], unit: str) -> tuple[str, str, str]:
     """How far an arm of a confirmation is behind, with its unit, and the ends of that one's interval."""
+    points = unit == "points"
     apart, low, high = (row[key] * (100 if points else 1) for key in ("behind", "behind_low", "behind_high"))
     digits = max(0, 1 - math.floor(math.log10(abs(apart)))) if apart else 1
     digits = min(digits, 1) if points and apart > 0.5 else digits  # tenths of a point are enough
     shown, low, high = (f"{v:.{digits}f}" if round(v, digits) else f"{v:.1g}" for v in (apart, low, high))
-    return f"{shown} point{'s' * (shown != '1')}" if points else shown, low, high
+    return with_unit(shown, unit), low, high
+
+
+def with_unit(number: str, unit: str) -> str:
+    """A number and its unit: ``1 point``, ``0.3 points``, ``2.5 mm``, ``3 %``."""
+    if unit == "points":
+        return f"{number} point{'s' * (number != '1')}"
+    return f"{number} {unit}".rstrip()
 
 
 def score(value: float, objective: Objective) -> str:
     """A value of the objective in words: of an accuracy in percent."""
-    return f"{100 * value:.1f} %" if objective.points else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if objective.points else with_unit(f"{value:.4g}", objective.unit)
 
 
 def _several(n: int, of: int) -> str:
@@ -168,18 +176,17 @@ def words(n: int) -> str:
     return WORDS[n] if n < len(WORDS) else str(n)
 
 
-def difference(value: float, points: bool) -> str:
+def difference(value: float, unit: str) -> str:
     """A difference of the objective in words: of an accuracy in points."""
-    if not points:
-        return f"{value:.2g}"
-    shown = f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}"
-    return f"{shown} point{'s' * (shown != '1')}"
+    if unit != "points":
+        return with_unit(f"{value:.2g}", unit)
+    return with_unit(f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}", unit)
 
 
-def describe_noise(measured: Noise, seeds: int, points: bool = True, arms: int = 2, left: int = 2) -> str:
+def describe_noise(measured: Noise, seeds: int, unit: str = "points", arms: int = 2, left: int = 2) -> str:
     """What seeds do, what so many of them can show of ``arms``, ``left`` of them to the last look, and how many would
     show more, in a sentence."""
-    said = partial(difference, points=points)
+    said, points = partial(difference, unit=unit), unit == "points"
     if measured.paired < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
     if seeds < 2:
@@ -198,9 +205,9 @@ def describe_noise(measured: Noise, seeds: int, points: bool = True, arms: int =
 
 def describe_strip(winner: str, strip: Rows, objective: Objective) -> str:
     """What the strip's changes did to the first of the table, in a sentence."""
-    unit, scale, parts = " in points", 100 if objective.points else 1, list[str]()
+    unit, scale, parts = f" in {objective.unit}" * bool(objective.unit), 100 if objective.points else 1, list[str]()
     if not objective.points:
-        unit = ", more is better" if objective.direction == "maximize" else ", less is better"
+        unit += ", more is better" if objective.direction == "maximize" else ", less is better"
     for row in strip:
         lost = [f"{row[how]} of {row['seeds']} {how}" for how in ("diverged", "failed") if row[how]]
         if row["difference"] is None:
@@ -245,7 +252,7 @@ def next_steps(
     rung, of a search that has rungs.
     """
     said = list[str]()
-    best = max((a for r in records for a in r.history if math.isfinite(a)), default=1.0)
+    best = max((a for r in records for a in r.values("val/accuracy") if math.isfinite(a)), default=1.0)
     if best < majority + (1 - majority) / 10:
         said.append(
             f"Hardly anything was learnt: the best accuracy is {best:.3g}, and always giving the most frequent class "
@@ -262,7 +269,7 @@ def next_steps(
     if len(alive) > 1 and measured is not None and measured.paired > 0:
         first, second = alive[:2]
         apart, arms = abs(first["mean"] - second["mean"]), sum(row["mean"] is not None for row in rows)
-        unit = difference(apart, sweep.objective.points)
+        unit = difference(apart, sweep.objective.unit)
         pair = " and ".join(f"{row['name']} (trial {row['trial']})" for row in (first, second))
         left = sum(row["in_set"] for row in rows)
         near = apart <= measured.paired / 50

@@ -36,6 +36,7 @@ if chosen is not None:
     with suppress(ValueError):
         matplotlib.rcParams["backend"] = chosen  # a notebook's
 
+ACCURACY = Objective()
 STYLES = ("-", "--", "-.", ":")
 WIDTH, DPI = 7.1, 100
 """Inches, and pixels in each: what MLflow's page of a run shows whole in a window of 1,300 pixels."""
@@ -69,48 +70,55 @@ def schedules(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, tit
 
 
 @plain
-def curves_by_accuracy(
-    records: Sequence[Record], plans: Mapping[int, Schedule], T: int, epochs: int, title: str = ""
+def curves_by_objective(
+    records: Sequence[Record],
+    plans: Mapping[int, Schedule],
+    T: int,
+    epochs: int,
+    objective: Objective = ACCURACY,
+    title: str = "",
 ) -> Figure:
-    """Every trial's learning-rate curve, coloured by its validation accuracy, a panel for each schedule.
+    """Every trial's learning-rate curve, coloured by its objective after its last epoch, a panel for each schedule.
 
     ``plans``: schedules by trial; the order of the panels is that of ``records``.
     """
-    accuracies = {r.number: r.history[-1] if r.history else math.nan for r in records}
-    scale = Normalize(*_spread([a for a in accuracies.values() if math.isfinite(a)] or [0.0, 1.0]))
-    colours, names = ScalarMappable(scale, "cividis"), list(dict.fromkeys(r.name for r in records))
+    sign, ends = objective.sign, {r.number: (r.values(objective.metric) or [math.nan])[-1] for r in records}
+    low, high = _spread([sign * v for v in ends.values() if math.isfinite(v)] or [0.0, 1.0])
+    scale = Normalize(min(sign * low, sign * high), max(sign * low, sign * high))
+    colours = ScalarMappable(scale, "cividis" if sign > 0 else "cividis_r")
+    names = list(dict.fromkeys(r.name for r in records))
     figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "epoch", "learning rate", title)
     top = max(r.schedule["init_lr"] for r in records)
     for axes, name in zip(panels, names, strict=True):
         axes.set(yscale="log", ylim=(top * 1e-4, top * 1.5))  # what falls below is zero to the eye
         several = [r for r in records if r.name == name]
-        for record in sorted(several, key=lambda r: (accuracies[r.number] > 0, accuracies[r.number])):  # best on top
-            x, y = curve(plans[record.number], T, epochs, record.history)
-            accuracy = accuracies[record.number]
+        for record in sorted(
+            several, key=lambda r: (math.isfinite(ends[r.number]), sign * ends[r.number])
+        ):  # best on top
+            x, y = curve(plans[record.number], T, epochs, record.history(objective))
+            value = ends[record.number]
             look: dict[str, Any] = {"color": "#999999", "linestyle": ":"}
-            if math.isfinite(accuracy):
-                look = {"color": to_hex(colours.get_cmap()(scale(accuracy))), "linestyle": "-"}
+            if math.isfinite(value):
+                look = {"color": to_hex(colours.get_cmap()(scale(value))), "linestyle": "-"}
             axes.plot(x, y, linewidth=1.4, drawstyle="steps-post", **look)
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
-    bar = figure.colorbar(colours, ax=panels, extend="min", format=_percent, aspect=30)
-    bar.set_label("validation accuracy, one seed" + ("; dotted: none" * _lost(accuracies)), fontsize=8)
+    worse = "min" if sign > 0 else "max"
+    bar = figure.colorbar(colours, ax=panels, extend=worse, format=_percent if objective.points else None, aspect=30)
+    bar.set_label(f"{said(objective)}, one seed" + ("; dotted: none" * _lost(ends)), fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
 
 
 @plain
-def accuracy_against_lr(
-    records: Sequence[Record], confirmed: Rows = (), sign: int = 1, metric: str = "", title: str = ""
+def objective_against_lr(
+    records: Sequence[Record], confirmed: Rows = (), objective: Objective = ACCURACY, title: str = ""
 ) -> Figure:
-    """The objective against ``init_lr``, a panel for each schedule; what fresh seeds gave has its interval.
-
-    ``metric``: the objective's name, without which its unit is not said.
-    """
+    """The objective against ``init_lr``, a panel for each schedule; what fresh seeds gave has its interval."""
     names = list(dict.fromkeys(r.name for r in records))
     figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "init_lr", title=title)
-    low, high = _upper([r.value for r in records if r.value is not None], sign)
+    low, high = _upper([r.value for r in records if r.value is not None], objective.sign)
     means = [row for row in confirmed if row["mean"] is not None]
     near = [row for row in means if row["in_set"] or low <= row["mean"] <= high]
     ends = [row[end] for row in near for end in ("low", "high", "mean") if math.isfinite(row[end])]
@@ -133,21 +141,18 @@ def accuracy_against_lr(
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
-        if metric and Objective(metric=metric).points:
+        if objective.points:
             axes.yaxis.set_major_formatter(_percent)
     key = "circle: one seed; arrow: farther out" + "; square: fresh seeds, with 95 % interval" * bool(means)
-    figure.supylabel(metric or "objective", fontsize=8)
+    figure.supylabel(said(objective), fontsize=8)
     figure.supxlabel(key, fontsize=8)
     return figure
 
 
 @plain
-def confidence_set(confirmed: Rows, points: bool = False, title: str = "") -> Figure:
-    """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best.
-
-    ``points``: what is compared is an accuracy, and said in points.
-    """
-    names, unit = labels(confirmed), 100 if points else 1
+def confidence_set(confirmed: Rows, objective: Objective = ACCURACY, title: str = "") -> Figure:
+    """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best."""
+    names, unit = labels(confirmed), 100 if objective.points else 1
     rows = sorted((r for r in confirmed if r["behind"] is not None), key=lambda r: r["behind"])[::-1]
     far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0) or -math.inf
     figure = Drawn(WIDTH, 0.32 * len(rows) + 1.4)
@@ -167,11 +172,9 @@ def confidence_set(confirmed: Rows, points: bool = False, title: str = "") -> Fi
     axes.set_yticks(range(len(rows)), [f"{names[r['trial']]}, {plural(r['behind_seeds'], 'seed')}" for r in rows])
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{abs(round(unit * x, 9)):g}"))
-    what = (
-        f"{'points ' * points}behind the best mean (right of the line: better), with 95 % intervals for all together"
-    )
+    what = f"{objective.unit} behind the best mean (right of the line: better), with 95 % intervals for all together"
     filled = "; filled: may be the best" * any(not r["in_set"] for r in rows)
-    axes.set_xlabel(what + filled, fontsize=7)
+    axes.set_xlabel(what.lstrip() + filled, fontsize=7)
     axes.set_title(title, fontsize=10, loc="left")
     axes.grid(axis="x", alpha=0.3)
     return figure
@@ -183,37 +186,41 @@ def makers(
     T: int,
     epochs: int,
     confirmed: Rows = (),
-    sign: int = 1,
-    metric: str = "",
+    objective: Objective = ACCURACY,
     decided: bool = True,
 ) -> dict[str, Callable[[], Figure]]:
     """What draws the figures of a sweep, by file name. Trials that failed or have no finished epoch are left out."""
     seen = [r for r in records if r.epochs and r.outcome != "failed"]
-    done = best_first(seen, sign, confirmed)  # as the table has them
-    known, points = {r.number for r in done}, bool(metric) and Objective(metric=metric).points
-    made = dict[str, Callable[[], Figure]]()
+    done = best_first(seen, objective.sign, confirmed)  # as the table has them
+    known, made = {r.number for r in done}, dict[str, Callable[[], Figure]]()
     if seen:
         shown = [*done, *(r for r in seen if r.number not in known)]
-        title = _searched(best_first(seen, sign), len(seen), metric)
-        made["lr_curves_by_accuracy.png"] = partial(curves_by_accuracy, shown, plans, T, epochs, title)
+        title = _searched(best_first(seen, objective.sign), len(seen), objective)
+        made["lr_curves.png"] = partial(curves_by_objective, shown, plans, T, epochs, objective, title)
     if done:
         title = _rates(done, confirmed)
-        made["accuracy_against_lr.png"] = partial(accuracy_against_lr, done, confirmed, sign, metric, title)
+        made["objective_against_lr.png"] = partial(objective_against_lr, done, confirmed, objective, title)
     if any(row["behind"] is not None for row in confirmed):
-        made["confidence_set.png"] = partial(confidence_set, confirmed, points, headline(confirmed, decided))
+        made["confidence_set.png"] = partial(confidence_set, confirmed, objective, headline(confirmed, decided))
     return made
 
 
-def _searched(done: Sequence[Record], n: int, metric: str) -> str:
+def said(objective: Objective) -> str:
+    """The objective, as an axis is called."""
+    name = "validation accuracy" if objective.metric == "val/accuracy" else objective.metric
+    return f"{name} ({objective.unit})" if objective.unit not in ("", "points") else name
+
+
+def _searched(done: Sequence[Record], n: int, objective: Objective) -> str:
     """What the curves of a search show, as a title."""
     if not done:
         return f"None of {n} came to its end" if n > 1 else "It did not come to its end"
     first, value = done[0], done[0].value or 0.0
-    said = score(value, Objective(metric=metric)) if metric else f"{value:.4g}"
+    reached = score(value, objective)
     return (
-        f"With one seed {first.name} is the best of {plural(n, 'trial')} ({said})"
+        f"With one seed {first.name} is the best of {plural(n, 'trial')} ({reached})"
         if n > 1
-        else f"{first.name}: {said}"
+        else f"{first.name}: {reached}"
     )
 
 
@@ -243,8 +250,8 @@ def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Fig
     epochs = max((len(r.epochs) for r in records), default=1)
     loadable = [r for r in records if "function" not in r.schedule]
     plans, T = {r.number: load(r.schedule) for r in loadable}, facts["updates_per_epoch"] * epochs
-    metric, decided = facts["science"]["objective"]["metric"], facts.get("decided", True)
-    made = sweep_figures(loadable, plans, T, epochs, facts["confirmed"], facts["sign"], metric, decided)
+    objective, decided = Objective(**facts["science"]["objective"]), facts.get("decided", True)
+    made = sweep_figures(loadable, plans, T, epochs, facts["confirmed"], objective, decided)
     return {file.removesuffix(".png"): figure for file, figure in made.items()}
 
 

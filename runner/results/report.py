@@ -26,7 +26,7 @@ from .tables import best_table, code_of, epochs_table, for_people, markdown, tra
 from .tables import write as write_table
 from .terminal import echo, info, print_table
 
-SHOWN = ("lr_curves_by_accuracy.png", "confidence_set.png", "accuracy_against_lr.png")
+SHOWN = ("lr_curves.png", "confidence_set.png", "objective_against_lr.png")
 """The figures in the parent run's description."""
 SHOWN_TRIALS = 10
 NARROW = ("seeds", "test")
@@ -92,7 +92,7 @@ def write(
         stage.remember_runs(tracker.runs)
     found = verdict(replicates.ended(), replicates.arms, sweep) if replicates else None
     rows = found.rows if found and found.begun else []
-    best = best_table(history.ended(), sweep.objective.sign, confirmed=rows)
+    best = best_table(history.ended(), sweep.objective, confirmed=rows)
     answer = _answer(history, rungs, found, tracker.data["majority"], again, best, ended)
     facts: dict[str, Any] = {"confirmed": rows, "decided": found is None or found.contest.decided}
     if stored:
@@ -156,9 +156,8 @@ def _figures(folder: Path, study: Study, facts: Mapping[str, Any], stop: Stop) -
     try:
         from . import figures  # with matplotlib, whose settings are the user's
 
-        epochs, objective = sweep.train.epochs, sweep.objective
-        T, about = facts["updates_per_epoch"] * epochs, (objective.sign, objective.metric, facts["decided"])
-        made = figures.makers(records, plans, T, epochs, facts["confirmed"], *about)
+        epochs, about = sweep.train.epochs, (sweep.objective, facts["decided"])
+        made = figures.makers(records, plans, facts["updates_per_epoch"] * epochs, epochs, facts["confirmed"], *about)
     except Exception as error:
         echo(f"warning: no figure was drawn: {type(error).__name__}: {first_line(error)}")
         return {}
@@ -199,18 +198,18 @@ def _tables_and_code(
     folder: Path, study: Study, trainings: Sequence[Record], best: pd.DataFrame, facts: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Write the tables, the first one's JSON and its code into ``folder``; the paths by name."""
-    records, sign = study.ended(), study.sweep.objective.sign
+    records, objective = study.ended(), study.sweep.objective
     tables = {
         "best_schedules.csv": best,
         "best_schedules.parquet": best,
-        "trials.csv": trials_table(records),
+        "trials.csv": trials_table(records, objective),
         "epochs.csv": epochs_table(records),
-        "trainings.csv": trainings_table(trainings),
+        "trainings.csv": trainings_table(trainings, objective),
     }
     for name, table in tables.items():
         write_table(table, name.partition(".")[2], folder / name)
     texts = {}
-    if first := best_first(records, sign, facts["confirmed"])[:1]:
+    if first := best_first(records, objective.sign, facts["confirmed"])[:1]:
         code = code_of(first[0], facts, allow=study.sweep.allow)
         texts = {"best_schedule.json": json.dumps(dict(first[0].schedule), indent=1) + "\n", "best_schedule.py": code}
     for name, text in texts.items():

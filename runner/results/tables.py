@@ -18,12 +18,14 @@ from pydantic_core import to_jsonable_python
 from ..files.document import SpecError, printable
 from ..files.optimizers import OPTIMIZERS
 from ..files.space import OWN_WARMUP
+from ..files.sweep_file import Objective
 from ..files.trial import Record, best_first
 from ..schedules.codegen import code
 from ..schedules.schedule import load, summary
 from ..schedules.zoo import TYPES
 from ..study.confirm import Rows
 
+ACCURACY = Objective()
 SHARED = ("init_lr", "warmup", "clock", "interval", "floor")
 CONFIRMED = {
     **dict.fromkeys(["mean", "deviation", "low", "high", "behind", "behind_low", "behind_high"], "Float64"),
@@ -38,33 +40,38 @@ FORMATS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".md": "markdo
 
 
 def best_table(
-    records: Sequence[Record], sign: int = 1, top: int | None = None, confirmed: Rows = ()
+    records: Sequence[Record], objective: Objective = ACCURACY, top: int | None = None, confirmed: Rows = ()
 ) -> pd.DataFrame:
     """The complete trials in the order of ``best_first``, with what fresh seeds gave."""
-    table = trials_table(best_first(records, sign, confirmed)[:top]).drop(columns=["outcome", "cause"])
+    best = best_first(records, objective.sign, confirmed)[:top]
+    table = trials_table(best, objective).drop(columns=["outcome", "cause"])
     table.insert(0, "rank", range(1, len(table) + 1))
     rows = {row["trial"]: row for row in confirmed}
     for i, (name, kind) in enumerate(CONFIRMED.items() if confirmed else ()):
         column = [rows.get(int(n), {}).get(name) for n in table["trial"]]
-        table.insert(7 + i, name, pd.Series(column, dtype=cast(Any, kind)))
+        table.insert(list(table).index("objective") + 2 + i, name, pd.Series(column, dtype=cast(Any, kind)))
     return table
 
 
-def trials_table(records: Sequence[Record]) -> pd.DataFrame:
-    """Every trial of a sweep, in its own types."""
+def trials_table(records: Sequence[Record], objective: Objective = ACCURACY) -> pd.DataFrame:
+    """Every trial of a sweep, in its own types. What was measured stands in a column of its own: the last number of
+    the validation accuracy where trials have one, and of the objective's metric."""
     params = [_params(r.schedule) for r in records]
     names = dict.fromkeys(name for own in params for name in own)
     searched = {name: [own.get(name) for own in params] for name in names}
-    accuracies = [
-        next((a for a in reversed(r.history) if not math.isnan(a)), None) for r in records
-    ]  # the last number
+    wanted = dict.fromkeys(["val/accuracy", objective.metric])
+    measured = {m: [_last(r.values(m)) for r in records] for m in wanted}
     columns: dict[str, tuple[Any, list[Any]]] = {
         "trial": ("Int64", [r.number for r in records]),
         "name": ("string", [r.name for r in records]),
         "type": ("string", [r.schedule["type"] for r in records]),
         "outcome": ("string", [r.outcome or "running" for r in records]),
         "objective": ("Float64", [r.value for r in records]),
-        "val_accuracy": ("Float64", accuracies),
+        **{
+            metric.replace("/", "_"): ("Float64", values)
+            for metric, values in measured.items()
+            if metric == objective.metric or any(value is not None for value in values)
+        },
         **{name: (_dtype(values), values) for name, values in searched.items()},
         "epochs": ("Int64", [len(r.epochs) for r in records]),
         "seconds": ("Float64", [r.seconds for r in records]),
@@ -76,18 +83,23 @@ def trials_table(records: Sequence[Record]) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(values, dtype=dtype) for name, (dtype, values) in columns.items()})
 
 
-def trainings_table(records: Sequence[Record]) -> pd.DataFrame:
+def _last(values: Sequence[float]) -> float | None:
+    """The last number among them."""
+    return next((value for value in reversed(values) if not math.isnan(value)), None)
+
+
+def trainings_table(records: Sequence[Record], objective: Objective = ACCURACY) -> pd.DataFrame:
     """Every training of a sweep: of its search, its rungs and its fresh seeds.
 
     ``trials_table`` with the ``stage`` (empty for the search), what a training repeats (``arm``), its ``seed`` where
     that is a fresh one, and its ``test_accuracy`` then.
     """
-    table = trials_table(records)
+    table = trials_table(records, objective)
     table.insert(0, "stage", pd.Series([r.stage for r in records], dtype="string"))
     table.insert(2, "arm", pd.Series([r.arm for r in records], dtype="string"))
     table.insert(3, "seed", pd.Series([r.train.get("seed") for r in records], dtype="Int64"))
     tests = [r.epochs[-1].get("test/accuracy") if r.epochs else None for r in records]
-    table.insert(list(table).index("val_accuracy") + 1, "test_accuracy", pd.Series(tests, dtype="Float64"))
+    table.insert(list(table).index("objective") + 2, "test_accuracy", pd.Series(tests, dtype="Float64"))
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -19,8 +20,10 @@ from rich.text import Text
 
 from ..files.document import printable
 from ..files.secrets import redacted
+from ..files.sweep_file import Objective
 from ..files.trial import Record
 
+ACCURACY = Objective()
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 
@@ -116,10 +119,12 @@ class Display:
         done: int = 0,
         best: Record | None = None,
         begun: Mapping[int, int] | None = None,
+        objective: Objective = ACCURACY,
     ) -> None:
         """``done``, ``best``: of the trials that an earlier process ended; ``begun``: the epochs on record of those
         that it did not."""
         self.trials, self.epochs, self.stage, self.done, self.best = trials, epochs, stage, done, best
+        self.objective = objective
         self._resumed, self._started = done, time.monotonic()
         self._measured = self._spared = 0
         """Epochs: those trained here; those that need not be, of trials that were stopped or taken up again."""
@@ -149,9 +154,11 @@ class Display:
             self._again[record.number], self._spared = self._again[record.number] - 1, self._spared + 1
         rates = [e["lr"] for e in record.epochs]
         curve, words = ("", "acc") if self._narrow else (f" {sparkline(rates)}", "val accuracy")
+        words = words if self.objective.metric == "val/accuracy" else self.objective.metric
+        value = entry.get(self.objective.metric, math.nan)
         self._lines[record.number] = (
             f"{record.title} {record.name}  epoch {n}/{record.train.get('epochs', self.epochs)}  "
-            f"lr {entry['lr']:.3g}{curve}  {words} {entry['val/accuracy']:.2%}"
+            f"lr {entry['lr']:.3g}{curve}  {words} {f'{value:.2%}' if self.objective.points else f'{value:.4g}'}"
         )
         self._live.update(self._view())
 

@@ -366,7 +366,7 @@ def check_stages(sweep: Sweep, storage: str) -> None:
 def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
     """The facts and the trials of a study that exists, for reading.
 
-    Among the facts: ``sign``, 1 where a higher objective is better, and the rows of what was ``confirmed``.
+    Among the facts: the ``objective``, and the rows of what was ``confirmed``.
 
     Raises:
         SpecError: there is no such study there.
@@ -392,7 +392,7 @@ def load_study(name: str, storage: str) -> tuple[dict[str, Any], list[Record]]:
         disconnect(there)
     # of a study that was reported before rows said by how many seeds
     rows = [{"behind_seeds": row.get("seeds"), **row} for row in facts.get("confirmed", ())]
-    return facts | {"sign": Objective(**facts["science"]["objective"]).sign, "confirmed": rows}, records
+    return facts | {"objective": Objective(**facts["science"]["objective"]), "confirmed": rows}, records
 
 
 def _science(facts: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -402,7 +402,8 @@ def _science(facts: Mapping[str, Any]) -> dict[str, Any] | None:
     search = facts["science"]["search"]
     if search.get("pruner") == "none":
         search = {key: value for key, value in search.items() if key not in RETIRED}
-    return {**facts["science"], "search": search}
+    objective = Objective(**facts["science"]["objective"]).model_dump(mode="json")  # a study may be older than a key
+    return {**facts["science"], "search": search, "objective": objective}
 
 
 def _alike(old: Any, new: Any) -> bool:

@@ -254,7 +254,8 @@ class Tracker:
             with contextlib.suppress(MlflowException):  # undocumented tags of MLflow's own: a failure is none
                 for grouped in (False, True):
                     key = f"mlflow.sharedViewState.{view_key(self.sweep.name, grouped)}"
-                    self.client.set_experiment_tag(self.experiment_id, key, saved_view(self.sweep.name, grouped))
+                    view = saved_view(self.sweep.name, grouped, self.sweep.objective)
+                    self.client.set_experiment_tag(self.experiment_id, key, view)
         texts = {self.document.path.name: self.document.text, "environment.txt": "\n".join(_environment()) + "\n"}
         self._each([partial(self.client.log_text, run, text, name) for name, text in texts.items()])
         self.client.set_tag(run, "sweep.described", "yes")
@@ -347,9 +348,10 @@ class Tracker:
             summary |= {"schedule/mean_lr": mean, "schedule/max_lr": peak}
             if peak > 0:  # a piecewise schedule, or one's own, may be 0 throughout
                 summary["schedule/final_over_peak"] = lrs[-1] / peak
-        accuracies = [a for a in record.history if math.isfinite(a)]
-        if accuracies:
-            summary["best/val_accuracy"] = max(accuracies)
+        wanted = self.sweep.objective
+        if values := [v for v in record.values(wanted.metric) if math.isfinite(v)]:
+            best = max(values) if wanted.sign > 0 else min(values)
+            summary[f"best/{wanted.metric.replace('/', '_')}"] = best
         if record.value is not None:
             summary["objective"] = record.value
         self._metrics(run, [(summary, 0, int(record.epochs[-1]["timestamp"]) if record.epochs else 0)])
@@ -377,7 +379,9 @@ class Tracker:
         if record.outcome != "failed":
             with contextlib.suppress(ArithmeticError, ValueError):  # one's own function, in an epoch never trained
                 schedule = self.sweep.schedule(record.schedule)
-                return schedule.lrs(self.updates * epochs, epochs=epochs, history=record.history)
+                return schedule.lrs(
+                    self.updates * epochs, epochs=epochs, history=record.history(self.sweep.objective)
+                )
         return []
 
     def _metrics(self, run: str, points: Iterable[tuple[Mapping[str, float], int, int]]) -> None:

@@ -11,7 +11,10 @@ from urllib.parse import quote
 
 from ..files.place import Place
 from ..files.secrets import redacted
+from ..files.sweep_file import Objective
 from .client import all_runs, check, in_bin, is_server_error, make_client, missing_database, unusable
+
+ACCURACY = Objective()
 
 
 def _query() -> str:
@@ -73,15 +76,16 @@ def view_key(sweep: str, grouped: bool = False) -> str:
     return hashlib.sha256(f"runner/{sweep}{'/types' * grouped}".encode()).hexdigest()[:32]
 
 
-def saved_view(name: str, grouped: bool = False) -> str:
+def saved_view(name: str, grouped: bool = False, judged_by: Objective = ACCURACY) -> str:
     """The value of the experiment tag that presets the chart page for one sweep; ``grouped`` by its schedules.
 
     MLflow draws no learning-rate curve by default and hides nested runs. Since 3.15 a view of its chart page is an
     experiment tag; the format is its own and undocumented, read in 3.17. What is not said has the page's own default.
     """
+    what = "accuracy" if judged_by.metric == "val/accuracy" else judged_by.metric
     lines = [
         _line("lr", "Learning rate") | {"scaleType": "log"},
-        _line("val/accuracy", "Validation accuracy"),
+        _line(judged_by.metric, "Validation accuracy" if judged_by.metric == "val/accuracy" else judged_by.metric),
         _line("train/loss", "Training loss"),
     ]
     parallel = _chart(
@@ -90,14 +94,16 @@ def saved_view(name: str, grouped: bool = False) -> str:
         selectedParams=["schedule.type", "schedule.init_lr", "schedule.warmup"],
         selectedMetrics=["schedule/mean_lr", "schedule/final_over_peak", "objective"],
         showAllRuns=True,
-        displayName="Schedule, init_lr, warmup, accuracy",
+        displayName=f"Schedule, init_lr, warmup, {what}",
     )
     x, y = {"key": "schedule.init_lr", "type": "PARAM"}, {"key": "objective", "type": "METRIC"}
-    scatter = _chart("SCATTER", "answer", xaxis=x, yaxis=y, displayName="Accuracy against init_lr")
+    scatter = _chart(
+        "SCATTER", "answer", xaxis=x, yaxis=y, displayName=f"{what[0].upper()}{what[1:]} against init_lr"
+    )
     bars = _chart("BAR", "answer", runsCountToCompare=20, metricKey="objective")
     sections = {"curves": ("Curves", 1, lines)}  # beside the runs and the assistant there is room for one
     if not grouped:  # of groups MLflow draws none
-        sections["axes"] = "What leads to which accuracy", 1, [parallel]  # as wide as it needs
+        sections["axes"] = f"What leads to which {what}", 1, [parallel]  # as wide as it needs
     sections["answer"] = "The search: one seed each", 1, [scatter, bars]
     shown = {"display": True, "isReordered": True, "deleted": False, "isGenerated": False}
     by_name = {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "schedule.name"}]}
@@ -105,7 +111,7 @@ def saved_view(name: str, grouped: bool = False) -> str:
     state = {
         "searchFilter": f"tags.`sweep.role` = 'trial' and tags.`sweep.study` = '{name}'",
         "orderByKey": objective,
-        "orderByAsc": False,
+        "orderByAsc": judged_by.sign < 0,
         "selectedColumns": [objective, "tags.`schedule.type`", *params, "tags.`outcome`"],
         "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": [chart for _, _, charts in sections.values() for chart in charts],

@@ -110,7 +110,7 @@ class Checkpoints:
         self._failed = False
 
     def _of(self, record: Record) -> Path:
-        return self.folder / f"{record.stage or 'search'}-{record.number:05d}"
+        return self.folder / record.slug
 
     def keep(self, record: Record, epochs: int, content: bytes) -> None:
         """Write a trial's state after so many epochs; the one before it stays, but none that was of no use."""

@@ -155,7 +155,9 @@ objective: val/accuracy
 objective.metric: test/accuracy
 objective.metric: __class__
 objective.epoch: first
-objective.direction: maximize
+objective.direction: minimize
+objective.direction: up
+objective.unit: 7
 space: null
 space: []
 space.init_lr: null

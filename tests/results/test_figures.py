@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from runner import sweep
+from runner.files.sweep_file import Objective
 from runner.results import figures
 from runner.results.answer import headline
 from runner.schedules import load
@@ -22,25 +23,30 @@ from ..study.helpers import row, trial_of
 
 def test_the_lowest_dot_of_a_figure_is_not_cut_by_its_frame():
     records = [trial_of("cosine", n, v) for n, v in enumerate((0.8, 0.6, 0.7, 0.81, 0.5331, 0.7))]
-    axes = figures.accuracy_against_lr(records).axes[0]
+    axes = figures.objective_against_lr(records).axes[0]
     bottom, top = axes.get_ylim()
     assert min(axes.lines[0].get_ydata()) - bottom > 0.03 * (top - bottom)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+def measured(record, judged_by):
+    """A trial whose epochs have the metric that it is judged by."""
+    return replace(record, epochs=[e | {judged_by.metric: record.value} for e in record.epochs])
+
+
+@pytest.mark.parametrize("judged_by", [Objective(), Objective(metric="mm", direction="minimize", unit="mm")])
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_figures_of_values_that_are_all_the_same_are_drawn_without_a_warning(tmp_path, value, sign):
-    records = [trial_of(name, n, value) for n, name in enumerate(("cosine", "step"))]
+def test_figures_of_values_that_are_all_the_same_are_drawn_without_a_warning(tmp_path, value, judged_by):
+    records = [measured(trial_of(name, n, value), judged_by) for n, name in enumerate(("cosine", "step"))]
     same = {"values": [value] * 3, "behind": 0.0, "behind_low": 0.0, "behind_high": 0.0}
     rows = [row(n, value, name=name) | same for n, name in enumerate(("cosine", "step"))]
     plans = {r.number: load(r.schedule) for r in records}
-    for name, figure in figures.sweep_figures(records, plans, 10, 1, rows, sign=sign).items():
+    for name, figure in figures.sweep_figures(records, plans, 10, 1, rows, judged_by).items():
         assert figures.save(figure, tmp_path / name).exists()  # a warning would be an error
 
 
 def test_what_lies_outside_a_figure_is_an_arrow_with_its_number():
     (axes,) = figures.confidence_set([row(0, 0.89), row(2, 0.3, in_set=False, behind_high=0.9)]).axes
-    assert "0.6 behind" in axes.texts[0].get_text()
+    assert "60 behind" in axes.texts[0].get_text()
     assert axes.get_xlim()[0] > -0.4
 
 
@@ -82,7 +88,7 @@ def test_the_title_of_a_comparison_is_its_answer(rows, decided, title):
 def test_a_comparison_is_sorted_by_the_confirmed_mean_and_says_points():
     rows = [row(0, 0.9), row(1, 0.84, name="step"), row(2, 0.86, in_set=False, name="wsd")]
     rows = [r | {"behind": 0.9 - r["mean"], "behind_low": -0.01} for r in rows]
-    (axes,) = figures.confidence_set(rows, points=True).axes
+    (axes,) = figures.confidence_set(rows).axes
     figure = axes.figure
     figure.canvas.draw()
     named = [label.get_text() for label in axes.get_yticklabels()]
@@ -98,8 +104,8 @@ def test_every_curve_stands_under_its_name_and_every_text_inside_the_figure(n, t
     records[-1] = replace(records[-1], value=None, outcome="diverged")
     rows = [row(i, 0.9 - 0.01 * i, name=name) for i, name in enumerate(names)]
     plans = {r.number: load(r.schedule) for r in records}
-    made = figures.sweep_figures(records, plans, 20, 2, rows, metric="val/accuracy")
-    assert [axes.get_title() for axes in made["lr_curves_by_accuracy.png"].axes[:n]] == names  # as the table has them
+    made = figures.sweep_figures(records, plans, 20, 2, rows)
+    assert [axes.get_title() for axes in made["lr_curves.png"].axes[:n]] == names  # as the table has them
     for name, figure in made.items():
         with Image.open(figures.save(figure, tmp_path / name)) as picture:
             assert picture.width <= 714, name  # MLflow's page at 1,300 pixels
@@ -110,7 +116,7 @@ def test_every_curve_stands_under_its_name_and_every_text_inside_the_figure(n, t
 def test_the_interval_of_what_was_confirmed_is_inside_its_panel():
     records = [trial_of("cosine", 0, 0.9), trial_of("step", 1, 0.89)]
     rows = [row(0, 0.9) | {"low": 0.6, "high": 0.99}, row(1, 0.3, in_set=False, name="step")]
-    low, high = figures.accuracy_against_lr(records, rows).axes[0].get_ylim()
+    low, high = figures.objective_against_lr(records, rows).axes[0].get_ylim()
     assert low < 0.6 < 0.99 < high
     assert low > 0.3  # an arrow says that there is more
 
@@ -149,9 +155,9 @@ def test_a_figure_that_fails_costs_itself_alone(swept, monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("no font\nat all")
 
-    monkeypatch.setattr(figures, "accuracy_against_lr", broken)
+    monkeypatch.setattr(figures, "objective_against_lr", broken)
     assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 0
-    assert "warning: accuracy_against_lr.png was not drawn: RuntimeError: no font" in capsys.readouterr().out
+    assert "warning: objective_against_lr.png was not drawn: RuntimeError: no font" in capsys.readouterr().out
     page = Path("results/tiny/report.md").read_text()
-    assert "(lr_curves_by_accuracy.png)" in page
-    assert "accuracy_against_lr" not in page
+    assert "(lr_curves.png)" in page
+    assert "objective_against_lr" not in page

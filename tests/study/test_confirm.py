@@ -347,8 +347,10 @@ def test_schedules_with_the_same_mean_are_said_to_have_it(tiny, tmp_path):
 
 
 def test_the_noise_of_few_seeds_shows_no_difference_above_all_there_can_be():
-    assert "2 seeds detect no difference between two of 6 schedules" in describe_noise(Noise(0.2, 0.3), 2, True, 6)
-    assert difference(1.4, True) == "140 points"
+    assert "2 seeds detect no difference between two of 6 schedules" in describe_noise(
+        Noise(0.2, 0.3), 2, "points", 6
+    )
+    assert difference(1.4, "points") == "140 points"
 
 
 def test_rungs_screen_with_rescaled_schedules_and_the_best_go_on(project, capsys):
