@@ -66,7 +66,7 @@ def measure(trials: int, epochs: int, seconds: float, folder: Path) -> dict[str,
     place = load_place(folder / "mlflow.yaml")
 
     def threads(*_: object, stop: Stop, checkpoints: Checkpoints, **__: object) -> Lanes:
-        return Lanes(["cpu"] * 8, lambda: ThreadPoolExecutor(1), stop, checkpoints)
+        return Lanes(["cpu"] * 8, lambda _: ThreadPoolExecutor(1), stop, checkpoints)
 
     with mock.patch.object(engine, "train", sleeping), mock.patch.object(prepare, "open_lanes", threads):
         sweep.run(found, document, place, Options(device="cpu", lanes="0"))

@@ -26,12 +26,11 @@ from machine import RESULTS, open_lanes, save
 from optuna.trial import FixedTrial
 
 from runner.files.sweep_file import Sweep, load_sweep
-from runner.files.trial import TrialConfig
+from runner.files.trial import DivergedError, TrialConfig
 from runner.schedules import Schedule, load
 from runner.training import data
 from runner.training.device import pick_device
 from runner.training.fast import choice, engine
-from runner.training.loop import DivergedError
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 EACH = 40

@@ -42,7 +42,7 @@ from torchvision import transforms
 
 from runner.files.images import cores
 from runner.files.sweep_file import Search, Sweep, load_sweep
-from runner.files.trial import TrialConfig
+from runner.files.trial import DivergedError, TrialConfig
 from runner.lanes.lane import Lanes
 from runner.lanes.worker import begin
 from runner.schedules import Schedule, load, set_lr
@@ -51,7 +51,7 @@ from runner.training import data
 from runner.training.device import pick_device
 from runner.training.fast import choice, engine
 from runner.training.fast.conv import compact
-from runner.training.loop import DivergedError, make_optimizer
+from runner.training.loop import make_optimizer
 from runner.training.model import build
 
 PARTS = ("alone", "rates", "accuracy", "sweep")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import math
 import re
 import sys
 import traceback
@@ -34,6 +35,15 @@ class Options:
     num_gpus: float | None = None
     engine: str = "auto"
     sync: bool = False
+    hours: float | None = None
+    minutes: float | None = None
+    stall_minutes: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long the sweep may take, in all."""
+        given = [n * s for n, s in ((self.hours, 3600.0), (self.minutes, 60.0)) if n is not None]
+        return sum(given) if given else math.inf
 
     @staticmethod
     def checked(args: argparse.Namespace) -> Options:
@@ -49,6 +59,11 @@ class Options:
             raise SpecError("--num-cpus, --num-gpus: only with --ray, whose actors have them")
         if any(n is not None and (n < 0 or (n > 1 and n % 1)) for n in (args.num_cpus, args.num_gpus)):
             raise SpecError("--num-cpus, --num-gpus: 0, a part of one, or a whole number")
+        for name in ("hours", "minutes", "stall_minutes"):
+            if (value := getattr(args, name)) is not None and not 0 < value < 1e6:
+                raise SpecError(f"--{name.replace('_', '-')} must be a number above 0, not {value:g}")
+        if args.sync and (args.hours, args.minutes) != (None, None):
+            raise SpecError("--hours, --minutes: not with --sync, which trains nothing")
         return Options(**{option.name: getattr(args, option.name) for option in fields(Options)})
 
 
@@ -68,8 +83,13 @@ def add_data_dir(to: argparse.ArgumentParser) -> None:
 
 
 def add_allow_plugin(to: argparse.ArgumentParser) -> None:
-    what = "let the sweep file name schedules, models and data of this package (repeatable); it runs their code"
+    what = "let the sweep file name functions of this package (repeatable); it runs their code"
     to.add_argument("--allow-plugin", dest="allow", action="append", default=[], metavar="PACKAGE.", help=what)
+
+
+def add_allow_command(to: argparse.ArgumentParser) -> None:
+    what = "let the sweep file start the command that it names as its training"
+    to.add_argument("--allow-command", action="store_true", help=what)
 
 
 def sweep_parser(doc: str | None) -> argparse.ArgumentParser:
@@ -87,12 +107,18 @@ def sweep_parser(doc: str | None) -> argparse.ArgumentParser:
         to.add_argument(f"--num-{resource}", type=float, metavar="N", help=share)
     engine = "auto (default): the fast one where it can train this; reference: the plain loop"
     to.add_argument("--engine", choices=["auto", "reference"], default="auto", help=engine)
+    for unit in ("hours", "minutes"):
+        budget = f"end after so many {unit}: fresh seeds have their share set aside; the same command goes on"
+        to.add_argument(f"--{unit}", type=float, metavar="N", help=budget)
+    stall = "a training that gives no epoch for so long has failed (default: wait for ever)"
+    to.add_argument("--stall-minutes", type=float, metavar="N", help=stall)
     add_mlflow(to)
     to.add_argument("--quiet", action="store_true", help="print warnings and the result alone")
     to.add_argument("--sync", action="store_true", help="train nothing; send what MLflow lacks, and report")
     dry_run = "check files, data, model and options, print warnings, and stop"
     to.add_argument("--dry-run", action="store_true", help=dry_run)
     add_allow_plugin(to)
+    add_allow_command(to)
     return to
 
 

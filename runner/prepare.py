@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +20,13 @@ from .files.place import Place, StorageError
 from .files.space import problems
 from .files.sqlite import Unmoved
 from .files.sweep_file import Sweep
-from .files.trial import Engine, Record, TrialConfig
-from .lanes.lane import Lanes
+from .files.trial import Config, Engine, OwnConfig, Record, TrialConfig
+from .lanes.lane import Lanes, Result
 from .lanes.open import open_lanes, start_forkserver
 from .lanes.ray import NO_RAY
 from .lanes.stop import Stop
 from .results.answer import difference
-from .results.terminal import echo, info
+from .results.terminal import echo, info, shown
 from .schedules.schedule import load
 from .study import storage
 from .study.confirm import Confirmation
@@ -35,6 +38,10 @@ from .training.checkpoint import Checkpoints
 from .training.data import Dataset
 from .training.device import pick_device
 from .training.fast import choice
+from .training.own import NOMINAL, source_files, tail
+
+CONSTANT = load({"type": "constant"})
+"""The schedule of what all trials have in common, which has none."""
 
 
 @dataclass
@@ -45,7 +52,7 @@ class Setup:
     place: Place
     options: Options
     stop: Stop
-    example: TrialConfig
+    example: Config
     """What all trials have in common."""
     updates: int
     """In an epoch."""
@@ -64,6 +71,14 @@ class Setup:
         opened = Confirmation(self.sweep, self.place.storage, arms, self.updates)
         self.replicates = self.resources.enter_context(closing(opened))
         return self.replicates
+
+    def why(self, trial: Record, result: Result) -> tuple[str | None, Sequence[str]]:
+        """Why a trial ended as it did, with the place of its log, and the last lines of that, where it failed."""
+        config = self.search.config(trial, self.example)
+        if result.cause is None or not isinstance(config, OwnConfig):
+            return result.cause, ()
+        lines = tail(config.log)
+        return f"{result.cause}{f' (log: {shown(config.log)})' if lines else ''}", lines
 
     def check_files(self) -> None:
         """Raise StorageError where something that the sweep stands on is no longer what it opened."""
@@ -84,18 +99,20 @@ class Checked:
     """What a sweep would run with, when nothing of it has been refused."""
 
     device: torch.device
-    dataset: Dataset
-    fingerprints: Mapping[str, Any]
-    example: TrialConfig
+    example: Config
     """What all trials have in common, but for the engine where the study is new."""
     engine: Engine | None
     """The engine that the study was begun with."""
-
-    @property
-    def summary(self) -> str:
-        """How long a training is, and with which images."""
-        recipe = self.example.train
-        return f"{recipe.length(recipe.updates(len(self.dataset.train)))}; {self.dataset}"
+    about: str
+    """What is trained, in a line."""
+    summary: str
+    """How long a training is, and of what."""
+    updates: int
+    """In an epoch; of a training of one's own that does not say it, a number to draw with."""
+    data: Mapping[str, Any]
+    """What MLflow says of the data; nothing of those that are not ours."""
+    fingerprints: Mapping[str, Any]
+    warnings: Sequence[str]
 
 
 def check(sweep: Sweep, place: Place, options: Options) -> Checked:
@@ -112,12 +129,18 @@ def check(sweep: Sweep, place: Place, options: Options) -> Checked:
     if options.ray is not None and importlib.util.find_spec("ray") is None:
         raise SpecError(NO_RAY)
     device = pick_device(options.device)
-    dataset = data.load(sweep.data, options.data_dir)
+    checked = (_check_ours if sweep.own is None else _check_own)(sweep, place, options, device)
+    check_stages(sweep, place.storage)
+    return checked
+
+
+def _check_ours(sweep: Sweep, place: Place, options: Options, device: torch.device) -> Checked:
+    """``check``, for our own trainer."""
+    images, network, recipe = sweep.ours
+    dataset = data.load(images, options.data_dir)
     fingerprints = take_fingerprints(sweep, dataset)
     engine = stored_engine(sweep, place.storage, options.engine, fingerprints, must=options.sync)
-    check_stages(sweep, place.storage)
-    constant = load({"type": "constant"})
-    example = TrialConfig(sweep.data, sweep.model, sweep.train, constant, options.data_dir, images=dataset.digest)
+    example = TrialConfig(images, network, recipe, CONSTANT, options.data_dir, images=dataset.digest)
     if engine is not None:
         example = replace(example, engine=engine)
         if not options.sync and (reason := choice.obstacle(example, device)):
@@ -125,7 +148,27 @@ def check(sweep: Sweep, place: Place, options: Options) -> Checked:
             raise SpecError(
                 f"{wrong}; continue it where it can (--sync reports what there is), or name the sweep anew"
             )
-    return Checked(device, dataset, fingerprints, example, engine)
+    updates, warnings = recipe.updates(len(dataset.train)), data_warnings(sweep, dataset)
+    summary = f"{recipe.length(updates)}; {dataset}"
+    about = str(dataset)
+    return Checked(device, example, engine, about, summary, updates, dataset.facts(), fingerprints, warnings)
+
+
+def _check_own(sweep: Sweep, place: Place, options: Options, device: torch.device) -> Checked:
+    """``check``, for a training of one's own."""
+    training, results = sweep.own, place.folder / "results" / sweep.name
+    assert training is not None
+    if options.engine != "auto":
+        raise SpecError("--engine is a matter of our own trainer: leave it out", key=("train",))
+    schedules = {f"schedule {name}": lrs for name, lrs in sweep.schedules.custom_lrs(sweep.allow).items()}
+    stored_engine(sweep, place.storage, options.engine, schedules, must=options.sync)
+    folder, logs = results / "checkpoints", results / "logs"
+    example = OwnConfig(training, CONSTANT, sweep.objective, sweep.allow, folder, logs)
+    updates, epochs = training.updates_per_epoch or NOMINAL, training.epochs
+    doubts = problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)
+    about = f"each training is {training.said}"
+    summary = f"{epochs} epochs; {about}"
+    return Checked(device, example, None, about, summary, updates, {}, schedules, sweep.warnings + doubts)
 
 
 @contextmanager
@@ -137,51 +180,83 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
     """
     lanes, ray = ("0", None) if options.sync else (options.lanes, options.ray)
     checked = check(sweep, place, options)
-    device, dataset = checked.device, checked.dataset
-    info(str(dataset))
-    if device.type == "cpu" and ray is None and lanes != "0":
-        start_forkserver()  # it imports what workers need, beside what follows
-    if device.type == "cuda":
-        info(f"getting {device} ready, which takes up to a minute")
-    chosen = checked.engine or choice.choose(checked.example, device, sweep.all_epochs, options.engine)
-    example = replace(checked.example, engine=chosen)
+    device, example, about = checked.device, checked.example, dict(checked.fingerprints)
+    info(checked.about)
+    tags = {"device": str(device)}
+    if isinstance(example, TrialConfig):
+        if device.type == "cpu" and ray is None and lanes != "0":
+            start_forkserver()  # it imports what workers need, beside what follows
+        if device.type == "cuda":
+            info(f"getting {device} ready, which takes up to a minute")
+        chosen = checked.engine or choice.choose(example, device, sweep.all_epochs, options.engine)
+        example = replace(example, engine=chosen)
+        about["engine"] = asdict(chosen)
+        tags["engine"] = str(chosen)
+    elif ray is None and lanes != "0":
+        start_forkserver(own=example.train.function is not None)
     folder = place.folder / "results" / sweep.name / "checkpoints"
     checkpoints = Checkpoints(folder, place.file.study.checkpoint_seconds, echo)
     resources = {"num_cpus": options.num_cpus, "num_gpus": options.num_gpus}
-    tags = {"device": str(device), "engine": str(example.engine)}
     with (
         open_lanes(
             lanes, str(device), sweep.most_lanes, ray, example, stop=stop, checkpoints=checkpoints, **resources
         ) as opened,
-        Tracker(place, sweep, document, dataset.facts(), tags, echo, sync=options.sync) as tracker,
+        Tracker(place, sweep, document, checked.data, checked.updates, tags, echo, sync=options.sync) as tracker,
         storage.hold(sweep.name, place.storage) as hold,  # one coordinator at a time
         ExitStack() as stack,
     ):
+        opened.stall = options.stall_minutes * 60 if options.stall_minutes else math.inf
         results = Unmoved(place.results(sweep.name))
         search = stack.enter_context(closing(Study(sweep, place.storage)))
-        if "engine" in search.facts and Engine(**search.facts["engine"]) != example.engine:  # begun in the meantime
+        begun_with, engine = search.facts.get("engine"), about.get("engine")
+        if begun_with is not None and engine is not None and Engine(**begun_with) != Engine(**engine):
             raise SpecError(f"the study {sweep.name!r} has just been begun with another engine; try again")
         begun = search.facts.get("id") or uuid.uuid4().hex
-        search.remember(engine=asdict(example.engine), id=begun, **checked.fingerprints)
+        code = code_of_ones_own(sweep)
+        changed = [name for name, digest in search.facts.get("code", {}).items() if code.get(name, digest) != digest]
+        search.remember(id=begun, code=code, **about)
         tracker.resume(begun)
-        info(f"{opened} on {device}; engine: {example.engine}")
-        if device.type == "cpu" and example.engine.precision == "bf16" and not choice.has_bf16():
+        info(f"{opened} on {device}" + (f"; engine: {tags['engine']}" if engine else ""))
+        if device.type == "cpu" and engine and engine["precision"] == "bf16" and not choice.has_bf16():
             info("warning: this CPU does not compute in bf16, which takes several times as long; auto does without")
-        for problem in data_warnings(sweep, dataset):
+        for problem in checked.warnings:
             info(f"warning: {problem}")
+        if changed:
+            names = ", ".join(Path(name).name for name in changed)
+            info(
+                f"warning: {names} has changed since this study began: trials before and after are of different code"
+            )
         if search.others:
             info(f"warning: {len(search.others)} trials of this study are another program's, and are left out")
         rungs = [stack.enter_context(closing(Study(sweep, place.storage, f"rung-{n}"))) for n in sweep.rungs[:-1]]
-        updates = sweep.train.updates(len(dataset.train))
         yield Setup(
-            sweep, place, options, stop, example, updates, opened, tracker, hold, results, rungs, search, stack
+            sweep,
+            place,
+            options,
+            stop,
+            example,
+            checked.updates,
+            opened,
+            tracker,
+            hold,
+            results,
+            rungs,
+            search,
+            stack,
         )
+
+
+def code_of_ones_own(sweep: Sweep) -> dict[str, str]:
+    """The SHA-256 of every file that a training of one's own is named by."""
+    own = sweep.own
+    files = source_files(own.function, own.command) if own is not None else []
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def dry_run(sweep: Sweep, place: Place, options: Options) -> list[str]:
     """Warnings, then a summary, of a sweep that would not be refused; errors as in ``check``."""
     checked = check(sweep, place, options)
-    warnings = [f"warning: {problem}" for problem in data_warnings(sweep, checked.dataset)]
+    warnings = [f"warning: {problem}" for problem in checked.warnings]
     return [*warnings, f"{sweep.name}: {sweep.size}; {checked.summary}"]
 
 
@@ -199,9 +274,10 @@ def take_fingerprints(sweep: Sweep, dataset: Dataset) -> dict[str, Any]:
 
 def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
     """What is wrong with data that are too few for the question, and with schedules that do not do what they say."""
-    said, size = dataset.notes.all_warnings(), sweep.train.batch_size
+    _, _, recipe = sweep.ours
+    said, size = dataset.notes.all_warnings(), recipe.batch_size
     images, val = len(dataset.train), len(dataset.val)
-    if (updates := sweep.train.updates(images)) < 5:
+    if (updates := recipe.updates(images)) < 5:
         said.append(
             f"batches of {size} from {images} images are {updates} update{'s' * (updates > 1)} of the weights in an "
             "epoch: a smaller train.batch_size gives the schedules more to do"
@@ -216,5 +292,5 @@ def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
             f"{len(absent)} of {dataset.classes} classes without a training image, the first is {absent[0]}: labels "
             "count from 0 without gaps; data.limit and the other splits may have the images of a small class"
         )
-    epochs = sweep.train.epochs
+    epochs = recipe.epochs
     return said + sweep.warnings + problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)

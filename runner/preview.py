@@ -51,15 +51,16 @@ def samples(sweep: Sweep) -> dict[str, list[Schedule]]:
 
 def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
     """Measured on one lane: a few updates and their share of an evaluation, extrapolated to an epoch."""
+    from .files.trial import DivergedError
     from .training import data
     from .training.device import one_thread, pick_device
     from .training.fast import choice, engine
-    from .training.loop import DivergedError
 
-    place, full = pick_device(device), data.load(sweep.data, data_dir)
+    images, network, recipe = sweep.ours
+    place, full = pick_device(device), data.load(images, data_dir)
     # on a CPU a large batch takes a minute for an update, and an image as long as in a smaller one
-    size = min(sweep.train.batch_size, FEW) if place.type == "cpu" else sweep.train.batch_size
-    small = sweep.train.model_copy(update={"epochs": 2, "batch_size": size})
+    size = min(recipe.batch_size, FEW) if place.type == "cpu" else recipe.batch_size
+    small = recipe.model_copy(update={"epochs": 2, "batch_size": size})
     share = min(1.0, max(100, 6 * size) / len(full.train))
 
     def part(split: data.Split) -> data.Split:
@@ -67,7 +68,7 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
         return data.Split(split.images[several], split.labels[several])
 
     few = replace(full, train=part(full.train), val=part(full.val), test=part(full.test))
-    config = TrialConfig(sweep.data, sweep.model, small, schedule, f"a part of {data_dir}")
+    config = TrialConfig(images, network, small, schedule, f"a part of {data_dir}")
     data.preload(config.data, config.data_dir, few.to_arrays())  # read once: all CIFAR-10 takes seconds
     config = replace(config, engine=choice.choose(config, place, sweep.all_epochs))
     with one_thread() if place.type == "cpu" else nullcontext():
@@ -87,18 +88,29 @@ def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
     from .training import data, model
     from .training.device import pick_device
 
-    epochs, drawn, timing = sweep.train.epochs, samples(sweep), not args.no_timing
-    try:
-        dataset = data.load(sweep.data, args.data_dir)
-        model.check(sweep.model, dataset.classes, *dataset.size)
-        updates, images = sweep.train.updates(len(dataset.train)), f"; {dataset}"
-        doubts = data_warnings(sweep, dataset)
-    except DataError as error:
-        print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
-        updates, timing, images = 100, False, ""
+    epochs, drawn, timing = sweep.train.epochs, samples(sweep), not args.no_timing and sweep.own is None
+    updates, doubts = sweep.own.updates_per_epoch if sweep.own else None, list[str]()
+    images = f"; each training is {printable(sweep.own.said)}" if sweep.own else ""
+    if sweep.own is None:
+        source, network, recipe = sweep.ours
+        try:
+            dataset = data.load(source, args.data_dir)
+            model.check(network, dataset.classes, *dataset.size)
+            updates, images, doubts = (
+                recipe.updates(len(dataset.train)),
+                f"; {dataset}",
+                data_warnings(sweep, dataset),
+            )
+        except DataError as error:
+            print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
+            timing = False
+    if updates is None:
+        updates, length = UPDATES, f"{epochs} epochs"
         doubts = problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)
+    else:
+        length = sweep.train.length(updates)
     print(f"{sweep.name}: {printable(sweep.question)}")
-    print(f"{sweep.size}; {sweep.train.length(updates)}{images}; searched by {sweep.search.sampler}")
+    print(f"{sweep.size}; {length}{images}; searched by {sweep.search.sampler}")
     width = max(len(n) for n in drawn)
     print(f"  {'shared':<{width}}  {open_leaves(sweep, None)}")
     for name, several in drawn.items():
@@ -170,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     default = "results/<sweep>/preview.png, or schedules.png"
     parser.add_argument("--out", type=Path, metavar="FILE", help=f".png, .svg, .pdf (default: {default})")
     cli.add_allow_plugin(parser)
+    cli.add_allow_command(parser)
     return cli.run(command, parser.parse_args(argv))
 
 
@@ -194,7 +207,7 @@ def command(args: argparse.Namespace) -> int:
         return 0
     if lengths:
         raise SpecError("--epochs, --updates: only with --schedule; a sweep file says how long it trains")
-    sweep, document = load_sweep(cli.DEFAULT if args.sweep is None else args.sweep, args.allow)
+    sweep, document = load_sweep(cli.DEFAULT if args.sweep is None else args.sweep, args.allow, args.allow_command)
     out = args.out or load_place().folder / "results" / sweep.name / "preview.png"
     with document.locating():
         preview(sweep, args, out)

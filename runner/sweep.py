@@ -51,7 +51,7 @@ def command(args: argparse.Namespace, stop: Stop) -> int:
     """What the command line asks for; returns the exit code."""
     be_quiet(args.quiet)
     options = Options.checked(args)
-    sweep, document = load_sweep(args.sweep, args.allow)
+    sweep, document = load_sweep(args.sweep, args.allow, args.allow_command)
     place = load_place(args.mlflow)
     with document.locating():
         if args.dry_run:
@@ -195,17 +195,18 @@ def train_trials(setup: Setup, study: Study, display: Display) -> None:
             if outcome is None:
                 lane.advance()
             else:
-                lanes.replace_worker(lane) if outcome == "died" else lanes.release(lane)
+                lanes.replace_worker(lane) if result.worker_is_gone else lanes.release(lane)
                 if ready and lane in lanes.free():
                     start(lane)
         if arrived:  # then what arrived first is put on record
             trial, result, outcome = arrived.popleft()
             if result.epoch is not None:
-                trial = study.commit(trial.number, result.epoch.number, result.epoch.metrics())
+                epoch = result.epoch
+                trial = study.commit(trial.number, epoch.number, epoch.metrics(), epoch.facts())
                 tracker.update(trial)
                 display.epoch(trial)
             if outcome is not None:
-                trial = study.tell(trial.number, outcome.replace("died", "failed"), result.cause)
+                trial = study.tell(trial.number, outcome.replace("died", "failed"), *setup.why(trial, result))
                 tracker.update(trial)
                 lanes.checkpoints.drop(trial)
                 display.ended(trial, study.best() is trial, result.error, study.target)

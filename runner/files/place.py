@@ -20,7 +20,7 @@ from . import sqlite
 from .document import Document, Frozen, SpecError, matching, read
 from .secrets import refuse_secrets
 
-RESERVED = {"schedule", "outcome", "cause", "device", "engine", "platform", "git.commit"}
+RESERVED = {"schedule", "outcome", "cause", "remark", "device", "engine", "platform", "git.commit"}
 """Tags that the sweep writes itself."""
 SPACES = ("mlflow.", "sweep.", "trial.", "schedule.", "version.")
 """How the others begin, and MLflow's."""

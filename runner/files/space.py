@@ -355,6 +355,13 @@ def name_fault(name: str) -> str:
     return f"a name begins with a letter or a digit, not {quoted(name[:1])}" if name[:1] in "._-" else ""
 
 
+def has_key(value: Any, name: str) -> bool:
+    """Whether a mapping, or one inside it, has this key."""
+    if isinstance(value, Mapping):
+        return name in value or any(has_key(inner, name) for inner in value.values())
+    return isinstance(value, list) and any(has_key(inner, name) for inner in value)
+
+
 def _fill(value: Any, leaf: Callable[[Leaf], Any]) -> Any:
     """``value`` with every Leaf replaced by ``leaf(it)``."""
     if isinstance(value, Leaf):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -46,6 +47,12 @@ Function = Annotated[
     AfterValidator(lambda name: name.replace(":", ".")),
 ]
 """The name of a user's own function: a dotted path that ``--allow-plugin`` permits."""
+
+
+PLACEHOLDERS = ("schedule", "seed", "epochs", "folder", "device")
+"""What an argument of a command may stand for."""
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(\w+)\}")
+"""One of them, or a doubled brace, which stands for one."""
 
 
 def one_of(names: Iterable[str]) -> GetPydanticSchema:
@@ -129,26 +136,63 @@ class Model(Frozen):
         return self
 
 
-class Train(Frozen):
-    """The training recipe, the same for every trial."""
+class Training(Frozen):
+    """What every training has."""
 
     epochs: Annotated[int, Field(ge=1, le=100_000)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Initial weights, order of the data and augmentation: the same for every trial, so trials are paired."""
+
+    def length(self, updates: int) -> str:
+        """How long a training is with so many updates in an epoch, in words."""
+        return f"{self.epochs} epochs of {updates} update{'s each' * (updates > 1)}"
+
+
+class OwnTraining(Training):
+    """A training of one's own, in place of ours: a function, or a command. It brings its own data and network."""
+
+    name: Literal["custom"] = "custom"
+    function: Function | None = None
+    """``function(job)`` yields a mapping of metrics after every epoch, or calls ``job.report``."""
+    command: Annotated[list[str], Field(min_length=1, max_length=200)] | None = None
+    """What is started, word by word; ``{schedule}``, ``{seed}``, ``{epochs}``, ``{folder}`` and ``{device}`` are
+    filled in. Needs ``--allow-command``."""
+    updates_per_epoch: Annotated[int, Field(ge=1)] | None = None
+    """Updates of the weights in an epoch; needed where schedules are rescaled that have a length in updates, and by a
+    command that wants the learning rate of each."""
+
+    @property
+    def said(self) -> str:
+        """What it is, as one would type it."""
+        return self.function or shlex.join(self.command or ())
+
+    @model_validator(mode="after")
+    def _is_a_function_or_a_command(self) -> OwnTraining:
+        if (self.function is None) == (self.command is None):
+            wrong = "a training of one's own has a function, such as my_package.train, or a command; one of the two"
+            raise at(("function",), wrong)
+        for i, argument in enumerate(self.command or ()):
+            for word in PLACEHOLDER.findall(argument):
+                if word and word not in PLACEHOLDERS:
+                    hint = did_you_mean(word, PLACEHOLDERS)
+                    wrong = f"unknown placeholder {{{word}}}; {hint}; {{{{{word}}}}} is the word itself"
+                    raise at(("command", i), wrong)
+        return self
+
+
+class Train(Training):
+    """The training recipe of our own trainer, the same for every trial."""
+
     batch_size: Annotated[int, Field(ge=2, le=65_536)] = 128
     optimizer: Annotated[str, one_of(OPTIMIZERS)] = "sgd"
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 5e-4
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Initial weights, order of the data and augmentation: the same for every trial, so trials are paired."""
 
     def updates(self, images: int) -> int:
         """In an epoch of so many images: whole batches, at least one; the rest waits for the next epoch's order."""
         return max(1, images // self.batch_size)
-
-    def length(self, updates: int) -> str:
-        """How long a training is with so many updates in an epoch, in words."""
-        return f"{self.epochs} epochs of {updates} update{'s each' * (updates > 1)}"
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> Train:
@@ -263,14 +307,16 @@ class Sweep(Frozen):
 
     name: str
     question: Annotated[str, Field(min_length=1)]
-    data: Data
+    data: Data | None = None
+    """Needed, but for a training of one's own."""
     model: Model = Model()
-    train: Train
+    train: Train | OwnTraining
     space: dict[str, Any]
     search: Search
     confirm: Confirm = Confirm()
     objective: Objective = Objective()
     _allow: tuple[str, ...] = ()
+    _allow_command: bool = False
 
     @property
     def allow(self) -> tuple[str, ...]:
@@ -279,8 +325,9 @@ class Sweep(Frozen):
 
     @property
     def allow_option(self) -> str:
-        """What a command needs to permit the same functions, with a leading space; empty without any."""
-        return "".join(f" --allow-plugin {shlex.quote(prefix)}" for prefix in self._allow)
+        """What a command needs to permit the same code, with a leading space; empty without any."""
+        plugins = "".join(f" --allow-plugin {shlex.quote(prefix)}" for prefix in self._allow)
+        return plugins + " --allow-command" * self._allow_command
 
     def schedule(self, mapping: Mapping[str, Any]) -> Schedule:
         """A schedule from its JSON, which may name a function of those packages."""
@@ -295,9 +342,45 @@ class Sweep(Frozen):
             raise ValueError(f"{value} is a reserved name of Windows, or ends with a dot: call it otherwise")
         return value
 
+    @field_validator("train", mode="before")
+    @classmethod
+    def _our_recipe_or_ones_own(cls, value: Any) -> Any:
+        if isinstance(value, Training):
+            return value
+        own = isinstance(value, Mapping) and not value.keys().isdisjoint(("name", "function", "command"))
+        return (OwnTraining if own else Train).model_validate(value)
+
+    @model_validator(mode="after")
+    def _has_data_or_brings_them(self) -> Sweep:
+        if self.own is None and self.data is None:
+            raise at(("data",), "is missing")
+        for section in ("data", "model") if self.own is not None else ():
+            if section in self.model_fields_set:
+                raise at((section,), f"a training of one's own brings its {section}: leave this section out")
+        return self
+
+    @property
+    def own(self) -> OwnTraining | None:
+        """The training of one's own, where that is what is trained."""
+        return self.train if isinstance(self.train, OwnTraining) else None
+
+    @property
+    def ours(self) -> tuple[Data, Model, Train]:
+        """Data, network and recipe of our own trainer; not for a training of one's own."""
+        assert self.data is not None
+        assert isinstance(self.train, Train)
+        return self.data, self.model, self.train
+
     @model_validator(mode="after")
     def _judges_by_what_is_measured(self) -> Sweep:
-        if self.objective.known is None:
+        if self.own is not None:
+            if self.objective.direction is None:
+                raise at(("objective", "direction"), f"is needed for {self.objective.metric}: maximize, or minimize")
+            rescaled = self.confirm.strip or self.search.rungs
+            if rescaled and self.own.updates_per_epoch is None and spaces.has_key(self.space, "updates"):
+                wrong = "is needed: schedules are rescaled here, and one of their lengths is in updates"
+                raise at(("train", "updates_per_epoch"), wrong)
+        elif self.objective.known is None:
             known = [f"val/{name}" for name in METRICS]
             metric = self.objective.metric
             raise at(
@@ -380,12 +463,14 @@ class Sweep(Frozen):
 
     def science(self) -> dict[str, Any]:
         """What makes two sweeps the same study: all but the question, the number of trials, and what follows them."""
-        return self.model_dump(mode="json", exclude={"question": True, "confirm": True, "search": {"trials"}})
+        others = {"data": True, "model": True} if self.own is not None else {}
+        what_follows: Any = {"question": True, "confirm": True, "search": {"trials"}}
+        return self.model_dump(mode="json", exclude=what_follows | others)
 
 
-def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Document]:
-    """Read a sweep file, which may name functions of the packages in ``allow``, and check every corner of its space;
-    raises SpecError for the first thing that is wrong, with file, line and key."""
+def load_sweep(path: Path | str, allow: Sequence[str] = (), allow_command: bool = False) -> tuple[Sweep, Document]:
+    """Read a sweep file, which may name functions of the packages in ``allow``, and a command if it may, and check
+    every corner of its space; raises SpecError for the first thing that is wrong, with file, line and key."""
     document = read(path)
     refuse_secrets(document, "this file is kept with the sweep's runs")
     stem = document.path.stem
@@ -394,9 +479,11 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
         raise SpecError(f"{wrong}; write its name: into the file, or rename that", path=document.path)
     document.data.setdefault("name", stem)
     sweep = document.parse(Sweep)
-    sweep._allow = tuple(allow)
-    for section in ("data", "model"):
-        if function := getattr(sweep, section).function:
+    sweep._allow, sweep._allow_command = tuple(allow), allow_command
+    if sweep.own is not None and sweep.own.command is not None:
+        _check_command(sweep.own.command, allow_command, document)
+    for section in ("data", "model", "train"):
+        if function := getattr(getattr(sweep, section), "function", None):
             try:
                 find_function(function, allow)
             except ScheduleError as error:
@@ -412,3 +499,13 @@ def load_sweep(path: Path | str, allow: Sequence[str] = ()) -> tuple[Sweep, Docu
     if trials > points:
         raise document.error(("search", "trials"), f"the grid has {points} points; ask for {points} trials or fewer")
     return sweep, document
+
+
+def _check_command(command: Sequence[str], allowed: bool, document: Document) -> None:
+    """Raise SpecError where a command may not be started, or cannot be."""
+    key = ("train", "command")
+    if not allowed:
+        wrong = f"a sweep file starts no command ({shlex.join(command):.200}) unless you permit it: --allow-command"
+        raise document.error(key, wrong)
+    if shutil.which(command[0]) is None:
+        raise document.error((*key, 0), f"there is no command {quoted(command[0])}, or it may not be run")

@@ -1,14 +1,15 @@
-"""One trial: what it is asked to train (``TrialConfig``, ``Engine``), and what is on record of it (``Record``)."""
+"""One trial: what it is asked to train (``TrialConfig``, ``OwnConfig``), and what is on record of it (``Record``)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from ..schedules.schedule import Schedule
-from .sweep_file import Data, Model, Objective, Sweep, Train
+from .sweep_file import Data, Model, Objective, OwnTraining, Sweep, Train
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,62 @@ class TrialConfig:
     test: bool = False
     """Whether the last epoch is measured on the test split too: for confirmed winners only."""
 
+    def of(self, record: Record, sweep: Sweep) -> TrialConfig:
+        """What a trial trains, where this is what all of them have in common."""
+        recipe = record.recipe(sweep)
+        assert isinstance(recipe, Train)
+        return replace(self, schedule=sweep.schedule(record.schedule), train=recipe)
+
+    @property
+    def identity(self) -> str:
+        """All that decides the numbers: not where the data lie."""
+        return str(replace(self, data_dir="", engine=replace(self.engine, reason="")))
+
     @property
     def precision(self) -> Literal["auto", "fp32", "bf16"]:
         return self.train.precision if self.engine.precision == "auto" else self.engine.precision
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    """Everything that one training of a user's own is told."""
+
+    train: OwnTraining
+    schedule: Schedule
+    objective: Objective
+    allow: tuple[str, ...] = ()
+    """The packages whose functions the sweep file may name."""
+    folder: Path = Path()
+    """Of the trial alone."""
+    log: Path = Path()
+    """The file of what it prints."""
+
+    def of(self, record: Record, sweep: Sweep) -> OwnConfig:
+        """What a trial trains, where this is what all of them have in common: folders, in which it has its own."""
+        recipe = record.recipe(sweep)
+        assert isinstance(recipe, OwnTraining)
+        folder, log = self.folder / record.slug / "files", self.log / f"{record.slug}.log"
+        return replace(self, schedule=sweep.schedule(record.schedule), train=recipe, folder=folder, log=log)
+
+    @property
+    def identity(self) -> str:
+        """All that decides the numbers: not where its files are."""
+        return str(replace(self, folder=Path(), log=Path(), allow=()))
+
+
+Config = TrialConfig | OwnConfig
+
+
+class DivergedError(Exception):
+    """The loss, in training or after it, became NaN or infinite; ``epoch`` is what was measured until then."""
+
+    def __init__(self, epoch: Any) -> None:
+        self.epoch = epoch
+        super().__init__(epoch)
+
+    def __str__(self) -> str:
+        wrong = [f"{name} {value}" for name, value in self.epoch.metrics().items() if not math.isfinite(value)]
+        return f"what was measured became {', '.join(wrong)} in epoch {self.epoch.number}"
 
 
 @dataclass(frozen=True)
@@ -83,6 +137,14 @@ class Record:
     """What differs from the sweep's recipe: a fresh ``seed``, other ``epochs``."""
     arm: str | None = None
     """Of a replicate: which trial it repeats, and what was changed, as in ``7`` or ``7 init_lr x0.5``."""
+    updates: int | None = None
+    """In an epoch, of a training of one's own that says it or shows it."""
+    used: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """By epoch the learning rates that it used, and for how many updates, where they are not the schedule's."""
+    remark: str | None = None
+    """Where it was not what it was to be, in a sentence."""
+    output: Sequence[str] = ()
+    """The last lines that it printed, where it failed."""
 
     def values(self, metric: str) -> list[float]:
         """A metric after every epoch; NaN where an epoch has none."""
@@ -104,7 +166,7 @@ class Record:
             return f"trial {self.arm} seed {self.train['seed']}"
         return f"{self.stage} trial {self.number}".lstrip()
 
-    def recipe(self, sweep: Sweep) -> Train:
+    def recipe(self, sweep: Sweep) -> Train | OwnTraining:
         """How it is trained."""
         return sweep.train.model_copy(update=dict(self.train))
 

@@ -7,35 +7,54 @@ A thread owns a slot on a GPU, a process owns a CPU core, a Ray actor owns a sha
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    InvalidStateError,
+    ThreadPoolExecutor,
+    wait,
+)
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..files.document import first_line, printable
 from ..files.secrets import redacted
-from ..files.trial import Record, TrialConfig
-from .stop import GpuError, Stop, signals_blocked
-from .worker import advance, begin, save
+from ..files.trial import Config, DivergedError, Record
+from ..training.own import KilledError, TrainingError
+from .stop import GpuError, Stop, kill, signals_blocked
+from .worker import advance, begin, save, weights
 
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoints
     from ..training.loop import Epoch
+    from ..training.own import OwnEpoch
 
 T = TypeVar("T")
+
+
+class StalledError(Exception):
+    """A training gave nothing for longer than was to be waited for; its worker has been killed."""
 
 
 @dataclass(frozen=True)
 class Result:
     """What came from a lane: an epoch, or the end of the trial, or both."""
 
-    epoch: Epoch | None = None
+    epoch: Epoch | OwnEpoch | None = None
     outcome: str | None = None
     """complete, diverged, failed; ``died`` where the worker and not the trial is to blame; None while it goes on."""
     error: BaseException | None = None
+
+    @property
+    def worker_is_gone(self) -> bool:
+        return self.outcome == "died" or isinstance(self.error, StalledError)
 
     @property
     def cause(self) -> str | None:
@@ -43,6 +62,8 @@ class Result:
         if self.outcome not in ("failed", "died"):
             return None
         message = printable(redacted(first_line(self.error)))
+        if isinstance(self.error, (TrainingError, StalledError)):
+            return message
         if out_of_memory(self.error):
             return f"out of memory: {message}; lower train.batch_size or the number of lanes"
         if isinstance(self.error, BrokenExecutor):
@@ -54,18 +75,23 @@ class Result:
 class Lane:
     """One lane: where it trains, its executor, and the trial and the epoch that are under way on it."""
 
+    index: int
     device: str
     executor: Executor
     lanes: Lanes
     trial: Record | None = None
     epochs: int = 0
     number: int = -1
-    future: Future[Epoch] | None = None
+    future: Future[Any] | None = None
+    keep: bool = False
     saved: float = 0.0
+    asked: float = 0.0
+    """When it was asked for the epoch that is under way."""
 
-    def begin(self, trial: Record, config: TrialConfig) -> None:
+    def begin(self, trial: Record, config: Config) -> None:
         """Begin a trial, from its last checkpoint where it has one."""
-        self.trial, self.epochs, self.saved = trial, config.train.epochs, time.monotonic()
+        self.trial, self.epochs = trial, config.train.epochs
+        self.saved = self.asked = time.monotonic()
         self.future = self._submit(begin, config, self.device, self.lanes.checkpoints.latest(trial, config))
 
     def advance(self) -> None:
@@ -76,9 +102,14 @@ class Lane:
                 kept.result(self.lanes.stop.left)
             self.release()
             return
-        if time.monotonic() - self.saved >= self.lanes.checkpoints.seconds:
+        self.asked = time.monotonic()
+        if self.keep or self.asked - self.saved >= self.lanes.checkpoints.seconds:
             self._save()
         self.future = self._submit(advance)
+
+    def weights(self) -> Future[dict[str, Any] | None]:
+        """The weights that the trial has ended with; asked for before another one begins."""
+        return self._submit(weights)
 
     def _save(self) -> Future[None]:
         """Keep a checkpoint of the trial as it is: the lane packs it, and goes on while it is being written."""
@@ -103,8 +134,6 @@ class Lane:
         Raises:
             GpuError: a GPU has failed, for all threads of this process.
         """
-        from ..training.loop import DivergedError
-
         assert self.trial is not None
         assert self.future is not None
         error = self.future.exception()
@@ -116,10 +145,10 @@ class Lane:
             broken = _broken(error)
             if broken and isinstance(self.executor, ThreadPoolExecutor):
                 raise GpuError(first_line(error)) from error
-            died = broken or isinstance(error, BrokenExecutor) or out_of_memory(error)
+            died = broken or isinstance(error, (BrokenExecutor, KilledError)) or out_of_memory(error)
             return self.trial, Result(None, "died" if died else "failed", error)
         epoch = self.future.result()
-        self.number = epoch.number
+        self.number, self.keep = epoch.number, epoch.keep
         return self.trial, Result(epoch, "complete" if epoch.number + 1 == self.epochs else None)
 
     def _submit(self, function: Callable[..., T], *args: Any) -> Future[T]:
@@ -152,15 +181,15 @@ def _broken(error: BaseException) -> bool:
 class Lanes:
     """The lanes of a sweep. ``with`` them: their workers are warm from the first trial to the last.
 
-    One for each of ``devices``, with an executor that ``make`` gives. ``capacity`` says how many the cluster has room
-    for at the moment, None where that is not known; ``check`` raises ClusterError where it is gone; ``note`` says
-    more about them, for people.
+    One for each of ``devices``, with an executor that ``make`` gives for its index. ``capacity`` says how many the
+    cluster has room for at the moment, None where that is not known; ``check`` raises ClusterError where it is gone;
+    ``note`` says more about them, for people.
     """
 
     def __init__(
         self,
         devices: Sequence[str],
-        make: Callable[[], Executor],
+        make: Callable[[int], Executor],
         stop: Stop,
         checkpoints: Checkpoints,
         capacity: Callable[[], int | None] = lambda: None,
@@ -169,7 +198,9 @@ class Lanes:
     ) -> None:
         self.stop, self.checkpoints = stop, checkpoints
         self._make, self._capacity, self._check, self._note = make, capacity, check, note
-        self.all = [Lane(device, make(), self) for device in devices]
+        self.stall = math.inf
+        """Seconds after which an epoch that has not come is not waited for any more."""
+        self.all = [Lane(i, device, make(i), self) for i, device in enumerate(devices)]
 
     def __enter__(self) -> Lanes:
         return self
@@ -177,7 +208,7 @@ class Lanes:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:  # do not wait for epochs that nobody wants any more
             for process in multiprocessing.active_children():
-                process.kill()
+                kill(process)
         for lane in self.all:
             lane.executor.shutdown(
                 wait=kind is None or not isinstance(lane.executor, ThreadPoolExecutor), cancel_futures=True
@@ -203,10 +234,20 @@ class Lanes:
             done, _ = wait(futures, timeout=patience, return_when=FIRST_COMPLETED)
             self._check()
             meanwhile()
+            for lane in self.all:
+                self._end_stalled(lane)
             for lane in self.free():
                 self._make_room(lane)  # a new worker may be waiting for the place that an idle one holds
             if done or not patience:
                 return [lane for future, lane in futures.items() if future in done]
+
+    def _end_stalled(self, lane: Lane) -> None:
+        """Kill the worker of a lane whose epoch has not come in time."""
+        end = getattr(lane.executor, "kill", None)
+        if lane.future is not None and end and not lane.future.done() and time.monotonic() - lane.asked > self.stall:
+            with contextlib.suppress(InvalidStateError):
+                lane.future.set_exception(StalledError(f"it gave no epoch for {self.stall / 60:g} minutes"))
+            end()
 
     def release(self, lane: Lane) -> None:
         """A lane has ended its trial."""
@@ -228,4 +269,4 @@ class Lanes:
             if out_of_memory(error) and len(self.all) > 1:
                 self.all.remove(lane)
             else:
-                lane.executor = self._make()
+                lane.executor = self._make(lane.index)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import sys
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from multiprocessing import forkserver, resource_tracker
 from typing import TYPE_CHECKING
 
 from ..files.images import affinity, cores
-from ..files.trial import TrialConfig
+from ..files.trial import Config, OwnConfig, TrialConfig
 from .lane import Lanes, out_of_memory
 from .process import Context, ProcessExecutor
 from .ray import ray_lanes
 from .stop import Stop, signals_blocked
-from .worker import Shared, start_cpu_worker
+from .worker import Shared, start_cpu_worker, start_own_worker
 
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoints
@@ -26,7 +28,7 @@ def open_lanes(
     device: str,
     most: int,
     ray: str | None = None,
-    config: TrialConfig | None = None,
+    config: Config | None = None,
     *,
     stop: Stop,
     checkpoints: Checkpoints,
@@ -51,13 +53,18 @@ def open_lanes(
         return max(1, min(int(wanted) if wanted != "auto" else auto, most))
 
     if ray is not None:
-        return ray_lanes(ray, device, number, _shared(config), resources, stop=stop, checkpoints=checkpoints)
+        own_code, shared = isinstance(config, OwnConfig), _shared(config)
+        return ray_lanes(
+            ray, device, number, shared, resources, own_code=own_code, stop=stop, checkpoints=checkpoints
+        )
     if wanted == "0":
-        return Lanes([device], lambda: ThreadPoolExecutor(1), stop, checkpoints)
+        return Lanes([device], lambda _: ThreadPoolExecutor(1), stop, checkpoints)
+    if isinstance(config, OwnConfig):
+        return _own_lanes(device, number, config, stop=stop, checkpoints=checkpoints)
     if device == "cpu":
         context, shared = start_forkserver(), _shared(config)
 
-        def process() -> Executor:
+        def process(_: int) -> Executor:
             return ProcessExecutor(context, start_cpu_worker, shared, affinity())
 
         return Lanes(["cpu"] * number(cores()), process, stop, checkpoints)
@@ -69,7 +76,27 @@ def open_lanes(
     n = number(len(devices) * max(1, len(warm)))
     where = [devices[i % len(devices)] for i in range(n)]
     begun = [warm.pop() if warm and gpu == devices[0] else ThreadPoolExecutor(1) for gpu in where]
-    return Lanes(where, lambda: begun.pop(0) if begun else ThreadPoolExecutor(1), stop, checkpoints, note=note)
+    return Lanes(where, lambda _: begun.pop(0) if begun else ThreadPoolExecutor(1), stop, checkpoints, note=note)
+
+
+def _own_lanes(
+    device: str, number: Callable[[int], int], config: OwnConfig, *, stop: Stop, checkpoints: Checkpoints
+) -> Lanes:
+    """Lanes for one's own code: processes, each with its share of the cores, or a GPU that it has for itself."""
+    gpu = device.startswith("cuda")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(i) for i in range(len(_gpus()))] if visible is None else visible.split(",")
+    if device.startswith("cuda:"):
+        gpus = [gpus[int(device.removeprefix("cuda:"))]]
+    n = min(number(len(gpus)), len(gpus)) if gpu else number(cores())
+    cpus, context = sorted(affinity()), start_forkserver(own=config.train.function is not None)
+    where = ["cuda" if gpu else device] * n
+
+    def process(i: int) -> Executor:
+        mine = cpus[i % len(cpus) :: n] if cpus else []
+        return ProcessExecutor(context, start_own_worker, mine, gpus[i] if gpu else None)
+
+    return Lanes(where, process, stop, checkpoints)
 
 
 def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 0.5) -> tuple[list[Executor], int]:
@@ -102,15 +129,18 @@ def busy_slots(config: TrialConfig, device: str, most: int, seconds: float = 0.5
     return threads[:kept], size
 
 
-def start_forkserver() -> Context:
-    """Begin the process that workers on a CPU are copied from: it imports what they need, once and in good time.
+def start_forkserver(own: bool | None = None) -> Context:
+    """Begin the process that workers on a CPU are copied from: it imports what they need, once and in good time: that
+    of our own trainer, of a user's function (``own``), or next to nothing.
 
     Where the system's libraries do not bear that, as on macOS, every worker is begun anew.
     """
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    modules = ["torchvision", "runner.training.fast.engine", "runner.lanes.lane", "runner.results.terminal"]
+    modules = ["runner.lanes.lane", "runner.results.terminal"]
+    if own is not False:
+        modules += ["torch", "numpy"] if own else ["torchvision", "runner.training.fast.engine"]
     context.set_forkserver_preload(modules)
     resource_tracker.ensure_running()  # which would let the signals through
     with signals_blocked():
@@ -118,10 +148,10 @@ def start_forkserver() -> Context:
     return context
 
 
-def _shared(config: TrialConfig | None) -> Shared | None:
+def _shared(config: Config | None) -> Shared | None:
     from ..training import data
 
-    if config is None:
+    if not isinstance(config, TrialConfig):
         return None
     return config.data, config.data_dir, data.load(config.data, config.data_dir).to_arrays()
 

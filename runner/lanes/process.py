@@ -21,6 +21,8 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from .stop import kill
+
 Context = ForkServerContext | SpawnContext
 WAY_OUT = 5.0
 """Seconds that a worker has to end by itself when nobody wants anything of it any more."""
@@ -58,7 +60,7 @@ class ProcessExecutor(Executor):
         process = self._process = self._context.Process(target=_work, args=(theirs, self._start, self._args))
         process.start()
         theirs.close()  # so that what the worker leaves unsaid ends with it
-        util.Finalize(self, process.kill, exitpriority=0)  # else Python would wait for it when it ends
+        util.Finalize(self, kill, (process,), exitpriority=0)  # else Python would wait for it when it ends
         for work in (self._send, self._receive, self._watch):
             threading.Thread(target=work, args=(ours,), name="lane", daemon=True).start()
 
@@ -88,7 +90,7 @@ class ProcessExecutor(Executor):
         with self._lock:
             self._broken, left = True, list(self._futures)
             self._futures.clear()
-        self._process.kill()
+        kill(self._process)
         self._jobs.put(None)
         for future in left:
             with contextlib.suppress(InvalidStateError):
@@ -104,8 +106,13 @@ class ProcessExecutor(Executor):
                 self._jobs.put(ForkingPickler.dumps(None))
         if wait:
             self._process.join(WAY_OUT)
-            self._process.kill()
+            kill(self._process)
             self._process.join(WAY_OUT)
+
+    def kill(self) -> None:
+        """End the process now; what it still had to do raises BrokenExecutor."""
+        if self._process is not None:
+            kill(self._process)
 
 
 def _work(pipe: Connection, start: Callable[..., None], args: tuple[Any, ...]) -> None:

@@ -76,10 +76,10 @@ class Cluster:
 class RayExecutor(Executor):
     """A Ray actor as an executor with one worker. Its errors are those of any executor."""
 
-    def __init__(self, cluster: Cluster, resources: Mapping[str, float], shared: Any) -> None:
+    def __init__(self, cluster: Cluster, resources: Mapping[str, float], shared: Any, own_code: bool) -> None:
         class Worker:
             def __init__(self, shared: Shared | None) -> None:
-                set_up_worker(shared)
+                set_up_worker(shared, own_code)
 
             def call(self, function: Callable[..., Any], *args: Any) -> Any:
                 return function(*args)
@@ -105,6 +105,10 @@ class RayExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         self._cluster.end(self._actor)
 
+    def kill(self) -> None:
+        """End the actor now; what it still had to do raises BrokenExecutor."""
+        self._cluster.end(self._actor)
+
 
 def ray_lanes(
     address: str,
@@ -113,6 +117,7 @@ def ray_lanes(
     shared: Shared | None,
     resources: Mapping[str, float | None],
     *,
+    own_code: bool = False,
     stop: Stop,
     checkpoints: Checkpoints,
 ) -> Lanes:
@@ -143,5 +148,10 @@ def ray_lanes(
     stored = ray.put(shared)  # one copy for each node, which all of its workers read in place
     devices = ["cuda" if gpu else "cpu"] * number(room)
     return Lanes(
-        devices, lambda: RayExecutor(cluster, each, stored), stop, checkpoints, cluster.capacity, cluster.check
+        devices,
+        lambda _: RayExecutor(cluster, each, stored, own_code),
+        stop,
+        checkpoints,
+        cluster.capacity,
+        cluster.check,
     )

@@ -118,14 +118,32 @@ def signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def follow_parent() -> None:
-    """What a worker process does first: signals are for its parent to decide about, and when that ends it ends."""
+def follow_parent(group: bool = False) -> None:
+    """What a worker process does first: signals are for its parent to decide about, and when that ends it ends;
+    with ``group`` what it has begun ends with it."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if group:
+        os.setsid()
     parent = multiprocessing.parent_process()
+
+    def end() -> None:
+        assert parent is not None
+        wait([parent.sentinel])
+        if group:
+            os.killpg(0, signal.SIGKILL)
+        os._exit(1)
+
     if parent is not None:
-        threading.Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+        threading.Thread(target=end, daemon=True).start()
+
+
+def kill(process: Any) -> None:
+    """End a worker process now, and what it has begun where it leads a group."""
+    process.kill()
+    with contextlib.suppress(ProcessLookupError, PermissionError, TypeError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
@@ -207,7 +225,7 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
 def exit_now(code: int) -> None:
     """End this process and its workers now; what is on record stays."""
     for process in multiprocessing.active_children():
-        process.kill()
+        kill(process)
     with contextlib.suppress(OSError):
         if sys.stderr.isatty():
             os.write(2, b"\x1b[?25h\n")  # the live display hides the cursor

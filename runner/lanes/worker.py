@@ -3,43 +3,79 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
+import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.document import first_line
 from ..files.sweep_file import Data
-from ..files.trial import TrialConfig
-from ..training import checkpoint
+from ..files.trial import Config, OwnConfig
+from ..training import checkpoint, own
+from ..training.supervise import adopt_orphans, descendants, end_descendants
 from .stop import follow_parent
 
 if TYPE_CHECKING:
     from ..training.loop import Epoch
+    from ..training.own import OwnEpoch
 
+_own_process = False
+_spared = set[int]()
+"""Processes that are children of this one, and no trial's."""
 _local = threading.local()  # epochs: the trial's generator; config; state: how to get what ``train`` needs to go on
 Shared = tuple[Data, str, Mapping[str, Any]]
 """The data that the coordinator has read: what ``data.preload`` takes, so that no worker reads them again."""
 
 
-def begin(config: TrialConfig, device: str, packed: bytes | None = None) -> Epoch:
+def begin(config: Config, device: str, packed: bytes | None = None) -> Epoch | OwnEpoch:
     """Begin a trial, perhaps from a checkpoint, and train its first epoch; the one before is forgotten."""
+    _end_the_last()
+    _local.config, state = config, checkpoint.unpack(packed, config) if packed else None
+    if isinstance(config, OwnConfig):
+        if _own_process:
+            _print_into(config.log)
+        _local.epochs = own.train(config, device, state)
+        return advance()
     import torch
 
     from ..training.fast import engine
 
-    _local.epochs = _local.state = None  # let go of the last trial before the next one takes memory
-    _local.config, state = config, checkpoint.unpack(packed, config) if packed else None
     _local.epochs = engine.train_function(config)(config, torch.device(device), state)
     return advance()
 
 
-def advance() -> Epoch:
+def _end_the_last() -> None:
+    """Let go of the last trial before the next one takes memory; where it is one's own code, all that it began."""
+    if (epochs := getattr(_local, "epochs", None)) is not None:
+        epochs.close()
+    _local.epochs = _local.state = None
+    if _own_process and getattr(_local, "config", None) is not None:
+        gc.collect()  # what holds processes of its own, such as a loader's
+        end_descendants(_spared)
+
+
+def _print_into(log: Path) -> None:
+    """What this process prints from here on, in any language, goes into a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    number = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(number, stream)
+    os.close(number)
+
+
+def advance() -> Epoch | OwnEpoch:
     """Train the next epoch."""
     try:
-        epoch: Epoch = next(_local.epochs)
+        epoch: Epoch | OwnEpoch = next(_local.epochs)
+        if isinstance(_local.config, OwnConfig):
+            own.shorten(_local.config.log)
     except Exception as error:
         at: BaseException | None = error
         while at is not None:
@@ -59,6 +95,32 @@ def save() -> bytes | None:
     return checkpoint.pack(_local.config, _local.state()) if _local.state else None
 
 
+def weights() -> dict[str, Any] | None:
+    """What the network of the trial that has just ended has learnt, by torchvision's names, on the CPU; None where
+    nobody knows it: of a training of one's own, and of one that yielded what a checkpoint had."""
+    if _local.state is None or isinstance(_local.config, OwnConfig):
+        return None
+    from ..training.fast import engine
+
+    return engine.weights(_local.config, _local.state)
+
+
+def start_own_worker(cpus: Sequence[int], gpu: str | None) -> None:
+    """What a worker process for one's own code does first: it has its own cores or its own GPU, and when it ends, all
+    that was begun in it does."""
+    follow_parent(group=True)
+    if cpus:
+        os.sched_setaffinity(0, cpus)
+    threads = str(len(cpus) or 1)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, threads)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(threads))
+    set_up_worker(None, own_code=True)
+
+
 def start_cpu_worker(shared: Shared | None, cpus: frozenset[int]) -> None:
     """What a worker process does first: it depends on the coordinator, and has one thread on any of ``cpus``."""
     follow_parent()
@@ -70,8 +132,15 @@ def start_cpu_worker(shared: Shared | None, cpus: frozenset[int]) -> None:
     torch.set_num_threads(1)
 
 
-def set_up_worker(shared: Shared | None) -> None:
-    """Make a worker ready to train: the data that the coordinator has read, and memory that it keeps."""
+def set_up_worker(shared: Shared | None, own_code: bool = False) -> None:
+    """Make a worker ready to train: the data that the coordinator has read, and memory that it keeps; for one's own
+    code, that what a trial began ends with it."""
+    global _own_process
+    if own_code:
+        adopt_orphans()
+        _own_process = True
+        _spared.update(descendants(os.getpid()))
+        return
     from ..training import data
     from ..training.fast import engine
 

@@ -24,7 +24,7 @@ from ..tracking.tracker import Tracker, escape
 from .answer import never_ended, next_steps, plural, sentences
 from .tables import best_table, code_of, epochs_table, for_people, markdown, trainings_table, trials_table
 from .tables import write as write_table
-from .terminal import echo, info, print_table
+from .terminal import echo, info, print_table, shown
 
 SHOWN = ("lr_curves.png", "confidence_set.png", "objective_against_lr.png")
 """The figures in the parent run's description."""
@@ -93,7 +93,7 @@ def write(
     found = verdict(replicates.ended(), replicates.arms, sweep) if replicates else None
     rows = found.rows if found and found.begun else []
     best = best_table(history.ended(), sweep.objective, confirmed=rows)
-    answer = _answer(history, rungs, found, tracker.data["majority"], again, best, ended)
+    answer = _answer(history, rungs, found, tracker.data.get("majority", 0.0), again, best, ended)
     facts: dict[str, Any] = {"confirmed": rows, "decided": found is None or found.contest.decided}
     if stored:
         noise = {"noise": asdict(found.noise)} if found and found.noise else {}
@@ -186,12 +186,6 @@ def _print(answer: Answer, sweep: Sweep, place: Place, path: Path, tracker: Trac
     echo(f"browse:{'' if place.served else ui}")
     for what, link in tracker.links().items():
         echo(f"  {what}: {link}")
-
-
-def shown(path: Path) -> Path:
-    """A path as a person finds it from here."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _tables_and_code(

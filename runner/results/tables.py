@@ -18,7 +18,7 @@ from pydantic_core import to_jsonable_python
 from ..files.document import SpecError, printable
 from ..files.optimizers import OPTIMIZERS
 from ..files.space import OWN_WARMUP
-from ..files.sweep_file import Objective
+from ..files.sweep_file import Objective, OwnTraining
 from ..files.trial import Record, best_first
 from ..schedules.codegen import code
 from ..schedules.schedule import load, summary
@@ -239,20 +239,27 @@ def code_of(
     """Code of a trial's schedule, below a comment that says with what it was found, and how sure that is; SpecError
     where that library cannot do it. Its length is that of the training that it is pasted into, or ``epochs`` of so
     many ``updates``."""
-    train, data, model = (facts["science"][section] for section in ("train", "data", "model"))
-    kind = OPTIMIZERS[train["optimizer"]]
-    images = data["path"] or data["function"] or data["source"]
-    found = f"found on {images} with {model['function'] or model['name']}, {train['optimizer']}, "
-    found += f"batches of {train['batch_size']}, {train['epochs']} epochs: "
+    found, optimizer = _found_on(facts["science"])
     found += _sure(record, facts["confirmed"], facts.get("decided", True))
     comment = f"# {printable(found)}; for another training try its init_lr again".replace("\n", " ")
     length = None if updates is None or epochs is None else updates * epochs
     try:
         schedule = load(record.schedule, allow=allow)
-        optimizer = kind.name, kind.arguments(train)
         return f"{comment}\n{code(schedule, length, epochs=epochs, library=library, optimizer=optimizer)}"
     except ValueError as error:
         raise SpecError(str(error)) from None
+
+
+def _found_on(science: Mapping[str, Any]) -> tuple[str, tuple[str, Mapping[str, Any]] | None]:
+    """With what a schedule was found, in words, and with which optimizer, where that is known."""
+    train = science["train"]
+    if "data" not in science:
+        return f"found with {OwnTraining(**train).said}, {train['epochs']} epochs: ", None
+    data, model, kind = science["data"], science["model"], OPTIMIZERS[train["optimizer"]]
+    images = data["path"] or data["function"] or data["source"]
+    found = f"found on {images} with {model['function'] or model['name']}, {train['optimizer']}, "
+    found += f"batches of {train['batch_size']}, {train['epochs']} epochs: "
+    return found, (kind.name, kind.arguments(train))
 
 
 def _sure(record: Record, confirmed: Rows, decided: bool = True) -> str:

@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
@@ -54,6 +55,12 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def shown(path: Path) -> Path:
+    """A path as a person finds it from here."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 def _console() -> Console:
@@ -171,9 +178,12 @@ class Display:
         self._spared += self.epochs - len(record.epochs)
         self._lines.pop(record.number, None)
         if error is not None:
-            where = "".join(traceback.format_exception(error))
+            where = "\n".join(record.output) or "".join(traceback.format_exception(error))
             self.warn(f"{record.title} failed: {record.cause}\n{where if where not in self._seen else '(as before)'}")
             self._seen.add(where)
+        if record.remark and record.remark not in self._seen:
+            self._seen.add(record.remark)
+            self.warn(f"{record.title}: {record.remark}")
         if better:
             self.best = record
         self._bar.update(self._task, completed=self.done, total=self.trials)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..files.sweep_file import STRIP, Sweep
-from ..files.trial import Record, TrialConfig, best_first, first_of_each
+from ..files.trial import Config, Record, TrialConfig, best_first, first_of_each
 from ..schedules.schedule import Schedule
 from .confidence import Contest, Noise, contest, interval, looks, noise
 from .study import Study, new_trial
@@ -93,8 +93,9 @@ class Confirmation(Study):
             changes = possible_changes(self.sweep.schedule(winner.schedule), self.sweep.train.epochs, self.updates)
             yield from ((winner, change, seed) for seed in self._seeds[: confirm.strip_seeds] for change in changes)
 
-    def config(self, record: Record, example: TrialConfig) -> TrialConfig:
-        return replace(super().config(record, example), test=True)
+    def config(self, record: Record, example: Config) -> Config:
+        config = super().config(record, example)
+        return replace(config, test=True) if isinstance(config, TrialConfig) else config
 
     def best(self) -> None:
         """None: who is best is not said while they are being told apart."""
@@ -204,7 +205,8 @@ def _row(
     values = [sweep.objective.sign * s for s in done.get(arm.number, [])]
     seeds = [confirmation_seed(sweep, n) for n in range(len(values))]  # the same that the values are of
     mine = [r for r in records if r.arm == str(arm.number) and r.train["seed"] in seeds]
-    tests = [r.epochs[-1]["test/accuracy"] for r in mine if r.outcome == "complete"]
+    ends = [r.epochs[-1] for r in mine if r.outcome == "complete"]
+    tests = [end["test/accuracy"] for end in ends if "test/accuracy" in end]
     (low, high), (test_low, test_high) = interval(values), interval(tests)
     gap = result.differences.get(arm.number)
     return {

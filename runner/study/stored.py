@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -11,12 +12,12 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..files.document import SpecError, first_line, printable
-from ..files.sweep_file import Data, Model, Objective, Train
+from ..files.sweep_file import Data, Model, Objective, OwnTraining, Train
 from ..files.trial import Engine, Record
 from ..schedules.schedule import load
 from ..schedules.zoo import ScheduleError
 
-MEASURED = ("epoch", "timestamp", "lr", "val/accuracy", "seconds")
+MEASURED = ("epoch", "timestamp", "lr", "seconds")
 """What every epoch on record has, and is read again."""
 Number = float | int
 
@@ -24,9 +25,9 @@ Number = float | int
 class _Science(BaseModel):
     """What a study was begun with, as far as it is read again."""
 
-    data: Data
-    model: Model
-    train: Train
+    data: Data | None = None
+    model: Model | None = None
+    train: Train | OwnTraining
     objective: Objective
     search: dict[str, Any]
 
@@ -79,6 +80,10 @@ class _Attributes(BaseModel):
     outcome: Literal["complete", "diverged", "stopped", "failed"] | None = None
     cause: str | None = None
     epochs: list[dict[str, Number]] = Field(default_factory=list)
+    updates: int | None = Field(None, ge=1)
+    remark: str | None = None
+    output: list[str] = Field(default_factory=list)
+    used: dict[int, list[tuple[int, float]]] = Field(default_factory=dict)
 
 
 def is_ours(trial: FrozenTrial) -> bool:
@@ -121,24 +126,26 @@ def facts_of(study: optuna.Study) -> dict[str, Any]:
 def records_of(study: optuna.Study, trials: Iterable[FrozenTrial], facts: Mapping[str, Any]) -> list[Record]:
     """The trials that are a sweep's, as records; errors as in ``facts_of``."""
     stage = study.study_name.partition("@")[2]
-    metric = facts["science"]["objective"]["metric"] if "science" in facts else "val/accuracy"
+    science = facts.get("science", {})
+    own = "data" not in science  # whose epochs have what its author likes
+    needed = () if own else ("val/accuracy", science["objective"]["metric"])
     ours = filter(is_ours, trials)
-    return [record_of(trial, stage, facts.get(f"run:{trial.number}"), metric) for trial in ours]
+    return [record_of(trial, stage, facts.get(f"run:{trial.number}"), needed) for trial in ours]
 
 
-def record_of(trial: FrozenTrial, stage: str, run_id: str | None = None, metric: str = "val/accuracy") -> Record:
-    """A sweep's trial as a record; ``metric`` is what every epoch on record must have; errors as in ``facts_of``."""
+def record_of(trial: FrozenTrial, stage: str, run_id: str | None = None, needed: Sequence[str] = ()) -> Record:
+    """A sweep's trial as a record; ``needed``: metrics that every epoch on record has; errors as in ``facts_of``."""
     attrs: dict[str, Any] = _shown(trial.user_attrs)
     what = f"trial {trial.number} of the study"
     epochs = [value for key, value in attrs.items() if key.startswith("epoch:")]
     try:
-        found = _Attributes.model_validate({**attrs, "epochs": epochs})
+        found = _Attributes.model_validate({**attrs, "epochs": epochs, **facts_of_trial(attrs)})
         if not found.train.keys() <= {"seed", "epochs"}:
             raise _edited(what, "train", "may have seed and epochs")
         if "type" not in trial.params and not found.arm:
             raise _edited(what, "params", "lacks type")
         for entry in found.epochs:
-            if lacking := [name for name in (*MEASURED, metric) if name not in entry]:
+            if lacking := [name for name in (*MEASURED, *needed) if name not in entry]:
                 raise _edited(what, "epoch", f"lacks {lacking[0]}")
             for name in ("epoch", "timestamp"):
                 if not (isinstance(entry[name], int) and 0 <= entry[name] < 2**53):
@@ -167,7 +174,18 @@ def record_of(trial: FrozenTrial, stage: str, run_id: str | None = None, metric:
         stage=stage,
         train=found.train,
         arm=found.arm,
+        updates=found.updates,
+        used=found.used,
+        remark=found.remark,
+        output=tuple(found.output),
     )
+
+
+def facts_of_trial(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """What an epoch has shown of its trial, under the names that ``Record`` has."""
+    found = {key: attrs[key] for key in ("updates", "remark") if key in attrs}
+    used = {int(key[4:]): value for key, value in attrs.items() if re.fullmatch("lrs:[0-9]{1,9}", key)}
+    return found | ({"used": used} if used else {})
 
 
 def _shown(value: Any) -> Any:

@@ -26,12 +26,12 @@ from ..files.document import Key, SpecError
 from ..files.place import StorageError
 from ..files.secrets import redacted
 from ..files.sweep_file import Objective, Sweep
-from ..files.trial import Engine, Record, TrialConfig, best_first, first_of_each
+from ..files.trial import Config, Engine, Record, best_first, first_of_each
 from ..schedules.schedule import Schedule
 from ..schedules.words import quoted
 from .proposals import as_running, propose
 from .storage import NoStudyError, connect, database, disconnect, persist, rescue, trouble, unusable
-from .stored import facts_of, is_ours, record_of, records_of, trials_of
+from .stored import facts_of, facts_of_trial, is_ours, record_of, records_of, trials_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -135,14 +135,14 @@ class Study:
         """
         for trial in self._frozen.values():
             if trial.state == TrialState.RUNNING and trial.number not in self._trials:
-                return self._begin(trial)
+                return self._persist(partial(self._begin, trial))
         proposed = self._proposed()
         if proposed is None:
             return None
         attempts = itertools.count()
         created = self._persist(lambda: self._create(proposed, next(attempts)))
         self._frozen[created.number] = created
-        return self._begin(created)
+        return self._persist(partial(self._begin, created))
 
     def _create(self, proposed: FrozenTrial, attempt: int) -> FrozenTrial:
         """The next trial in storage: put there now, or by an attempt whose answer was lost."""
@@ -209,18 +209,26 @@ class Study:
         self._trials[trial.number] = optuna.Trial(self._study, trial._trial_id)
         return self._records.setdefault(trial.number, record_of(trial, self.stage))
 
-    def config(self, record: Record, example: TrialConfig) -> TrialConfig:
+    def config(self, record: Record, example: Config) -> Config:
         """What a trial trains, given what all of them have in common."""
-        return replace(example, schedule=self.sweep.schedule(record.schedule), train=record.recipe(self.sweep))
+        return example.of(record, self.sweep)
 
-    def commit(self, number: int, epoch: int, metrics: Mapping[str, float]) -> Record:
-        """Put an epoch on record; it is on disk when this returns. One on record already stays as it is."""
+    def commit(
+        self, number: int, epoch: int, metrics: Mapping[str, float], facts: Mapping[str, Any] | None = None
+    ) -> Record:
+        """Put an epoch on record, and ``facts`` that it has shown of its trial; they are on disk when this returns.
+        One on record already stays as it is."""
         record = self._records[number]
         if all(e["epoch"] != epoch for e in record.epochs):
             entry = {"epoch": epoch, "timestamp": int(time.time() * 1000), **metrics}
+            found = facts_of_trial(facts or {})
+            news = {k: v for k, v in (facts or {}).items() if k.startswith("lrs:") or getattr(record, k) != v}
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # by another program: see ``tell``
+                for key, value in news.items():
+                    self._persist(partial(self._trials[number].set_user_attr, key, value))
                 self._persist(lambda: self._trials[number].set_user_attr(f"epoch:{epoch}", entry))
-            self._records[number] = replace(record, epochs=(*record.epochs, entry))
+            used = {**record.used, **found.pop("used", {})}
+            self._records[number] = replace(record, epochs=(*record.epochs, entry), used=used, **found)
         return self._records[number]
 
     def complete_trials(self) -> list[FrozenTrial]:
@@ -231,22 +239,23 @@ class Study:
         """The best complete trial so far; of equals, the first."""
         return next(iter(best_first(self.records(), self.sweep.objective.sign)), None)
 
-    def tell(self, number: int, outcome: str, cause: str | None = None) -> Record:
-        """End a trial. The objective is read from its committed epochs."""
+    def tell(self, number: int, outcome: str, cause: str | None = None, output: Sequence[str] = ()) -> Record:
+        """End a trial; ``output``: what it printed last, where it failed. The objective is read from its committed
+        epochs."""
         trial, record = self._trials[number], self._records[number]
         value = objective(self.sweep.objective, record.epochs) if outcome == "complete" else None
         if value is not None and not math.isfinite(value):  # a metric that is not defined for what was learnt
-            outcome, value, cause = "failed", None, f"{self.sweep.objective.metric} is {value}"
+            outcome, value, cause = "failed", None, _undefined(self.sweep.objective, record.epochs)
 
         def write() -> FrozenTrial:
             stored = self._read(trial._trial_id)
             if stored.state.is_finished():  # by an earlier attempt, whose answer was lost, or by another program
                 return stored
-            for key, text in (("outcome", outcome), ("cause", cause)):
-                if text is not None:
-                    trial.set_user_attr(key, text)
+            for key, said in (("outcome", outcome), ("cause", cause), ("output", list(output) or None)):
+                if said is not None:
+                    trial.set_user_attr(key, said)
             for entry in record.epochs:
-                if entry["epoch"] not in stored.intermediate_values:
+                if entry["epoch"] not in stored.intermediate_values and self.sweep.objective.metric in entry:
                     trial.report(entry[self.sweep.objective.metric], step=int(entry["epoch"]))
             return self._study.tell(trial, value, state=STATES[outcome])
 
@@ -254,7 +263,7 @@ class Study:
         del self._trials[number]
         if "outcome" not in ended.user_attrs:
             outcome, value, cause = "failed", None, f"another program ended it ({ended.state.name})"
-        self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
+        self._records[number] = replace(record, outcome=outcome, value=value, cause=cause, output=tuple(output))
         return self._records[number]
 
 
@@ -268,11 +277,23 @@ def new_trial(
 
 
 def objective(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> float:
-    """The value that a finished trial is judged by."""
-    values = [e[wanted.metric] for e in epochs]
+    """The value that a finished trial is judged by; NaN where it has none."""
+    values = [e.get(wanted.metric, math.nan) for e in epochs]
     if wanted.epoch == "last":
         return values[-1]
-    return max(values) if wanted.direction == "maximize" else min(values)
+    numbers = [value for value in values if math.isfinite(value)]
+    return wanted.sign * max((wanted.sign * value for value in numbers), default=math.nan)
+
+
+def _undefined(wanted: Objective, epochs: Sequence[Mapping[str, float]]) -> str:
+    """Why there is no such value."""
+    having = [int(e["epoch"]) for e in epochs if wanted.metric in e]
+    if having and "epoch" in epochs[-1] and wanted.metric in epochs[-1]:
+        return f"{wanted.metric} is {epochs[-1][wanted.metric]}"
+    there = [name for name in epochs[-1] if name not in ("epoch", "timestamp", "lr", "seconds")]
+    gave = f"its last epoch gave {', '.join(there[:9]) or 'no metric'}"
+    only = f", and only {len(having)} of {len(epochs)} epochs had it" * bool(having)
+    return f"the objective {wanted.metric} is missing: {gave}{only}"
 
 
 def open_study(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
@@ -344,7 +365,7 @@ def stored_engine(
     for what, now in fingerprints.items():
         if not _alike(facts.get(what, now), now):
             other = "other images" if what == "images" else f"another {what}"
-            in_files = what == "images" and sweep.data.function is None
+            in_files = what == "images" and sweep.ours[0].function is None
             where = "what is in the data folder, or how it is read," if in_files else "what its function gives"
             mend = f"bring it back, or give this sweep another name (name: {sweep.name}-2)"
             raise SpecError(f"{begun} {other}: {where} has changed since; {mend}")

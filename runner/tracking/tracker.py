@@ -41,6 +41,8 @@ STATUS = {"complete": "FINISHED", "diverged": "KILLED", "stopped": "KILLED", "fa
 """How a trial ended, and the status its run shows."""
 FILES = "sweep.files"
 """The tag that says of a trial's run whether its files are there."""
+UNUSUAL = r"[^\w.\- :/]"
+"""What the name of a metric may not have in MLflow."""
 NOTE = "mlflow.note.content"
 """The tag that holds a run's description."""
 Note = Callable[[Callable[[str], str]], str]
@@ -59,6 +61,7 @@ class Tracker:
         sweep: Sweep,
         document: Document,
         data: Mapping[str, Any],
+        updates: int,
         tags: Mapping[str, str],
         say: Callable[[str], None],
         sync: bool = False,
@@ -66,13 +69,15 @@ class Tracker:
         """
         Args:
             place, sweep, document: where runs go, what is tracked, and the file that it is from, for its run.
-            data: ``name``, ``digest``, ``classes`` and the sizes of ``train``, ``val`` and ``test``.
+            data: ``name``, ``digest``, ``classes`` and the sizes of ``train``, ``val`` and ``test``; nothing where a
+                training of one's own brings them.
+            updates: in an epoch.
             tags: what trains: ``device`` and ``engine``.
             say: is told when a server goes away, and when it is back.
             sync: this is all that is done: wait for the server; leave the status of a parent run that has ended.
         """
         self.place, self.sweep, self.document, self.data = place, sweep, document, data
-        self.updates = sweep.train.updates(data["train"])
+        self.updates = updates
         length = {"sweep.updates_per_epoch": str(self.updates)}
         self.facts = {**facts(), **tags, **length, "sweep.direction": sweep.objective.direction}
         self._say, self._sync = say, sync
@@ -307,7 +312,8 @@ class Tracker:
             self._known = True
         run, recipe = self.runs[key], record.recipe(self.sweep)
         if run not in self._sent:
-            sections = {"data": self.sweep.data, "model": self.sweep.model, "train": recipe}
+            ours = {"data": self.sweep.data, "model": self.sweep.model} if self.data else {}
+            sections: dict[str, Any] = {**ours, "train": recipe}
             params = {name: section.model_dump(mode="json") for name, section in sections.items()}
             self._params(run, flat({"schedule": plain(self.sweep.schedule(record.schedule)), **params}))
             self._dataset(run)
@@ -358,31 +364,44 @@ class Tracker:
         tags = {"outcome": record.outcome or "failed", FILES: "lacking"} | (
             {"cause": record.cause[:500]} if record.cause else {}
         )
+        if record.remark:
+            tags["remark"] = record.remark[:500]
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
         self.client.set_terminated(run, STATUS[record.outcome or "failed"])
         self._sender.submit(("files", *_key(record)), partial(self._send_trial, record, self._send_files))
 
     def _send_files(self, record: Record) -> None:
         run = self.runs[_key(record)]
-        rows = "".join(f"{t},{t // self.updates},{lr!r}\n" for t, lr in enumerate(self._lrs(record)))
+        updates = record.updates or self.updates
+        rows = "".join(f"{t},{t // updates},{lr!r}\n" for t, lr in enumerate(self._lrs(record)))
         uploads: list[Callable[[], object]] = [
             partial(self.client.log_dict, run, dict(record.schedule), "schedule.json")
         ]
         if rows:
             uploads.append(partial(self.client.log_text, run, f"update,epoch,lr\n{rows}", "lr_per_update.csv"))
+        log = self.place.folder / "results" / self.sweep.name / "logs" / f"{record.slug}.log"
+        if log.is_file():
+            uploads.append(partial(self.client.log_text, run, log.read_text(errors="replace"), "log.txt"))
         self._each(uploads)
         self.client.set_tag(run, FILES, "there")
 
     def _lrs(self, record: Record) -> list[float]:
-        """The learning rates of all updates of a trial; none of one that failed."""
-        epochs = record.recipe(self.sweep).epochs
-        if record.outcome != "failed":
-            with contextlib.suppress(ArithmeticError, ValueError):  # one's own function, in an epoch never trained
-                schedule = self.sweep.schedule(record.schedule)
-                return schedule.lrs(
-                    self.updates * epochs, epochs=epochs, history=record.history(self.sweep.objective)
-                )
-        return []
+        """The learning rates of all updates of a trial, as they were used; none of one that failed."""
+        epochs, updates = record.recipe(self.sweep).epochs, record.updates or self.updates
+        if record.outcome == "failed":
+            return []
+        try:
+            schedule, history = self.sweep.schedule(record.schedule), record.history(self.sweep.objective)
+            planned = schedule.lrs(updates * epochs, epochs=epochs, history=history)
+        except (ArithmeticError, ValueError):  # one's own function, in an epoch never trained
+            return []
+        if not record.used:
+            return planned
+        used = list[float]()
+        for number in range(len(record.epochs)):
+            plan = planned[number * updates : (number + 1) * updates]
+            used += [lr for n, lr in record.used[number] for _ in range(n)] if number in record.used else plan
+        return used
 
     def _metrics(self, run: str, points: Iterable[tuple[Mapping[str, float], int, int]]) -> None:
         """Log metrics, each mapping with its step and its timestamp, which may stand in it too."""
@@ -390,7 +409,7 @@ class Tracker:
 
         # MLflow keeps NaN, and turns infinity into the largest float, which no chart survives.
         metrics = [
-            Metric(key, math.nan if math.isinf(value) else float(value), timestamp, step)
+            Metric(re.sub(UNUSUAL, "_", key), math.nan if math.isinf(value) else float(value), timestamp, step)
             for values, step, timestamp in points
             for key, value in values.items()
             if key not in ("epoch", "timestamp")
@@ -407,6 +426,8 @@ class Tracker:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         data, source = self.data, self.sweep.data
+        if source is None:
+            return
         dataset = Dataset(
             name=data["name"],
             digest=data["digest"][:16],

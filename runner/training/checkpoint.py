@@ -12,11 +12,10 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..files.trial import Record, TrialConfig
+from ..files.trial import Config, Record
 
 MAGIC = b"lr-sweep-runner checkpoint 1\n"
 LARGEST = 2**32
@@ -32,15 +31,14 @@ class DamagedError(Exception):
     """A file that is no checkpoint, is damaged, or is another trial's; the message says which."""
 
 
-def identity(config: TrialConfig) -> str:
+def identity(config: Config) -> str:
     """What a state belongs to: everything that decides the numbers, the version of torch included."""
     import torch
 
-    same = replace(config, data_dir="", engine=replace(config.engine, reason=""))  # wherever the data lie
-    return hashlib.sha256(f"{same} {torch.__version__}".encode()).hexdigest()
+    return hashlib.sha256(f"{config.identity} {torch.__version__}".encode()).hexdigest()
 
 
-def pack(config: TrialConfig, state: State) -> bytes:
+def pack(config: Config, state: State) -> bytes:
     """A file's content: a line that says what it is, the SHA-256 of all that follows, the identity, the state."""
     import torch
 
@@ -50,7 +48,7 @@ def pack(config: TrialConfig, state: State) -> bytes:
     return MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
 
 
-def verify(content: bytes, config: TrialConfig) -> bytes:
+def verify(content: bytes, config: Config) -> bytes:
     """The state in a file's content, still packed; raises DamagedError where it is damaged, or not of this config."""
     if not content.startswith(MAGIC):
         raise DamagedError("is no checkpoint")
@@ -62,7 +60,7 @@ def verify(content: bytes, config: TrialConfig) -> bytes:
     return body[66:]
 
 
-def read(path: Path, config: TrialConfig) -> bytes:
+def read(path: Path, config: Config) -> bytes:
     """A file's content. Nothing is waited for, and no more is read than a checkpoint can have; errors as in
     ``verify``, or OSError."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -74,7 +72,7 @@ def read(path: Path, config: TrialConfig) -> bytes:
     return content
 
 
-def unpack(content: bytes, config: TrialConfig) -> State:
+def unpack(content: bytes, config: Config) -> State:
     """The state in a file's content, on the CPU; runs no code that stands there. Errors as in ``verify``."""
     import torch
 
@@ -126,7 +124,7 @@ class Checkpoints:
                 self.warn(f"no checkpoint can be written to {folder}: {error.strerror}; training goes on without")
             self._failed = True
 
-    def latest(self, record: Record, config: TrialConfig) -> bytes | None:
+    def latest(self, record: Record, config: Config) -> bytes | None:
         """The content of a trial's newest file that is what it should be; damaged ones are set aside, with a word."""
         for path in sorted(self._of(record).glob("*.ckpt"), reverse=True):
             try:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,24 +17,12 @@ from torch.nn import functional as F
 from ..files.metrics import METRICS
 from ..files.optimizers import OPTIMIZERS
 from ..files.sweep_file import Train
-from ..files.trial import TrialConfig
+from ..files.trial import DivergedError, TrialConfig
 from ..schedules.schedule import set_lr
 from .checkpoint import State
 from .data import Dataset, Split, batches, normalised, seed_of
 from .device import precision, resident, seeded
 from .model import build, has_random_layers
-
-
-class DivergedError(Exception):
-    """The loss, in training or after it, became NaN or infinite; ``epoch`` is what was measured until then."""
-
-    def __init__(self, epoch: Epoch) -> None:
-        self.epoch = epoch
-        super().__init__(epoch)
-
-    def __str__(self) -> str:
-        losses = f"{self.epoch.train_loss} (validation {self.epoch.val_loss})"
-        return f"the loss became {losses} in epoch {self.epoch.number}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +46,13 @@ class Epoch:
     def lr(self) -> float:
         """The learning rate of the epoch's first update, as the tutorial records it."""
         return self.lrs[0]
+
+    keep = False
+    """Whether its state is to be kept at once."""
+
+    def facts(self) -> dict[str, Any]:
+        """What else is put on record of its trial."""
+        return {}
 
     def metrics(self) -> dict[str, float]:
         """The names and values under which an epoch is logged."""

@@ -424,7 +424,7 @@ def test_a_lane_does_not_wait_for_the_records_of_all_that_ended_before_it(projec
             assert ended[trial, 0].wait(30)
         time.sleep(0.2)  # until the coordinator can know
 
-    def slowly(self, number, epoch, metrics):  # as on a slow disk
+    def slowly(self, number, epoch, metrics, facts):  # as on a slow disk
         if (number, epoch) == (0, 0):
             end(1, 2)
         if (number, epoch) == (1, 0):
@@ -434,7 +434,7 @@ def test_a_lane_does_not_wait_for_the_records_of_all_that_ended_before_it(projec
             for trial in range(4):
                 may_end[trial, 1].set()
         recorded.append((number, epoch))
-        return commit(self, number, epoch, metrics)
+        return commit(self, number, epoch, metrics, facts)
 
     def begin(self, record, example):
         numbers[record.schedule["init_lr"]] = record.number
@@ -446,7 +446,7 @@ def test_a_lane_does_not_wait_for_the_records_of_all_that_ended_before_it(projec
     monkeypatch.setattr(engine, "train", train)
     monkeypatch.setattr(Study, "config", begin)
     monkeypatch.setattr(Study, "commit", slowly)
-    four = partial(Lanes, ["cpu"] * 4, lambda: ThreadPoolExecutor(1))
+    four = partial(Lanes, ["cpu"] * 4, lambda _: ThreadPoolExecutor(1))
     monkeypatch.setattr("runner.prepare.open_lanes", lambda *_, stop, checkpoints, **__: four(stop, checkpoints))
     assert sweep.main(["sweeps/tiny.yaml", "--device", "cpu"]) == 0
     assert sorted(recorded) == [(trial, epoch) for trial in range(4) for epoch in range(2)]

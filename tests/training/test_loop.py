@@ -16,11 +16,11 @@ from torchvision.transforms import functional as TF
 
 from runner.files.document import SpecError
 from runner.files.sweep_file import Augment, Data, Model, Train
-from runner.files.trial import TrialConfig
+from runner.files.trial import DivergedError, TrialConfig
 from runner.schedules import schedule as schedules
 from runner.training.data import Split, Tables, load, seed_of
 from runner.training.device import pick_device, resident, seeded, uses_bf16
-from runner.training.loop import DivergedError, Epoch, evaluate, train
+from runner.training.loop import Epoch, evaluate, train
 from runner.training.model import build
 
 CPU = torch.device("cpu")

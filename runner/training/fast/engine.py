@@ -352,6 +352,13 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
         yield replace(epoch, state=lambda: slot.state() | {"epochs": [*map(asdict, done)]})
 
 
+def weights(config: TrialConfig, state: Callable[[], State]) -> dict[str, Tensor]:
+    """The weights that this thread's training has come to, as torchvision's own network has them, on the CPU;
+    ``state``: what it gave with its last epoch."""
+    found = _local.slot.state_dict() if config.engine.name == "fast" else state()["network"]
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in found.items()}
+
+
 def slot_of(config: TrialConfig, device: torch.device) -> Slot:
     """This thread's slot; a new one where the sweep is another."""
     recipe = config.train.model_copy(update={"seed": 0, "epochs": 1})  # what a trial may have of its own

@@ -21,7 +21,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from runner.files.sweep_file import Augment, Data, Model, Train
-from runner.files.trial import Engine, TrialConfig
+from runner.files.trial import DivergedError, Engine, TrialConfig
 from runner.lanes import open as lanes
 from runner.lanes import worker
 from runner.lanes.lane import Lanes
@@ -36,7 +36,6 @@ from runner.training.fast.choice import choose
 from runner.training.fast.conv import ProductConv
 from runner.training.fast.engine import Slot
 from runner.training.fast.tiles import TiledConv
-from runner.training.loop import DivergedError
 from runner.training.model import build
 
 CPU = torch.device("cpu")

@@ -1,0 +1,521 @@
+"""A training of one's own, a function or a command, as a generator that yields after every epoch, as our own does.
+
+A function gets a ``Job``. It is a generator itself, or it calls ``job.report``; both run in a greenlet, in the
+thread of their lane, so that a report waits for what becomes of the trial. A command is started by ``supervise``,
+which ends all that it began, and answers in lines of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import math
+import os
+import random
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import greenlet
+
+from ..files.document import first_line, printable
+from ..files.secrets import redacted
+from ..files.sweep_file import PLACEHOLDER
+from ..files.trial import DivergedError, OwnConfig
+from ..schedules.plugins import find_function
+from .checkpoint import State
+from .job import Job, Report, TrialStopped, numbers
+
+NOMINAL = 100
+"""Updates of an epoch of which nobody says how many it has: for the drawing of curves alone."""
+TAIL = 10
+"""The last lines of what a training printed, which are kept where it fails."""
+LOGGED = 2**20
+"""Bytes at the beginning and at the end of a trial's log that are kept of a longer one."""
+
+
+class TrainingError(Exception):
+    """What went wrong in a training of one's own, in a sentence."""
+
+
+class KilledError(TrainingError):
+    """Its process was killed: the trial begins again."""
+
+
+@dataclass(frozen=True)
+class OwnEpoch:
+    """What one epoch gave; the interface of ``loop.Epoch``."""
+
+    number: int
+    values: Mapping[str, float]
+    """What the training reported, by name."""
+    lr: float
+    """Of the epoch's first update, as it was used; the plan's where that is not known."""
+    seconds: float
+    updates: int | None = None
+    """In an epoch, as the training said, or made in its first one."""
+    used: Sequence[tuple[int, float]] | None = None
+    """The learning rates that were used, and for how many updates, where they are not the plan's."""
+    remark: str | None = None
+    """Where the training was not what it was to be."""
+    keep: bool = False
+    """Whether its state is to be kept now: it is not made for that alone."""
+    state: Callable[[], State] | None = field(default=None, compare=False, repr=False)
+
+    def metrics(self) -> dict[str, float]:
+        """The names and values under which it is logged."""
+        own = {name: value for name, value in self.values.items() if name not in ("epoch", "timestamp")}
+        return {**own, "lr": self.lr, "seconds": self.seconds}
+
+    def facts(self) -> dict[str, Any]:
+        """What is put on record of its trial."""
+        said = {"updates": self.updates, "remark": self.remark, f"lrs:{self.number}": self.used}
+        return {key: value for key, value in said.items() if value is not None}
+
+
+def train(config: OwnConfig, device: Any, state: State | None = None) -> Iterator[OwnEpoch]:
+    """Run the training, yielding after every epoch; or from an epoch's ``state``, yielding what was before again.
+
+    Raises TrainingError where it fails, DivergedError where one of its losses is NaN or infinite, or its objective
+    after the last epoch.
+    """
+    recipe, done = config.train, [_epoch(**epoch) for epoch in state["epochs"]] if state else []
+    yield from done
+    plan = Plan(config, done)
+    begin = _function if recipe.function is not None else _command
+    started = time.perf_counter()
+    with contextlib.closing(begin(config, str(device), state, done)) as reports:
+        for report, now in _up_to_the_end(reports, recipe.epochs, plan):
+            number = len(done) if report.epoch is None else report.epoch
+            if number != len(done):
+                lacking = f"epoch {number} comes after {len(done)} of them"
+                raise TrainingError(f"it goes on at another epoch than is on record: {lacking}")
+            epoch = plan.epoch(number, report, now - started)
+            _refuse_nonfinite(epoch, config)
+            done.append(epoch)
+            if report.state is not None:
+                epoch = replace(epoch, keep=not callable(report.state), state=_state_of(report.state, done))
+            yield epoch
+            started = time.perf_counter()  # it was not asked to go on before
+    if len(done) < recipe.epochs:
+        raise TrainingError(f"it ended after {len(done)} of {recipe.epochs} epochs")
+
+
+def _epoch(**fields: Any) -> OwnEpoch:
+    used = fields.pop("used", None)
+    return OwnEpoch(**fields, used=None if used is None else [(int(n), float(lr)) for n, lr in used])
+
+
+def _state_of(given: State | Callable[[], State], done: Sequence[OwnEpoch]) -> Callable[[], State]:
+    epochs = [{k: v for k, v in asdict(replace(e, state=None)).items() if k not in ("state", "keep")} for e in done]
+    return lambda: {"own": given() if callable(given) else given, "epochs": epochs}
+
+
+def _up_to_the_end(reports: Iterator[Report], epochs: int, plan: Plan) -> Iterator[tuple[Report, float]]:
+    """Its reports, and when they came; the last one is given when the training has come to its end, so that it can
+    put its things away."""
+    for report in reports:
+        now = time.perf_counter()
+        if plan.number + 1 < epochs:
+            yield report, now
+            continue
+        try:
+            if next(reports, None) is not None:
+                plan.remarks.append(
+                    f"it reported more than the {epochs} epochs that it was asked for; they are left out"
+                )
+        except Exception as error:
+            plan.remarks.append(f"after its last epoch it failed: {first_line(error)}")
+        yield report, now
+        return
+
+
+def _refuse_nonfinite(epoch: OwnEpoch, config: OwnConfig) -> None:
+    """Raise DivergedError for a loss that is no number, or for the objective at the end."""
+    last = epoch.number + 1 == config.train.epochs
+    for name, value in epoch.values.items():
+        judged = name == config.objective.metric and last
+        if not math.isfinite(value) and (judged or name.replace("_", "/").rpartition("/")[2] == "loss"):
+            raise DivergedError(replace(epoch, state=None))
+
+
+class Plan:
+    """What a training was to do, beside what it does: its learning rates, update by update."""
+
+    def __init__(self, config: OwnConfig, done: Sequence[OwnEpoch]) -> None:
+        self.schedule, self.epochs, self.objective = config.schedule, config.train.epochs, config.objective
+        self.said, self.per_epoch = config.train.updates_per_epoch, next((e.updates for e in done if e.updates), None)
+        self.history = [self.objective.sign * e.values.get(self.objective.metric, math.nan) for e in done]
+        self.number, self.made, self.differ = len(done), (self.per_epoch or 0) * len(done), 0
+        self.remarks = [*filter(None, [done[-1].remark if done else None])]
+        self._first = self._uneven = ""
+
+    def epoch(self, number: int, report: Report, seconds: float) -> OwnEpoch:
+        """An epoch from what was said of it, compared with what was to be."""
+        lrs, values = list(report.lrs), dict(report.metrics)
+        per_epoch = report.updates_per_epoch or self.said or self.per_epoch or len(lrs) or None
+        self.per_epoch = self.per_epoch or per_epoch
+        remarks, used = list(self.remarks), None
+        if lrs:
+            used = self._compare(lrs, per_epoch or len(lrs))
+            if len(lrs) != per_epoch:
+                self._uneven = self._uneven or f"epoch {number} made {len(lrs)} updates, and was to make {per_epoch}"
+        elif "lr" in values:
+            used = self._compare_one(values["lr"], per_epoch or NOMINAL)
+        elif not self._first:
+            self._first = "it did not say which learning rate it used: the schedule's is shown"
+        lr = lrs[0] if lrs else values.get("lr", self._at(number, 0, per_epoch or NOMINAL))
+        self.history.append(self.objective.sign * values.get(self.objective.metric, math.nan))
+        self.number, self.made = number + 1, self.made + len(lrs)
+        remarks += filter(None, [self._first_said(), self._uneven, self._length(per_epoch)])
+        return OwnEpoch(number, values, lr, seconds, self.per_epoch, used, "; ".join(dict.fromkeys(remarks)) or None)
+
+    def _at(self, number: int, update: int, per_epoch: int) -> float:
+        t = number * per_epoch + update
+        return self.schedule.lr(t, per_epoch * self.epochs, epochs=self.epochs, history=self.history)
+
+    def _compare(self, lrs: Sequence[float], per_epoch: int) -> list[tuple[int, float]] | None:
+        """The rates as lengths and values where they are not the plan's."""
+        T = per_epoch * self.epochs
+        plan = [self.schedule.lr(self.made + i, T, epochs=self.epochs, history=self.history) for i in range(len(lrs))]
+        apart = [i for i, (lr, wanted) in enumerate(zip(lrs, plan, strict=True)) if not _alike(lr, wanted)]
+        if apart and not self.differ:
+            i = apart[0]
+            self._first = f"update {self.made + i} was made at lr {lrs[i]:.4g}, where the schedule has {plan[i]:.4g}"
+        self.differ += len(apart)
+        return [(len(list(same)), lr) for lr, same in itertools.groupby(lrs)] if apart else None
+
+    def _compare_one(self, lr: float, per_epoch: int) -> list[tuple[int, float]] | None:
+        """The same for a training that says one learning rate for an epoch: any that the schedule has in it."""
+        planned = [self._at(self.number, i, per_epoch) for i in range(per_epoch)]
+        planned += [self.schedule.lr(self.number, self.epochs, history=self.history)]  # an epoch for an update
+        if min(planned) * (1 - 1e-3) <= lr <= max(planned) * (1 + 1e-3):
+            return None
+        if not self.differ:
+            said = f"epoch {self.number} was trained at lr {lr:.4g}, where the schedule has {min(planned):.4g} to "
+            self._first = f"{said}{max(planned):.4g}"
+        self.differ += 1
+        return [(per_epoch, lr)]
+
+    def _first_said(self) -> str:
+        if self.differ < 2:
+            return self._first
+        what = "updates" if self._first.startswith("update") else "epochs"
+        return f"{self._first} ({self.differ} {what} differ)"
+
+    def _length(self, per_epoch: int | None) -> str:
+        """Whether the schedule and the training end together."""
+        total = (per_epoch or 0) * self.epochs
+        if self.number < self.epochs or not self.made or self.made == total:
+            return ""
+        before = "before" if self.made > total else "after"
+        return f"the schedule ends {before} the training: it is {total} updates long, and {self.made} were made"
+
+
+def _alike(lr: float, planned: float) -> bool:
+    return math.isclose(lr, planned, rel_tol=1e-4, abs_tol=1e-12)
+
+
+# --- a function ------------------------------------------------------------------------------------------------
+
+
+def _function(
+    config: OwnConfig, device: str, state: State | None, done: Sequence[OwnEpoch]
+) -> Generator[Report, None, None]:
+    """The reports of a function, each when the one before has been dealt with."""
+    name = config.train.function
+    assert name is not None
+    stopped = False
+
+    def send(report: Report) -> None:
+        if stopped:
+            raise TrialStopped
+        parent = greenlet.getcurrent().parent
+        if parent is None:
+            raise RuntimeError("report() is called in the thread in which the training began")
+        parent.switch(report)
+        if stopped:
+            raise TrialStopped
+
+    job = job_of(config, device, state, done, send)
+
+    def run() -> None:
+        try:
+            given = find_function(name, config.allow)(job)
+            if isinstance(given, Iterable) and not isinstance(given, (Mapping, str, bytes)):
+                with contextlib.closing(given) if hasattr(given, "close") else contextlib.nullcontext():
+                    for item in given:
+                        job.report(*(item if isinstance(item, tuple) and len(item) == 2 else (item,)))
+            elif given is not None and not job.epoch:
+                raise TypeError(f"{name} returned {given!r:.60}; it yields after every epoch, or calls job.report")
+        finally:
+            job._rates.close()
+
+    body = greenlet.greenlet(run)
+    with _as_a_new_process(job.seed):
+        try:
+            while True:
+                try:
+                    report = body.switch()
+                except SystemExit as error:
+                    raise TrainingError(
+                        f"it called sys.exit({'' if error.code is None else error.code!r})"
+                    ) from error
+                except Exception as error:
+                    raise _explained(error) from error
+                if body.dead:
+                    return
+                yield report
+        finally:
+            stopped = True
+            if not body.dead:
+                with contextlib.suppress(TrialStopped, Exception):
+                    body.switch()  # what it has to put away
+            if not body.dead:
+                with contextlib.suppress(BaseException):
+                    body.throw(greenlet.GreenletExit)
+
+
+def _explained(error: Exception) -> Exception:
+    """An error of a function as a sentence that says where; as it is where it means the lane and not the trial."""
+    import torch
+
+    if isinstance(error, (TrainingError, MemoryError, torch.OutOfMemoryError)) or getattr(error, "error_code", None):
+        return error
+    if isinstance(error, RuntimeError) and "out of memory" in str(error):
+        return error
+    package = Path(__file__).parents[1]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if package not in Path(f.filename).parents]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    explained = TrainingError(f"{type(error).__name__}: {first_line(error)}{where}")
+    explained.add_note("".join(traceback.format_exception(error)))
+    return explained
+
+
+@contextlib.contextmanager
+def _as_a_new_process(seed: int) -> Iterator[None]:
+    """What a training may change of its process is as it was afterwards; its random numbers begin with ``seed``."""
+    import numpy as np
+    import torch
+
+    folder, variables, path = Path.cwd(), dict(os.environ), list(sys.path)
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    exact = torch.are_deterministic_algorithms_enabled()
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
+        for name in {*os.environ} - {*variables}:
+            del os.environ[name]
+        os.environ.update({k: v for k, v in variables.items() if os.environ.get(k) != v})
+        sys.path[:] = path
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(True)
+        torch.use_deterministic_algorithms(exact)
+
+
+def job_of(
+    config: OwnConfig, device: str, state: State | None, done: Sequence[OwnEpoch], send: Callable[[Report], None]
+) -> Job:
+    """The job of a trial, and its folder."""
+    recipe, metric = config.train, config.objective.metric
+    folder = config.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    history = [config.objective.sign * e.values.get(metric, math.nan) for e in done]
+    known: dict[str, Any] = {"sign": config.objective.sign, "metric": metric, "updates": recipe.updates_per_epoch}
+    known |= {"epoch": len(done), "state": state["own"] if state else None, "history": history}
+    return Job(config.schedule, recipe.epochs, recipe.seed, device, folder, send, **known)
+
+
+# --- a command -------------------------------------------------------------------------------------------------
+
+
+def _command(
+    config: OwnConfig, device: str, state: State | None, done: Sequence[OwnEpoch]
+) -> Generator[Report, None, None]:
+    """The reports of a command, as they come."""
+    with tempfile.TemporaryDirectory(prefix="runner-") as folder:
+        told = Path(folder) / "job.json"
+        report = Path(folder) / "report"
+        os.mkfifo(report)
+        given = describe(config, device, state, done) | {"report": str(report)}
+        told.write_text(json.dumps(given, indent=1), encoding="utf-8")
+        values = {"schedule": str(told), "seed": str(given["seed"]), "epochs": str(given["epochs"])}
+        values |= {"folder": given["folder"], "device": device}
+        arguments = [fill(argument, values) for argument in config.train.command or ()]
+        variables = {f"RUNNER_{name.upper()}": value for name, value in values.items() if name != "schedule"}
+        variables |= {"RUNNER_JOB": str(told), "RUNNER_REPORT": str(report), "RUNNER_EPOCH": str(given["epoch"])}
+        config.log.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            Child(arguments, os.environ | variables, config.log) as child,
+            contextlib.closing(Lines(report)) as lines,
+        ):
+            for line in lines.until(child):
+                yield _report(line)
+            child.check(config.log, lines.rest)
+
+
+def describe(config: OwnConfig, device: str, state: State | None, done: Sequence[OwnEpoch]) -> dict[str, Any]:
+    """What a command is told, as JSON."""
+    recipe, schedule, updates = config.train, config.schedule, config.train.updates_per_epoch
+    job = job_of(config, device, state, done, lambda _: None)
+    fixed = schedule.type != "plateau"  # which depends on what will be measured
+    return {
+        "schedule": schedule.to_json(),
+        "lr_per_epoch": schedule.lrs(recipe.epochs) if fixed else None,
+        "lr_per_update": schedule.lrs(updates * recipe.epochs, epochs=recipe.epochs) if fixed and updates else None,
+        "updates": updates,
+        "epochs": recipe.epochs,
+        "seed": recipe.seed,
+        "device": device,
+        "folder": str(job.folder),
+        "epoch": job.epoch,
+        "state": job.state,
+        "metric": config.objective.metric,
+        "sign": config.objective.sign,
+        "history": job._history,
+        "allow": list(config.allow),
+    }
+
+
+def fill(argument: str, values: Mapping[str, str]) -> str:
+    """An argument with values in place of ``{name}``; a doubled brace stands for one."""
+    return PLACEHOLDER.sub(lambda found: values[found[1]] if found[1] else found[0][0], argument)
+
+
+def _report(line: str) -> Report:
+    """What a line of a command's says; raises TrainingError where it is no report."""
+    try:
+        said = json.loads(line)
+        if not isinstance(said, dict):
+            raise TypeError(f"a line is a mapping of names to numbers, not {line.strip():.60}")
+        whole = said if isinstance(said.get("metrics"), dict) else {"metrics": said}
+        lrs = [float(lr) for lr in whole.get("lrs") or ()]
+        state: Any = whole.get("state")
+        if state is not None and not isinstance(state, dict):
+            raise TypeError(f"a state is a mapping, not {json.dumps(state):.60}")
+        counts: list[Any] = [whole.get(name) for name in ("updates_per_epoch", "epoch")]
+        if any(n is not None and (not isinstance(n, int) or n < 0) for n in counts):
+            raise TypeError(f"updates_per_epoch and epoch are whole numbers, not {counts}")
+        return Report(numbers(whole["metrics"]), lrs, counts[0] or None, state, counts[1])
+    except json.JSONDecodeError:
+        raise TrainingError(f"it wrote a line that is no JSON: {printable(line.strip()):.60}") from None
+    except (TypeError, ValueError) as error:
+        raise TrainingError(first_line(error)) from None
+
+
+class Lines:
+    """The lines that a command writes into a named pipe."""
+
+    def __init__(self, path: Path) -> None:
+        self._pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # with a writer of our own it has no end
+        self.rest = b""
+        """What was written behind the last line."""
+
+    def close(self) -> None:
+        os.close(self._pipe)
+
+    def until(self, child: Child) -> Iterator[str]:
+        """One after the other, until the command has ended."""
+        over = False
+        while not over:
+            ready, _, _ = select.select([self._pipe, child.status], [], [])
+            over = child.status in ready
+            with contextlib.suppress(BlockingIOError):
+                while some := os.read(self._pipe, 2**16):
+                    *whole, self.rest = (self.rest + some).split(b"\n")
+                    yield from (line.decode(errors="replace") for line in whole if line.strip())
+
+
+class Child:
+    """A command, started by ``supervise``. ``with`` it: afterwards it has ended, and all that it began."""
+
+    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+        self.name = arguments[0]
+        self.status, told = os.pipe()
+        starter = [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py")), str(told)]
+        try:
+            with log.open("ab") as out:
+                self._process = subprocess.Popen(
+                    [*starter, *arguments],
+                    stdin=subprocess.PIPE, stdout=out, stderr=out, env=variables, pass_fds=[told],
+                    start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            os.close(self.status)
+            raise
+        finally:
+            os.close(told)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        os.close(self.status)
+
+    def check(self, log: Path, rest: bytes) -> None:
+        """Raise TrainingError where it did not end as it should."""
+        said = os.read(self.status, 512).decode(errors="replace").partition("\n")[0]
+        last = "".join(f": {line}" for line in tail(log, 1))
+        if said == "0":
+            if rest.strip():
+                raise TrainingError(f"its last line was cut off: {printable(rest.decode(errors='replace')):.60}")
+            return
+        if said in ("-9", "137", ""):
+            wrong = "killed, by somebody or because the machine ran out of memory"
+            raise KilledError(f"{self.name} was {wrong}")
+        if said.lstrip("-").isdigit():
+            how = f"was ended by signal {said[1:]}" if said.startswith("-") else f"exited with {said}"
+            raise TrainingError(f"{self.name} {how}{last}")
+        raise TrainingError(f"{self.name} {said}")
+
+
+# --- what it prints --------------------------------------------------------------------------------------------
+
+
+def tail(log: Path, lines: int = TAIL) -> list[str]:
+    """The last lines of a log, as they may be shown."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2**16))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [printable(redacted(line.rstrip()))[:300] for line in text.splitlines() if line.strip()][-lines:]
+
+
+def shorten(log: Path) -> None:
+    """Cut out the middle of a log that has become long; who writes to it goes on at its end."""
+    with contextlib.suppress(OSError), log.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size > 4 * LOGGED:
+            file.seek(size - LOGGED)
+            end = file.read()
+            file.seek(LOGGED)
+            file.write(b"\n... %d bytes are left out here ...\n" % (size - 2 * LOGGED) + end)
+            file.truncate()
+
+
+def source_files(function: str | None, command: Sequence[str] | None) -> list[Path]:
+    """The files of one's own code that a sweep file names: a function's module, a command's arguments."""
+    if function is not None:
+        spec = importlib.util.find_spec(function.rpartition(".")[0])
+        return [Path(spec.origin)] if spec and spec.origin else []
+    return [path for path in map(Path, command or ()) if path.is_file()]
