@@ -45,6 +45,12 @@ class Options:
         given = [n * s for n, s in ((self.hours, 3600.0), (self.minutes, 60.0)) if n is not None]
         return sum(given) if given else math.inf
 
+    @property
+    def said_time(self) -> str:
+        """The same as it was said."""
+        said = [f"--{name} {n:g}" for name, n in (("hours", self.hours), ("minutes", self.minutes)) if n is not None]
+        return " ".join(said)
+
     @staticmethod
     def checked(args: argparse.Namespace) -> Options:
         """The options among a command's arguments.

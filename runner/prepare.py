@@ -21,7 +21,7 @@ from .files.space import problems
 from .files.sqlite import Unmoved
 from .files.sweep_file import Sweep
 from .files.trial import Config, Engine, OwnConfig, Record, TrialConfig
-from .lanes.lane import Lanes, Result
+from .lanes.lane import Lane, Lanes, Result
 from .lanes.open import open_lanes, start_forkserver
 from .lanes.ray import NO_RAY
 from .lanes.stop import Stop
@@ -29,7 +29,8 @@ from .results.answer import difference
 from .results.terminal import echo, info, shown
 from .schedules.schedule import load
 from .study import storage
-from .study.confirm import Confirmation
+from .study.budget import Budget
+from .study.confirm import Confirmation, best_trainings
 from .study.study import Study, check_stages, stored_engine
 from .tracking import client
 from .tracking.tracker import Tracker
@@ -38,6 +39,7 @@ from .training.checkpoint import Checkpoints
 from .training.data import Dataset
 from .training.device import pick_device
 from .training.fast import choice
+from .training.kept import Kept
 from .training.own import NOMINAL, source_files, tail
 
 CONSTANT = load({"type": "constant"})
@@ -64,6 +66,8 @@ class Setup:
     """Shorter trainings that come first; often none."""
     search: Study
     resources: ExitStack = field(repr=False)
+    kept: Kept
+    budget: Budget
     replicates: Confirmation | None = None
 
     def confirm(self, arms: Sequence[Record]) -> Confirmation:
@@ -72,6 +76,27 @@ class Setup:
         self.replicates = self.resources.enter_context(closing(opened))
         return self.replicates
 
+    def has_room(self, stage: Study, trial: Record) -> bool:
+        """Whether there is time for a training, and for what is to follow its stage."""
+        if self.budget.seconds == math.inf:
+            return True
+        following, stages = 0, [*self.rungs, self.search]
+        if stage in stages:
+            later = self.sweep.stages[stages.index(stage) + 1 :]
+            following = sum(trials * epochs for trials, epochs in later) + self.sweep.fresh_epochs
+        epochs = trial.train.get("epochs", stage.epochs)
+        measured = [record for one in filter(None, [*stages, self.replicates]) for record in one.records()]
+        return self.budget.has_room(epochs, following, len(self.lanes.all), measured)
+
+    def note_what_was_cut(self, stage: Study) -> None:
+        """Put on record how far a stage came for want of time; or that it came to its end, after all."""
+        before = self.search.facts.get("cut", {})
+        cut = {name: what for name, what in before.items() if name != (stage.stage or "search")}
+        if self.budget.over and not stage.complete():
+            cut[stage.stage or "search"] = [len(stage.ended()), stage.target, self.options.said_time]
+        if cut != before:
+            self.search.remember(cut=cut)
+
     def why(self, trial: Record, result: Result) -> tuple[str | None, Sequence[str]]:
         """Why a trial ended as it did, with the place of its log, and the last lines of that, where it failed."""
         config = self.search.config(trial, self.example)
@@ -79,6 +104,19 @@ class Setup:
             return result.cause, ()
         lines = tail(config.log)
         return f"{result.cause}{f' (log: {shown(config.log)})' if lines else ''}", lines
+
+    def keep(self, stage: Study, trial: Record, lane: Lane) -> None:
+        """Keep what a training has learnt that has just ended, where the sweep wants that of the best one."""
+        if self.sweep.confirm.keep and isinstance(stage, Confirmation):
+            if isinstance(config := stage.config(trial, self.example), OwnConfig):
+                self.kept.files(trial, config.folder)
+            else:
+                self.kept.weights(trial, lane.weights())
+
+    def keep_best_of_each(self, stage: Study) -> None:
+        """Forget what is kept of trainings that are not the best of their arm."""
+        if self.sweep.confirm.keep and isinstance(stage, Confirmation):
+            self.kept.only([*best_trainings(stage.ended(), self.sweep).values(), *stage.running()])
 
     def check_files(self) -> None:
         """Raise StorageError where something that the sweep stands on is no longer what it opened."""
@@ -178,6 +216,7 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
     Raises:
         SpecError: data, device, study or tracking cannot be used.
     """
+    budget = Budget(options.seconds)
     lanes, ray = ("0", None) if options.sync else (options.lanes, options.ray)
     checked = check(sweep, place, options)
     device, example, about = checked.device, checked.example, dict(checked.fingerprints)
@@ -229,21 +268,9 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
         if search.others:
             info(f"warning: {len(search.others)} trials of this study are another program's, and are left out")
         rungs = [stack.enter_context(closing(Study(sweep, place.storage, f"rung-{n}"))) for n in sweep.rungs[:-1]]
-        yield Setup(
-            sweep,
-            place,
-            options,
-            stop,
-            example,
-            checked.updates,
-            opened,
-            tracker,
-            hold,
-            results,
-            rungs,
-            search,
-            stack,
-        )
+        kept = Kept(results.path, echo)
+        made = opened, tracker, hold, results, rungs, search, stack, kept, budget
+        yield Setup(sweep, place, options, stop, example, checked.updates, *made)
 
 
 def code_of_ones_own(sweep: Sweep) -> dict[str, str]:

@@ -128,7 +128,8 @@ def report(setup: Setup, ended: bool = True, stored: bool = True) -> None:
     data, path = setup.options.data_dir, setup.tracker.document.path
     words = ["python", "-m", "runner.sweep", str(path), *(["--data-dir", data] if data != "data" else [])]
     again = shlex.join(words) + setup.sweep.allow_option + setup.place.option
-    write(setup.search, setup.rungs, setup.replicates, setup.tracker, again, setup.stop, ended, stored)
+    stages = setup.search, setup.rungs, setup.replicates
+    write(*stages, setup.tracker, again, setup.stop, ended, stored, setup.kept)
     if ended:
         setup.lanes.checkpoints.clear()
 
@@ -156,6 +157,7 @@ def train_stage(setup: Setup, stage: Study, title: str) -> bool:
     )
     with display, setup.stop.listening():
         train_trials(setup, stage, display)
+    setup.note_what_was_cut(stage)
     return True
 
 
@@ -169,15 +171,19 @@ def train_trials(setup: Setup, study: Study, display: Display) -> None:
         while len(ready) < len(lanes.all) and not lanes.stop and (trial := study.next()):
             ready.append(trial)
 
+    def startable() -> int:  # none for which there is no time any more
+        return len(ready) if ready and setup.has_room(study, ready[0]) else 0
+
     def start(lane: Lane) -> None:
         trial = ready.popleft()
         lane.begin(trial, study.config(trial, setup.example))
         tracker.update(trial)
 
     propose_ahead()
-    while arrived or lanes.busy() or (ready and lanes.free()):
-        for lane in lanes.free()[: len(ready)]:
-            start(lane)
+    while arrived or lanes.busy() or (lanes.free() and startable()):
+        for lane in lanes.free():
+            if startable():
+                start(lane)
         unrecorded = [trial.number for trial, _, _ in arrived]
         for lane in lanes.finished(not arrived, setup.check_files):  # first every lane goes on
             trial, result = lane.result()
@@ -195,8 +201,10 @@ def train_trials(setup: Setup, study: Study, display: Display) -> None:
             if outcome is None:
                 lane.advance()
             else:
+                if outcome == "complete":
+                    setup.keep(study, trial, lane)
                 lanes.replace_worker(lane) if result.worker_is_gone else lanes.release(lane)
-                if ready and lane in lanes.free():
+                if lane in lanes.free() and startable():
                     start(lane)
         if arrived:  # then what arrived first is put on record
             trial, result, outcome = arrived.popleft()
@@ -209,6 +217,7 @@ def train_trials(setup: Setup, study: Study, display: Display) -> None:
                 trial = study.tell(trial.number, outcome.replace("died", "failed"), *setup.why(trial, result))
                 tracker.update(trial)
                 lanes.checkpoints.drop(trial)
+                setup.keep_best_of_each(study)
                 display.ended(trial, study.best() is trial, result.error, study.target)
                 ended.append(trial)
                 stop_if_hopeless(ended)

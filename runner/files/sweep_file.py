@@ -251,6 +251,8 @@ class Confirm(Frozen):
     """At most this many for each; one that is clearly worse than another gets no more."""
     strip: bool = False
     """The winner at half and twice its init_lr and its budget, without its warmup and with twice of it."""
+    keep: bool = False
+    """What the winner's best seed has learnt stays with the results: its weights, or the folder of one's own code."""
 
     @classmethod
     def _meant(cls, value: Any) -> str:

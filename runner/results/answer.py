@@ -21,6 +21,8 @@ FEW = 5
 MANY = 100
 """Seeds for each schedule that nobody will spend."""
 WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+STAGES = {"confirm": "comparison with fresh seeds"}
+"""What a stage is called, where not as it is called in files."""
 LISTED = 6
 """Schedules that are behind, and named one by one."""
 
@@ -32,7 +34,12 @@ def sentences(
     is known."""
     sweep, records = history.sweep, history.ended()
     said = list[str]()
-    if len(records) < history.target:
+    if cut := history.facts.get("cut"):
+        parts = [f"{ended} of {of} trainings of the {STAGES.get(s, s)}" for s, (ended, of, _) in cut.items()]
+        option = next(iter(cut.values()))[2]
+        how_many = f"Time was up ({option}) after {' and '.join(parts)}: how many depends on this machine's speed."
+        said.append(f"{how_many} The same command with more time goes on.")
+    elif len(records) < history.target:
         said.append(f"The search has not ended: {len(records)} of {plural(history.target, 'trial')} have.")
     if answer and answer.begun:
         said += describe(answer, sweep.objective)

@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from ..files.place import Place, StorageError
 from ..files.sweep_file import Sweep
 from ..files.trial import Record, best_first
 from ..lanes.stop import Stop
-from ..study.confirm import Confirmation, Verdict, verdict
+from ..study.confirm import Confirmation, Verdict, best_trainings, verdict
 from ..study.importance import importance
 from ..study.study import Study
 from ..tracking.tracker import Tracker, escape
+from ..training.kept import Kept
 from .answer import never_ended, next_steps, plural, sentences
 from .tables import best_table, code_of, epochs_table, for_people, markdown, trainings_table, trials_table
 from .tables import write as write_table
@@ -65,6 +66,7 @@ def write(
     stop: Stop,
     ended: bool = True,
     stored: bool = True,
+    kept: Kept | None = None,
 ) -> None:
     """Write tables and figures, put them on the parent run, and print what was found and where it lies.
 
@@ -75,6 +77,7 @@ def write(
         stop: whether a signal has come, of which a library may make an error of its own.
         ended: nothing is lacking; else what is known so far is written, quickly, and MLflow is not waited for.
         stored: the study's storage can be used; else files alone are written.
+        kept: what confirmed trainings have learnt.
     """
     sweep, place = history.sweep, tracker.place
     stages = [history, *rungs, *filter(None, [replicates])]
@@ -104,6 +107,10 @@ def write(
         paths = _tables_and_code(path, history, trainings(), best, facts)
     except SpecError as error:
         raise StorageError(str(error)) from None
+    if kept is not None and found and replicates and sweep.confirm.keep:
+        said, learnt = _learnt(kept, found, replicates, ended)
+        answer = replace(answer, sentences=[*answer.sentences, *said])
+        paths |= {path.name: path for path in learnt}
     drawn = _figures(path, history, facts, stop)
     paths |= drawn | {"report.md": path / "report.md"}
     paths["report.md"].write_text(answer.page(list(drawn), str), encoding="utf-8")
@@ -118,6 +125,20 @@ def write(
     else:
         tracker.report(paths.values(), note)
         info(f"so far: {' '.join(answer.sentences[:2])}\nreport so far: {shown(paths['report.md'])}")
+
+
+def _learnt(kept: Kept, found: Verdict, replicates: Confirmation, ended: bool) -> tuple[list[str], list[Path]]:
+    """Put what the winner's best seed has learnt among the results: a sentence, and the file for MLflow."""
+    if not (found.contest.decided and found.alive):
+        return [], []
+    best = best_trainings(replicates.ended(), replicates.sweep)[str(found.alive[0])]
+    path = kept.best(best)
+    if ended:
+        kept.only([best])
+    if path is None:
+        return [f"Nothing of {best.title} was kept: it was trained before confirm.keep was set."], []
+    said = f"What {best.title} has learnt, the best seed of {best.name}, is in {path.name}."
+    return [said], [path] if path.is_file() else []
 
 
 def _answer(

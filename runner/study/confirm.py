@@ -199,6 +199,13 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     return Verdict(rows, result, done, noise(list(done.values())), [s for s in strip if s["seeds"]])
 
 
+def best_trainings(records: Sequence[Record], sweep: Sweep) -> dict[str, Record]:
+    """Of every arm the training with the best objective, the first of equals. What it is worth, the test split says:
+    on the validation split it is flattered by having been chosen."""
+    done = best_first((r for r in records if r.arm and r.arm.isdecimal()), sweep.objective.sign)
+    return {str(record.arm): record for record in first_of_each(done, lambda r: r.arm)}
+
+
 def _row(
     arm: Record, records: Sequence[Record], done: Mapping[int, Sequence[float]], result: Contest[int], sweep: Sweep
 ) -> dict[str, Any]:

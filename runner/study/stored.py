@@ -68,6 +68,8 @@ class _Facts(BaseModel):
     noise: dict[str, Number] = Field(default_factory=dict)
     queue: dict[int, dict[str, Any]] = Field(default_factory=dict)
     id: str = ""
+    cut: dict[str, tuple[int, int, str]] = Field(default_factory=dict)
+    code: dict[str, str] = Field(default_factory=dict)
 
 
 class _Attributes(BaseModel):

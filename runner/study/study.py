@@ -73,6 +73,10 @@ class Study:
         """The trials that have ended, in any way."""
         return [record for record in self.records() if record.outcome is not None]
 
+    def running(self) -> list[Record]:
+        """The trials that have begun and not ended."""
+        return [record for record in self.records() if record.outcome is None]
+
     @property
     def facts(self) -> dict[str, Any]:
         """What is true of the study as a whole, such as its parent run."""

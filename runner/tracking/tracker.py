@@ -272,7 +272,8 @@ class Tracker:
 
     def _report(self, files: Sequence[Path], note: Note) -> None:
         self.client.set_tag(self.parent, NOTE, _note(note(self.figure)))
-        folders = {path: "figures" if path.suffix == ".png" else "tables" for path in files}
+        places = {".png": "figures", ".safetensors": "weights", ".pt": "weights"}
+        folders = {path: places.get(path.suffix, "tables") for path in files}
         self._each([partial(self.client.log_artifact, self.parent, str(p), to) for p, to in folders.items()])
 
     def _each(self, uploads: Iterable[Callable[[], object]]) -> None:
