@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from .cli import Options
@@ -118,6 +120,7 @@ def check(sweep: Sweep, place: Place, options: Options) -> Checked:
     check_stages(sweep, place.storage)
     constant = load({"type": "constant"})
     example = TrialConfig(sweep.data, sweep.model, sweep.train, constant, options.data_dir, images=dataset.digest)
+    example = replace(example, objective=sweep.objective)
     if engine is not None:
         example = replace(example, engine=engine)
         if not options.sync and (reason := choice.obstacle(example, device)):
@@ -210,6 +213,15 @@ def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
         said.append(
             f"{val} validation image{'s' * (val != 1)}: one of them is {difference(1 / val, 'points')} of accuracy"
         )
+    metric = sweep.objective.known
+    if metric and metric.whole:
+        alike = np.full((val, dataset.classes), 1 / dataset.classes)
+        if math.isnan(metric.whole(dataset.val.labels.numpy(), alike)):
+            lacking = dataset.classes - len(dataset.val.labels.unique())
+            said.append(
+                f"{sweep.objective.metric} is not defined for a validation split without images of {lacking} of "
+                f"{dataset.classes} classes: every trial would fail"
+            )
     counts = dataset.train.labels.bincount(minlength=dataset.classes).tolist()
     if absent := [label for label, n in enumerate(counts) if not n]:
         said.append(

@@ -67,7 +67,8 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
         return data.Split(split.images[several], split.labels[several])
 
     few = replace(full, train=part(full.train), val=part(full.val), test=part(full.test))
-    config = TrialConfig(sweep.data, sweep.model, small, schedule, f"a part of {data_dir}")
+    place_of = f"a part of {data_dir}"
+    config = TrialConfig(sweep.data, sweep.model, small, schedule, place_of, objective=sweep.objective)
     data.preload(config.data, config.data_dir, few.to_arrays())  # read once: all CIFAR-10 takes seconds
     config = replace(config, engine=choice.choose(config, place, sweep.all_epochs))
     with one_thread() if place.type == "cpu" else nullcontext():

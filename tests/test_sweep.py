@@ -292,9 +292,11 @@ def test_a_dry_run_warns_of_few_data_and_of_classes_without_an_image(project, mo
     Path("own_labels.py").write_text(f"import numpy as np\n\n\ndef from_one():\n    return {images}\n")
     monkeypatch.syspath_prepend(project)
     data = "source: custom, function: own_labels.from_one"
-    Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits, limit: 160", data))
+    objective = "objective: {metric: val/auroc}\n"
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits, limit: 160", data) + objective)
     assert sweep.main(["sweeps/tiny.yaml", "--dry-run", "--allow-plugin", "own_labels."]) == 0
     said = capsys.readouterr().err
+    assert "warning: val/auroc is not defined for a validation split without images of 1 of 3 classes: " in said
     assert "warning: 1 of 3 classes without a training image, the first is 0: labels count from 0" in said
     assert "warning: 20 validation images: one of them is 5 points of accuracy" in said
     assert "warning: batches of 32 from 60 images are 1 update of the weights in an epoch" in said

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..schedules.schedule import Schedule
-from .sweep_file import Data, Model, Objective, Sweep, Train
+from .sweep_file import ACCURACY, Data, Model, Objective, Sweep, Train
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class TrialConfig:
     """The SHA-256 of the data as they were read: what a checkpoint belongs to."""
     test: bool = False
     """Whether the last epoch is measured on the test split too: for confirmed winners only."""
+    objective: Objective = ACCURACY
+    """What it is judged by: that is measured beside loss and accuracy, and ``plateau`` follows it."""
 
     @property
     def precision(self) -> Literal["auto", "fp32", "bf16"]:

@@ -18,14 +18,13 @@ from pydantic_core import to_jsonable_python
 from ..files.document import SpecError, printable
 from ..files.optimizers import OPTIMIZERS
 from ..files.space import OWN_WARMUP
-from ..files.sweep_file import Objective
+from ..files.sweep_file import ACCURACY, Objective
 from ..files.trial import Record, best_first
 from ..schedules.codegen import code
 from ..schedules.schedule import load, summary
 from ..schedules.zoo import TYPES
 from ..study.confirm import Rows
 
-ACCURACY = Objective()
 SHARED = ("init_lr", "warmup", "clock", "interval", "floor")
 CONFIRMED = {
     **dict.fromkeys(["mean", "deviation", "low", "high", "behind", "behind_low", "behind_high"], "Float64"),
