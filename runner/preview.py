@@ -24,7 +24,7 @@ from .files.images import cores
 from .files.place import load_place
 from .files.sources import DataError
 from .files.space import problems
-from .files.sweep_file import Sweep, load_sweep
+from .files.sweep_file import ACCURACY, Objective, Sweep, load_sweep
 from .files.trial import TrialConfig
 from .lanes.stop import exit_with
 from .results.terminal import duration, sparkline
@@ -117,7 +117,7 @@ def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
         print(f"about {long} per epoch on a lane of this machine: on {where} {search} for the search{more}")
     for problem in doubts:
         print(f"warning: {problem}", file=sys.stderr)
-    draw(drawn, updates * epochs, epochs, out, f"Some of what {sweep.name} may try")
+    draw(drawn, updates * epochs, epochs, out, f"Some of what {sweep.name} may try", sweep.objective)
 
 
 def open_leaves(sweep: Sweep, name: str | None) -> str:
@@ -129,7 +129,14 @@ def open_leaves(sweep: Sweep, name: str | None) -> str:
     return ", ".join(ranges) or ("nothing open" if name is None else "")
 
 
-def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Path, title: str) -> None:
+def draw(
+    curves: Mapping[str, Sequence[Schedule]],
+    T: int,
+    epochs: int,
+    out: Path,
+    title: str,
+    judged_by: Objective = ACCURACY,
+) -> None:
     try:
         from .results import figures
     except (ImportError, ValueError) as error:
@@ -142,7 +149,9 @@ def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Pat
     except OSError as error:
         raise SpecError(f"--out {out}: {error.strerror}") from None
     if any(schedule.type == "plateau" for several in curves.values() for schedule in several):
-        print("plateau: when it drops depends on the validation accuracy; drawn as if that rose", file=sys.stderr)
+        better = "rose" if judged_by.sign > 0 else "fell"
+        depends = f"when it drops depends on the {printable(figures.said(judged_by))}; drawn as if that {better}"
+        print(f"plateau: {depends}", file=sys.stderr)
     print(f"drawn: {printable(str(out))}")
 
 

@@ -21,13 +21,16 @@ import torch
 
 from runner import __main__ as overview
 from runner import export, preview, sweep, ui
+from runner.cli import Options
 from runner.export import best_schedules
 from runner.files.images import cores
 from runner.files.place import load_place
 from runner.files.sweep_file import load_sweep
+from runner.prepare import check
 from runner.results.terminal import duration
 from runner.schedules import load
 from runner.study.storage import hold
+from runner.study.study import load_study
 from runner.tracking.tracker import escape, flat
 from runner.tracking.views import saved_view
 from runner.training.data import load as load_data
@@ -756,9 +759,32 @@ def test_a_figure_that_cannot_be_written_is_a_sentence(project, capsys):
 
 def test_a_plateau_is_drawn_with_a_word_on_what_it_waits_for(project, capsys):
     assert preview.main(["--schedule", "plateau", "--schedule", "cosine"]) == 0
-    assert capsys.readouterr().err.count("depends on the validation accuracy") == 1
+    assert capsys.readouterr().err.count("depends on the validation accuracy; drawn as if that rose") == 1
     assert preview.main(["--schedule", "cosine"]) == 0
     assert "validation accuracy" not in capsys.readouterr().err
+    text = TINY.replace("cosine: {}", "plateau: {patience: 0, gamma: 0.5}") + "objective: {metric: val/loss}\n"
+    Path("sweeps/tiny.yaml").write_text(text)
+    assert preview.main(["sweeps/tiny.yaml", "--no-timing"]) == 0
+    assert "depends on the val/loss; drawn as if that fell" in capsys.readouterr().err
+
+
+def test_trials_are_told_what_they_are_judged_by(project, tiny):
+    found = check(tiny(objective="{metric: val/auroc, epoch: best}"), load_place(), Options(device="cpu"))
+    assert (found.example.objective.metric, found.example.objective.epoch) == ("val/auroc", "best")
+
+
+@pytest.mark.slow
+def test_a_sweep_is_judged_by_a_metric_of_scikit_learn_and_plateau_follows_it(project):
+    text = TINY.partition("  schedules:")[0] + "  schedules: {plateau: {patience: 0, gamma: 0.5, threshold: 0.2}}\n"
+    text += "search: {trials: 1}\nconfirm: {top: 0, types: false}\nobjective: {metric: val/macro_f1}\n"
+    Path("sweeps/tiny.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    facts, (record,) = load_study("tiny", load_place().storage)
+    seen = record.values("val/macro_f1")
+    assert record.value == seen[-1] != record.values("val/accuracy")[-1]
+    updates = facts["updates_per_epoch"]
+    rates = load(record.schedule).lrs(3 * updates, epochs=3, history=seen)
+    assert record.values("lr") == rates[::updates]
 
 
 # --- export ----------------------------------------------------------------------------------------------------

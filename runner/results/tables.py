@@ -239,7 +239,7 @@ def code_of(
     where that library cannot do it. Its length is that of the training that it is pasted into, or ``epochs`` of so
     many ``updates``."""
     train, data, model = (facts["science"][section] for section in ("train", "data", "model"))
-    kind = OPTIMIZERS[train["optimizer"]]
+    kind, judged_by = OPTIMIZERS[train["optimizer"]], Objective(**facts["science"]["objective"])
     images = data["path"] or data["function"] or data["source"]
     found = f"found on {images} with {model['function'] or model['name']}, {train['optimizer']}, "
     found += f"batches of {train['batch_size']}, {train['epochs']} epochs: "
@@ -249,7 +249,9 @@ def code_of(
     try:
         schedule = load(record.schedule, allow=allow)
         optimizer = kind.name, kind.arguments(train)
-        return f"{comment}\n{code(schedule, length, epochs=epochs, library=library, optimizer=optimizer)}"
+        metric = judged_by.metric, judged_by.direction
+        form = code(schedule, length, epochs=epochs, library=library, optimizer=optimizer, metric=metric)
+        return f"{comment}\n{form}"
     except ValueError as error:
         raise SpecError(str(error)) from None
 
