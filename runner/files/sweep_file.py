@@ -222,8 +222,8 @@ class Objective(Frozen):
     """What a trial is judged by."""
 
     metric: Annotated[str, Field(min_length=1, max_length=100)] = "val/accuracy"
-    """Our own trainer measures one of ``METRICS`` on the validation split; a training of one's own yields what it
-    likes."""
+    """One of those that our own trainer measures on the validation split: ``METRICS``; a training of one's own yields
+    what it likes."""
     direction: Literal["maximize", "minimize"] = None  # type: ignore[assignment]
     """Needed for a metric of one's own; of the others it is known."""
     unit: Annotated[str, Field(max_length=20)] = None  # type: ignore[assignment]
