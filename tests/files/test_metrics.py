@@ -136,3 +136,15 @@ def test_a_diverged_epoch_has_no_value_of_the_metric():
         with pytest.raises(loop.DivergedError) as caught:
             list(epochs)
         assert math.isnan(caught.value.epoch.metrics()["val/top5"])
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", METRICS)
+def test_a_graph_on_a_gpu_gives_the_metric_of_every_epoch_that_it_is_replayed_for(name):
+    train, schedule = Train(epochs=3, batch_size=40, precision="fp32"), load({"type": "cosine", "init_lr": 0.05})
+    config = TrialConfig(DIGITS, Model(width=8), train, schedule, objective=judged_by(name))
+    config, device = replace(config, engine=Engine("fast", "fp32")), torch.device("cuda")
+    for epoch in engine.train(config, device):
+        slot = engine.slot_of(config, device)
+        plain = loop.evaluate(slot.network, slot.dataset.val, slot.dataset, judged_by(name))
+        assert epoch.metrics()[f"val/{name}"] == pytest.approx(plain[name], rel=1e-3)
