@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .cli import Options
@@ -179,6 +180,7 @@ def _check_ours(sweep: Sweep, place: Place, options: Options, device: torch.devi
     fingerprints = take_fingerprints(sweep, dataset)
     engine = stored_engine(sweep, place.storage, options.engine, fingerprints, must=options.sync)
     example = TrialConfig(images, network, recipe, CONSTANT, options.data_dir, images=dataset.digest)
+    example = replace(example, objective=sweep.objective)
     if engine is not None:
         example = replace(example, engine=engine)
         if not options.sync and (reason := choice.obstacle(example, device)):
@@ -313,6 +315,15 @@ def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
         said.append(
             f"{val} validation image{'s' * (val != 1)}: one of them is {difference(1 / val, 'points')} of accuracy"
         )
+    metric = sweep.objective.known
+    if metric and metric.whole:
+        alike = np.full((val, dataset.classes), 1 / dataset.classes)
+        if math.isnan(metric.whole(dataset.val.labels.numpy(), alike)):
+            lacking = dataset.classes - len(dataset.val.labels.unique())
+            said.append(
+                f"{sweep.objective.metric} is not defined for a validation split without images of {lacking} of "
+                f"{dataset.classes} classes: every trial would fail"
+            )
     counts = dataset.train.labels.bincount(minlength=dataset.classes).tolist()
     if absent := [label for label, n in enumerate(counts) if not n]:
         said.append(

@@ -24,7 +24,7 @@ from .files.images import cores
 from .files.place import load_place
 from .files.sources import DataError
 from .files.space import problems
-from .files.sweep_file import Sweep, load_sweep
+from .files.sweep_file import ACCURACY, Objective, Sweep, load_sweep
 from .files.trial import TrialConfig
 from .lanes.stop import exit_with
 from .results.terminal import duration, sparkline
@@ -68,7 +68,8 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
         return data.Split(split.images[several], split.labels[several])
 
     few = replace(full, train=part(full.train), val=part(full.val), test=part(full.test))
-    config = TrialConfig(images, network, small, schedule, f"a part of {data_dir}")
+    place_of = f"a part of {data_dir}"
+    config = TrialConfig(images, network, small, schedule, place_of, objective=sweep.objective)
     data.preload(config.data, config.data_dir, few.to_arrays())  # read once: all CIFAR-10 takes seconds
     config = replace(config, engine=choice.choose(config, place, sweep.all_epochs))
     with one_thread() if place.type == "cpu" else nullcontext():
@@ -128,7 +129,7 @@ def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
         print(f"about {long} per epoch on a lane of this machine: on {where} {search} for the search{more}")
     for problem in doubts:
         print(f"warning: {problem}", file=sys.stderr)
-    draw(drawn, updates * epochs, epochs, out, f"Some of what {sweep.name} may try")
+    draw(drawn, updates * epochs, epochs, out, f"Some of what {sweep.name} may try", sweep.objective)
 
 
 def open_leaves(sweep: Sweep, name: str | None) -> str:
@@ -140,7 +141,14 @@ def open_leaves(sweep: Sweep, name: str | None) -> str:
     return ", ".join(ranges) or ("nothing open" if name is None else "")
 
 
-def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Path, title: str) -> None:
+def draw(
+    curves: Mapping[str, Sequence[Schedule]],
+    T: int,
+    epochs: int,
+    out: Path,
+    title: str,
+    judged_by: Objective = ACCURACY,
+) -> None:
     try:
         from .results import figures
     except (ImportError, ValueError) as error:
@@ -153,7 +161,9 @@ def draw(curves: Mapping[str, Sequence[Schedule]], T: int, epochs: int, out: Pat
     except OSError as error:
         raise SpecError(f"--out {out}: {error.strerror}") from None
     if any(schedule.type == "plateau" for several in curves.values() for schedule in several):
-        print("plateau: when it drops depends on the validation accuracy; drawn as if that rose", file=sys.stderr)
+        better = "rose" if judged_by.sign > 0 else "fell"
+        depends = f"when it drops depends on the {printable(figures.said(judged_by))}; drawn as if that {better}"
+        print(f"plateau: {depends}", file=sys.stderr)
     print(f"drawn: {printable(str(out))}")
 
 

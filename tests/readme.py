@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+from runner.files.metrics import METRICS
 from runner.files.sweep_file import Augment, Confirm, Data, Model, Objective, Search, Train
 
 ROOT = Path(__file__).parent.parent
@@ -68,6 +69,7 @@ def reference(*models: type) -> str:
                 "needed" if field.is_required() else "" if key in ("augment",) else f"`{json.dumps(field.default)}`"
             )
             meaning = " ".join((field.description or "").split())
+            meaning = meaning.replace("``METRICS``", ", ".join(f"`val/{name}`" for name in METRICS))
             rows.append(f"| `{key}` | {kind(said)} | {default} | {meaning} |")
         doc = " ".join((model.__doc__ or "").split())
         parts.append(f"## {name}\n\n{doc}\n\n" + "\n".join(rows))

@@ -21,13 +21,16 @@ import torch
 
 from runner import __main__ as overview
 from runner import export, preview, sweep, ui
+from runner.cli import Options
 from runner.export import best_schedules
 from runner.files.images import cores
 from runner.files.place import load_place
 from runner.files.sweep_file import load_sweep
+from runner.prepare import check
 from runner.results.terminal import duration
 from runner.schedules import load
 from runner.study.storage import hold
+from runner.study.study import load_study
 from runner.tracking.tracker import escape, flat
 from runner.tracking.views import saved_view
 from runner.training.data import load as load_data
@@ -292,9 +295,11 @@ def test_a_dry_run_warns_of_few_data_and_of_classes_without_an_image(project, mo
     Path("own_labels.py").write_text(f"import numpy as np\n\n\ndef from_one():\n    return {images}\n")
     monkeypatch.syspath_prepend(project)
     data = "source: custom, function: own_labels.from_one"
-    Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits, limit: 160", data))
+    objective = "objective: {metric: val/auroc}\n"
+    Path("sweeps/tiny.yaml").write_text(TINY.replace("source: digits, limit: 160", data) + objective)
     assert sweep.main(["sweeps/tiny.yaml", "--dry-run", "--allow-plugin", "own_labels."]) == 0
     said = capsys.readouterr().err
+    assert "warning: val/auroc is not defined for a validation split without images of 1 of 3 classes: " in said
     assert "warning: 1 of 3 classes without a training image, the first is 0: labels count from 0" in said
     assert "warning: 20 validation images: one of them is 5 points of accuracy" in said
     assert "warning: batches of 32 from 60 images are 1 update of the weights in an epoch" in said
@@ -754,9 +759,32 @@ def test_a_figure_that_cannot_be_written_is_a_sentence(project, capsys):
 
 def test_a_plateau_is_drawn_with_a_word_on_what_it_waits_for(project, capsys):
     assert preview.main(["--schedule", "plateau", "--schedule", "cosine"]) == 0
-    assert capsys.readouterr().err.count("depends on the validation accuracy") == 1
+    assert capsys.readouterr().err.count("depends on the validation accuracy; drawn as if that rose") == 1
     assert preview.main(["--schedule", "cosine"]) == 0
     assert "validation accuracy" not in capsys.readouterr().err
+    text = TINY.replace("cosine: {}", "plateau: {patience: 0, gamma: 0.5}") + "objective: {metric: val/loss}\n"
+    Path("sweeps/tiny.yaml").write_text(text)
+    assert preview.main(["sweeps/tiny.yaml", "--no-timing"]) == 0
+    assert "depends on the val/loss; drawn as if that fell" in capsys.readouterr().err
+
+
+def test_trials_are_told_what_they_are_judged_by(project, tiny):
+    found = check(tiny(objective="{metric: val/auroc, epoch: best}"), load_place(), Options(device="cpu"))
+    assert (found.example.objective.metric, found.example.objective.epoch) == ("val/auroc", "best")
+
+
+@pytest.mark.slow
+def test_a_sweep_is_judged_by_a_metric_of_scikit_learn_and_plateau_follows_it(project):
+    text = TINY.partition("  schedules:")[0] + "  schedules: {plateau: {patience: 0, gamma: 0.5, threshold: 0.2}}\n"
+    text += "search: {trials: 1}\nconfirm: {top: 0, types: false}\nobjective: {metric: val/macro_f1}\n"
+    Path("sweeps/tiny.yaml").write_text(text.replace("epochs: 2", "epochs: 3"))
+    assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
+    facts, (record,) = load_study("tiny", load_place().storage)
+    seen = record.values("val/macro_f1")
+    assert record.value == seen[-1] != record.values("val/accuracy")[-1]
+    updates = facts["updates_per_epoch"]
+    rates = load(record.schedule).lrs(3 * updates, epochs=3, history=seen)
+    assert record.values("lr") == rates[::updates]
 
 
 # --- export ----------------------------------------------------------------------------------------------------

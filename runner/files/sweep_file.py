@@ -29,7 +29,7 @@ from ..schedules.words import did_you_mean, quoted, shown
 from ..schedules.zoo import ScheduleError
 from . import space as spaces
 from .document import Document, Frozen, SpecError, at, matching, read
-from .metrics import METRICS, Metric
+from .metrics import ALWAYS, METRICS, Metric
 from .optimizers import OPTIMIZERS
 from .secrets import refuse_secrets
 from .sources import SOURCES
@@ -268,7 +268,8 @@ class Objective(Frozen):
     """What a trial is judged by."""
 
     metric: Annotated[str, Field(min_length=1, max_length=100)] = "val/accuracy"
-    """Our own trainer measures ``METRICS`` on the validation split; a training of one's own yields what it likes."""
+    """One of those that our own trainer measures on the validation split: ``METRICS``; a training of one's own yields
+    what it likes."""
     direction: Literal["maximize", "minimize"] = None  # type: ignore[assignment]
     """Needed for a metric of one's own; of the others it is known."""
     unit: Annotated[str, Field(max_length=20)] = None  # type: ignore[assignment]
@@ -280,6 +281,11 @@ class Objective(Frozen):
     def known(self) -> Metric | None:
         """The metric, where it is one that our own trainer measures."""
         return METRICS.get(self.metric.removeprefix("val/")) if self.metric.startswith("val/") else None
+
+    @property
+    def measured(self) -> dict[str, Metric]:
+        """What our own trainer measures, by name: the loss, the accuracy, and this metric."""
+        return {name: row for name, row in METRICS.items() if name in ALWAYS or f"val/{name}" == self.metric}
 
     @model_validator(mode="after")
     def _has_a_direction(self) -> Objective:
@@ -300,6 +306,10 @@ class Objective(Frozen):
     def sign(self) -> int:
         """1 where higher is better, else -1."""
         return 1 if self.direction == "maximize" else -1
+
+
+ACCURACY = Objective()
+"""What a trial is judged by where nothing else is said."""
 
 
 class Sweep(Frozen):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..schedules.schedule import Schedule
-from .sweep_file import Data, Model, Objective, OwnTraining, Sweep, Train
+from .sweep_file import ACCURACY, Data, Model, Objective, OwnTraining, Sweep, Train
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class TrialConfig:
     """The SHA-256 of the data as they were read: what a checkpoint belongs to."""
     test: bool = False
     """Whether the last epoch is measured on the test split too: for confirmed winners only."""
+    objective: Objective = ACCURACY
+    """What it is judged by: that is measured beside loss and accuracy, and ``plateau`` follows it."""
 
     def of(self, record: Record, sweep: Sweep) -> TrialConfig:
         """What a trial trains, where this is what all of them have in common."""

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..files.place import load_place
-from ..files.sweep_file import Objective
+from ..files.sweep_file import ACCURACY, Objective
 from ..files.trial import Record, best_first
 from ..schedules.colours import colour, place
 from ..schedules.schedule import Schedule, load
@@ -36,7 +36,6 @@ if chosen is not None:
     with suppress(ValueError):
         matplotlib.rcParams["backend"] = chosen  # a notebook's
 
-ACCURACY = Objective()
 STYLES = ("-", "--", "-.", ":")
 WIDTH, DPI = 7.1, 100
 """Inches, and pixels in each: what MLflow's page of a run shows whole in a window of 1,300 pixels."""

@@ -18,14 +18,13 @@ from pydantic_core import to_jsonable_python
 from ..files.document import SpecError, printable
 from ..files.optimizers import OPTIMIZERS
 from ..files.space import OWN_WARMUP
-from ..files.sweep_file import Objective, OwnTraining
+from ..files.sweep_file import ACCURACY, Objective, OwnTraining
 from ..files.trial import Record, best_first
 from ..schedules.codegen import code
 from ..schedules.schedule import load, summary
 from ..schedules.zoo import TYPES
 from ..study.confirm import Rows
 
-ACCURACY = Objective()
 SHARED = ("init_lr", "warmup", "clock", "interval", "floor")
 CONFIRMED = {
     **dict.fromkeys(["mean", "deviation", "low", "high", "behind", "behind_low", "behind_high"], "Float64"),
@@ -240,12 +239,15 @@ def code_of(
     where that library cannot do it. Its length is that of the training that it is pasted into, or ``epochs`` of so
     many ``updates``."""
     found, optimizer = _found_on(facts["science"])
+    judged_by = Objective(**facts["science"]["objective"])
     found += _sure(record, facts["confirmed"], facts.get("decided", True))
     comment = f"# {printable(found)}; for another training try its init_lr again".replace("\n", " ")
     length = None if updates is None or epochs is None else updates * epochs
     try:
         schedule = load(record.schedule, allow=allow)
-        return f"{comment}\n{code(schedule, length, epochs=epochs, library=library, optimizer=optimizer)}"
+        metric = judged_by.metric, judged_by.direction
+        form = code(schedule, length, epochs=epochs, library=library, optimizer=optimizer, metric=metric)
+        return f"{comment}\n{form}"
     except ValueError as error:
         raise SpecError(str(error)) from None
 

@@ -21,10 +21,9 @@ from rich.text import Text
 
 from ..files.document import printable
 from ..files.secrets import redacted
-from ..files.sweep_file import Objective
+from ..files.sweep_file import ACCURACY, Objective
 from ..files.trial import Record
 
-ACCURACY = Objective()
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
 

@@ -13,6 +13,7 @@ import inspect
 import json
 import math
 import operator
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ class Draft:
     schedule: Schedule
     optimizer: str  # an expression with ``{}`` for the parameters
     fixed: Mapping[str, int]  # T and epochs of the training, where the code is for one of that length
+    metric: str = "val/accuracy"  # what plateau follows
+    rises: bool = True  # whether more of it is better
     by_update: bool = False  # whether the library counts updates, also for what moves with the epochs
 
     @property
@@ -43,13 +46,28 @@ class Draft:
         return self.plateau and not self.schedule.warmup.length.value and self.schedule.params["gamma"] < 1
 
     @property
+    def monitor(self) -> str:
+        """The metric's name where it is logged: ``val_loss``."""
+        return re.sub(r"\W+", "_", self.metric)
+
+    @property
+    def variable(self) -> str:
+        """The metric as a variable: ``validation_loss``."""
+        return re.sub("^val_", "validation_", self.monitor)
+
+    @property
+    def words(self) -> str:
+        """The metric in a sentence: ``validation loss``."""
+        return self.variable.replace("_", " ")
+
+    @property
     def commented_optimizer(self) -> str:
         return f"# optimizer = {self.optimizer.format('model.parameters()')}\n"
 
     @property
     def body(self) -> str:
         """What ``make_scheduler`` does."""
-        return _native(self.schedule) if self.native else _lambda(self.schedule, self.by_update)
+        return _native(self.schedule, self.rises) if self.native else _lambda(self.schedule, self.by_update)
 
     @property
     def lengths(self) -> list[str]:
@@ -76,6 +94,7 @@ def code(
     epochs: int | None = None,
     library: str = "torch",
     optimizer: tuple[str, Mapping[str, Any]] | None = None,
+    metric: tuple[str, str] = ("val/accuracy", "maximize"),
 ) -> str:
     """Python that makes a scheduler for an optimizer, and sets its learning rate; for torch it needs ``optimizer``,
     ``loader`` (the batches of an epoch) and ``epochs``, sets ``scheduler``, and says when to call its ``step()``.
@@ -92,6 +111,7 @@ def code(
             ``timm`` a class with ``step`` and ``step_update``, which go where they are told, as a training that is
             resumed does.
         optimizer: what it was found with: a class of ``torch.optim`` and its arguments beside ``lr``.
+        metric: what plateau follows, and whether to ``maximize`` or ``minimize`` it.
 
     Raises ValueError for plateau with a warmup in another library than torch, or in ``transformers`` at all.
     """
@@ -99,9 +119,11 @@ def code(
     arguments = "".join(f", {key}={value!r}" for key, value in options.items())
     expression = f"torch.optim.{name}({{}}, lr={schedule.init_lr!r}{arguments})"
     expression += "" if optimizer else "  # or yours"
-    draft = Draft(schedule, expression, {} if T is None else {"T": T, "epochs": epochs or T})
+    draft = Draft(
+        schedule, expression, {} if T is None else {"T": T, "epochs": epochs or T}, metric[0], metric[1] == "maximize"
+    )
     if draft.plateau and library != "torch" and (not draft.native or library == "transformers"):
-        raise ValueError(f"plateau needs the validation accuracy, for which {library} has no place here")
+        raise ValueError(f"plateau needs the {draft.words}, for which {library} has no place here")
     if library not in LIBRARIES:
         raise ValueError(f"unknown library {library!r}; {did_you_mean(library, [*LIBRARIES])}")
     source = LIBRARIES[library](draft)
@@ -113,7 +135,8 @@ def code(
     if schedule.type == "custom":
         lines += ["", "from {} import {}".format(*_path(schedule))]
     if "history" in used:
-        lines += ["", "history = []  # the validation accuracy of every finished epoch"]
+        value = draft.words if draft.rises else f"{draft.words}, negated,"
+        lines += ["", f"history = []  # the {value} of every finished epoch"]
     return "\n".join([*lines, "", "", source])
 
 
@@ -121,9 +144,10 @@ def _torch(draft: Draft) -> str:
     by_epoch = draft.native or draft.schedule.interval == "epoch"
     advice = f"# call scheduler.step() after every {'epoch' if by_epoch else 'update'}"
     if draft.native:
-        advice = "# call scheduler.step(validation_accuracy) after every epoch"
+        advice = f"# call scheduler.step({draft.variable}) after every epoch"
     elif draft.plateau:
-        advice += "; before the one that ends an epoch call\n# history.append(validation_accuracy)"
+        value = draft.variable if draft.rises else f"-{draft.variable}"
+        advice += f"; before the one that ends an epoch call\n# history.append({value})"
     use = f"scheduler = {draft.call(T='math.ceil(len(loader) / accumulation) * epochs', epochs='epochs')}\n"
     if "accumulation" in use:
         use = f"accumulation = 1  # batches for one update; loader and epochs are your training's\n{use}"
@@ -137,7 +161,7 @@ def _torch(draft: Draft) -> str:
 def _lightning(draft: Draft) -> str:
     by_epoch = draft.native or draft.schedule.interval == "epoch"
     options = '"scheduler": scheduler, "interval": ' + ('"epoch"' if by_epoch else '"step"')
-    options += ', "monitor": "val_accuracy"' * draft.plateau
+    options += f', "monitor": "{draft.monitor}"' * draft.plateau
     body = [f"optimizer = {draft.optimizer.format('self.parameters()')}"]
     if draft.lengths and not draft.fixed:
         body += ["T = int(self.trainer.estimated_stepping_batches)"]
@@ -167,7 +191,7 @@ def _transformers(draft: Draft) -> str:
 def _timm(draft: Draft) -> str:
     draft = replace(draft, by_update=True)
     if draft.plateau:
-        use = f"{draft.commented_optimizer}# lr_scheduler = Scheduler(optimizer)\n"
+        use = f"{draft.commented_optimizer}# lr_scheduler = Scheduler(optimizer)  # its metric: the {draft.words}\n"
         return f"{draft.definition}\n\n{TIMM_PLATEAU}\n\n{use}"
     lengths = "".join(f", {name}={n}" for name, n in draft.fixed.items()) or ", T, epochs"
     given = "".join(f", {name}={name}" for name in draft.lengths)
@@ -206,7 +230,7 @@ class Scheduler:  # called as timm's training loop calls its own, also when it r
 """timm's scheduler of what is a function of progress."""
 TIMM_PLATEAU = """\
 class Scheduler:  # called as timm's training loop calls its own
-    # All accuracies so far decide: keep state_dict() in the checkpoint, for an epoch's number alone cannot resume it.
+    # All epochs so far decide: keep state_dict() in the checkpoint, for an epoch's number alone cannot resume it.
     def __init__(self, optimizer):
         self.scheduler = make_scheduler(optimizer)
 
@@ -240,12 +264,13 @@ for group, base in zip(optimizer.param_groups, bases):  # several groups keep th
 """The learning rate that the schedule was found with, whatever the optimizer has."""
 
 
-def _native(schedule: Schedule) -> str:
+def _native(schedule: Schedule, rises: bool) -> str:
     """ReduceLROnPlateau, which knows nothing of ``initial_lr``."""
     p, floor = schedule.params, schedule.floor
     least = f"[{floor!r} * group['lr'] for group in optimizer.param_groups]" if floor else "0.0"
-    options = f"mode='max', factor={p['gamma']!r}, patience={p['patience']!r}, threshold={p['threshold']!r}"
-    options += f", threshold_mode='abs',\n    cooldown={p['cooldown']!r}, min_lr={least}, eps=0.0"
+    options = f"mode={'max' if rises else 'min'!r}, factor={p['gamma']!r}, patience={p['patience']!r}, "
+    options += f"threshold={p['threshold']!r}, threshold_mode='abs',\n    "
+    options += f"cooldown={p['cooldown']!r}, min_lr={least}, eps=0.0"
     keys = 'group["lr"] = group["initial_lr"]'
     return f"{SET_LR.format(keys=keys, lr=schedule.init_lr)}\nreturn ReduceLROnPlateau(\n    optimizer, {options}\n)"
 

@@ -229,7 +229,7 @@ PARAMETERS: Mapping[str, str] = {
     **_all("decay_type cooldown_type", "did you mean 'shape'?"),
     **_all("boundaries", "did you mean 'at'?"),
     **_all("lr_lambda", "did you mean function: my_package.my_function, of type: custom?"),
-    **_all("mode monitor", "leave it out: plateau follows the validation accuracy, and nothing else needs one"),
+    **_all("mode monitor", "leave it out: plateau follows the objective, and nothing else needs one"),
     **_all("last_epoch verbose threshold_mode eps", "leave it out"),
 }
 """What others call the parameters of schedules."""

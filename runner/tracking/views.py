@@ -11,10 +11,8 @@ from urllib.parse import quote
 
 from ..files.place import Place
 from ..files.secrets import redacted
-from ..files.sweep_file import Objective
+from ..files.sweep_file import ACCURACY, Objective
 from .client import all_runs, check, in_bin, is_server_error, make_client, missing_database, unusable
-
-ACCURACY = Objective()
 
 
 def _query() -> str:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..files.metrics import METRICS
+from ..files.metrics import ALWAYS
 from ..files.optimizers import OPTIMIZERS
-from ..files.sweep_file import Train
+from ..files.sweep_file import ACCURACY, Objective, Train
 from ..files.trial import DivergedError, TrialConfig
 from ..schedules.schedule import set_lr
 from .checkpoint import State
@@ -38,7 +38,7 @@ class Epoch:
     test_accuracy: float | None = None
     """After the last epoch of a config that asks for it."""
     others: Mapping[str, float] = field(default_factory=dict)
-    """On the validation split, by name: of ``METRICS`` all but loss and accuracy."""
+    """On the validation split, by name: the objective's metric, where it is neither loss nor accuracy."""
     state: Callable[[], State] | None = field(default=None, compare=False, repr=False)
     """Until the next epoch is asked for: what ``train`` needs to go on from here."""
 
@@ -88,7 +88,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
         return seeded(seed_of(*purpose), device) if draws else contextlib.nullcontext()
 
     for number in range(len(done), recipe.epochs):
-        start, history = time.perf_counter(), [epoch.val_accuracy for epoch in done]
+        start, history = time.perf_counter(), judged(done, config.objective)
         network.train()
         batch = batches(dataset.train, config.data.augment, recipe.seed, number, size)
         loss_sum, lrs = torch.zeros((), device=device), list[float]()
@@ -104,10 +104,10 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
                 optimizer.step()
                 loss_sum += loss.detach()  # stays on the device: .item() here would wait for every step
                 lrs.append(optimizer.param_groups[0]["lr"])
-        train_loss, val = float(loss_sum) / updates, dict.fromkeys(METRICS, math.nan)
+        train_loss, val = float(loss_sum) / updates, dict.fromkeys(config.objective.measured, math.nan)
         if math.isfinite(train_loss):
             with seeded_draws("validation", recipe.seed, number), precision(config, dataset, device):
-                val = evaluate(network, dataset.val, dataset)
+                val = evaluate(network, dataset.val, dataset, config.objective)
         epoch = make_epoch(number, lrs, train_loss, val, time.perf_counter() - start)
         if config.test and number + 1 == recipe.epochs:
             with seeded_draws("test", recipe.seed), precision(config, dataset, device):
@@ -121,10 +121,10 @@ def make_epoch(
 ) -> Epoch:
     """An epoch from what ``evaluate`` gave; raises DivergedError where a loss is NaN or infinite, be it only after
     the last update."""
-    others = {name: value for name, value in val.items() if name not in ("loss", "accuracy")}
+    others = {name: value for name, value in val.items() if name not in ALWAYS}
     epoch = Epoch(number, tuple(lrs), train_loss, val["loss"], val["accuracy"], seconds, others=others)
     if not (math.isfinite(epoch.train_loss) and math.isfinite(epoch.val_loss)):
-        raise DivergedError(replace(epoch, val_accuracy=math.nan))
+        raise DivergedError(replace(epoch, val_accuracy=math.nan, others=dict.fromkeys(others, math.nan)))
     return epoch
 
 
@@ -133,31 +133,48 @@ def epochs_in(state: State | None) -> list[Epoch]:
     return [Epoch(**epoch) for epoch in state["epochs"]] if state else []
 
 
-def evaluate(network: nn.Module, split: Split, dataset: Dataset) -> dict[str, float]:
-    """The mean of every one of ``METRICS`` on ``split``."""
+def judged(epochs: Sequence[Epoch], objective: Objective) -> list[float]:
+    """What ``plateau`` looks at: the objective after every epoch, higher is better."""
+    return [objective.sign * epoch.metrics()[objective.metric] for epoch in epochs]
+
+
+def evaluate(network: nn.Module, split: Split, dataset: Dataset, objective: Objective = ACCURACY) -> dict[str, float]:
+    """On ``split`` the loss, the accuracy, and the metric of ``objective``."""
     network.eval()
-    return means(measure(network, split, dataset), len(split))
+    return scores(*measure(network, split, dataset, objective), split.labels, objective)
 
 
-def means(totals: Tensor, images: int) -> dict[str, float]:
-    """The sums that ``measure`` gave, over so many images."""
-    return {name: total / images for name, total in zip(METRICS, totals.tolist(), strict=True)}
+def scores(totals: Tensor, logits: Tensor | None, labels: Tensor, objective: Objective) -> dict[str, float]:
+    """The metrics by name, from what ``measure`` gave; NaN where one is not defined."""
+    sums, found = iter(totals.tolist()), dict[str, float]()
+    probabilities = None if logits is None else logits.cpu().double().softmax(1)
+    for name, metric in objective.measured.items():
+        if metric.whole is None:
+            found[name] = next(sums) / len(labels)
+        elif probabilities is not None and probabilities.isfinite().all():
+            found[name] = metric.whole(labels.cpu().numpy(), probabilities.numpy())
+        else:
+            found[name] = math.nan
+    return found
 
 
 AT_ONCE = 2**22
 """Pixels that are evaluated at once: 512 images up to 90x90, no fewer than 64. They are in a GPU's memory."""
 
 
-def measure(network: nn.Module, split: Split, dataset: Dataset) -> Tensor:
-    """The sum of every one of ``METRICS`` over ``split``, still on the device."""
-    device = dataset.mean.device
-    totals = torch.zeros(len(METRICS), device=device)
+def measure(network: nn.Module, split: Split, dataset: Dataset, objective: Objective) -> tuple[Tensor, Tensor | None]:
+    """The sums over ``split`` of the metrics that are means, and all logits where another one needs them, still on
+    the device."""
+    device, metrics = dataset.mean.device, objective.measured.values()
+    sums, kept = [metric.total for metric in metrics if metric.total], list[Tensor]()
+    totals, whole = torch.zeros(len(sums), device=device), any(metric.whole for metric in metrics)
     several = max(64, min(512, AT_ONCE // math.prod(dataset.size)))
     with torch.inference_mode():
         for images, labels in zip(split.images.split(several), split.labels.split(several), strict=True):
             logits, answers = network(normalised(images, dataset.mean, dataset.std)).float(), labels.to(device)
-            totals += torch.stack([metric.total(logits, answers).float() for metric in METRICS.values()])
-    return totals
+            totals += torch.stack([total(logits, answers).float() for total in sums])
+            kept += [logits] * whole
+        return totals, torch.cat(kept) if kept else None
 
 
 def make_optimizer(

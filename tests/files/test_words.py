@@ -163,6 +163,8 @@ space.schedules.cyclic: {base_lr: 0.01}
     did you mean 'init_lr', the peak, or 'floor'
 space.schedules.plateau: {factor: 0.1}
     did you mean 'gamma'?
+space.schedules.plateau: {mode: min}
+    leave it out: plateau follows the objective
 space.schedules.plateau: {patience: {epochs: 3}}
     must be a whole number, not {epochs: 3}
 space.schedules.wsd: {cooldown: {epochs: 50.0, updates: 3}}
@@ -237,8 +239,10 @@ train.momentum: 0
     train.momentum: nesterov needs a momentum above 0
 objective.metric: val_accuracy
     did you mean 'val/accuracy'?
+objective.metric: dice
+    unknown value 'dice'; known: val/loss, val/accuracy, val/top5, val/macro_f1, val/balanced_accuracy, val/auroc
 objective.metric: balanced_accuracy
-    unknown value 'balanced_accuracy'; known: val/loss, val/accuracy
+    did you mean 'val/balanced_accuracy'?
 objective.metric: test/loss
     that is not offered; known: val/loss, val/accuracy
 objective: val/accuracy

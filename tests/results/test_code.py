@@ -41,6 +41,14 @@ def test_exported_code_takes_its_length_from_the_training_or_from_what_it_is_tol
     assert "def make_scheduler(optimizer, T=8):" in code_of(trial_of("cosine", 0, 0.9), facts, 4, 2)
 
 
+@pytest.mark.parametrize(("metric", "mode"), [("val/accuracy", "max"), ("val/loss", "min"), ("val/auroc", "max")])
+def test_exported_plateau_follows_what_the_study_was_judged_by(tiny, metric, mode):
+    facts = {"science": tiny(objective=f"{{metric: {metric}}}").science(), "confirmed": []}
+    source = code_of(trial_of("plateau", 0, 0.9), facts)
+    assert f"mode={mode!r}" in source
+    assert f"# call scheduler.step({metric.replace('val/', 'validation_')}) after" in source
+
+
 @pytest.mark.parametrize(
     ("number", "words"),
     [

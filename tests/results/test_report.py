@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runner import export, sweep
-from runner.files.metrics import METRICS, Metric
+from runner.files.metrics import METRICS
 from runner.files.sweep_file import Objective, load_sweep
 from runner.files.trial import Record
 from runner.results.answer import describe, describe_calibration, describe_search, describe_strip, edge, next_steps
@@ -163,7 +163,7 @@ def test_a_loss_is_no_percentage_in_the_report(project, capsys):
 def test_what_the_strip_says_follows_the_metric_and_its_direction(monkeypatch):
     row = {"change": "warmup x2", "seeds": 3, "diverged": 0, "failed": 0, "difference": 0.5, "low": 0.4, "high": 0.6}
     assert "difference, less is better" in describe_strip("x", [row], Objective(metric="val/loss"))
-    monkeypatch.setitem(METRICS, "loss", Metric(METRICS["loss"].total, "maximize", points=False))
+    monkeypatch.setitem(METRICS, "loss", replace(METRICS["loss"], direction="maximize"))
     assert "difference, more is better" in describe_strip("x", [row], Objective(metric="val/loss"))
 
 

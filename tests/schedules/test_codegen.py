@@ -78,19 +78,54 @@ def test_the_code_names_the_optimizer_that_the_schedule_was_found_with_and_its_l
     assert f"optimizer = torch.optim.{said.format(whose)}" in source
 
 
-def test_an_inlined_plateau_that_is_called_as_its_comment_says_gives_the_same_rates():
+@pytest.mark.parametrize(
+    ("metric", "value", "sign"),
+    [
+        (("val/accuracy", "maximize"), "validation_accuracy", 1),
+        (("val/loss", "minimize"), "-validation_loss", -1),
+        (("off by\nmm", "minimize"), "-off_by_mm", -1),
+    ],
+)
+def test_an_inlined_plateau_that_is_called_as_its_comment_says_gives_the_same_rates(metric, value, sign):
     schedule = load({"type": "plateau", "init_lr": 0.1, "patience": 0, "gamma": 0.5, "warmup": {"epochs": 1}})
-    source, scope = code(schedule), {"optimizer": sgd(network(), schedule), "loader": range(3), "epochs": 6}
-    assert "scheduler.step() after every update; before the one that ends an epoch call\n# history.append" in source
+    source = code(schedule, metric=metric)
+    scope = {"optimizer": sgd(network(), schedule), "loader": range(3), "epochs": 6}
+    use = f"# history.append({value})\n"
+    assert f"scheduler.step() after every update; before the one that ends an epoch call\n{use}" in source
     exec(source, scope)
-    accuracies, seen = [0.5, 0.6, 0.6, 0.6, 0.7, 0.7], []
+    accuracies, seen = [sign * n for n in (0.5, 0.6, 0.6, 0.6, 0.7, 0.7)], []
     for update in range(18):
         seen.append(scope["optimizer"].param_groups[0]["lr"])
         scope["optimizer"].step()
         if update % 3 == 2:
-            scope["history"].append(accuracies[update // 3])
+            scope["history"].append(sign * accuracies[update // 3])
         scope["scheduler"].step()
-    assert seen == pytest.approx(schedule.lrs(18, epochs=6, history=accuracies))
+    assert seen == pytest.approx(schedule.lrs(18, epochs=6, history=[sign * a for a in accuracies]))
+
+
+def test_plateaus_code_of_a_loss_waits_for_it_to_fall():
+    schedule = load({"type": "plateau", "init_lr": 0.1, "patience": 0, "gamma": 0.5, "threshold": 0.05})
+    sources = {
+        library: code(schedule, library=library, metric=("val/loss", "minimize"))
+        for library in LIBRARIES
+        if library != "transformers"
+    }
+    assert "# call scheduler.step(validation_loss) after every epoch\n" in sources["torch"]
+    assert '"monitor": "val_loss"' in sources["lightning"]
+    assert "# its metric: the validation loss\n" in sources["timm"]
+    losses = [0.9, 0.8, 0.78, 0.7, 0.9, 0.6]
+    for source in sources.values():
+        optimizer, seen = sgd(network(), schedule), []
+        scope = {"optimizer": optimizer}
+        exec(source, scope)
+        scheduler = scope["make_scheduler"](optimizer)
+        for loss in losses:
+            seen.append(optimizer.param_groups[0]["lr"])
+            scheduler.step(loss)
+        assert seen == pytest.approx(schedule.lrs(6, history=[-loss for loss in losses]))
+        assert seen == pytest.approx([0.1, 0.1, 0.1, 0.05, 0.05, 0.025])
+    with pytest.raises(ValueError, match="plateau needs the validation loss, for which transformers"):
+        code(schedule, library="transformers", metric=("val/loss", "minimize"))
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step", "ignore:The epoch parameter in")

@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from runner import export, sweep
 from runner.export import best_schedules
 from runner.files.document import SpecError
-from runner.files.metrics import METRICS, Metric
+from runner.files.metrics import METRICS
 from runner.files.place import load_place
 from runner.files.sweep_file import STRIP, load_sweep
 from runner.files.trial import Record, best_first
@@ -472,7 +472,7 @@ def test_what_may_still_be_trained_is_fewer_where_a_schedule_is_out(tiny, tmp_pa
 
 
 def test_what_to_take_of_a_tie_is_said_with_its_own_mean_where_less_is_better(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(METRICS, "accuracy", Metric(METRICS["accuracy"].total, "minimize", points=True))
+    monkeypatch.setitem(METRICS, "accuracy", replace(METRICS["accuracy"], direction="minimize"))
     plan = tiny(confirm="{top: 2, types: false, seeds: 3}")
     errors = {"0": (0.05, 0.04, 0.045), "1": (0.05, 0.05, 0.045)}
     study = confirmed(plan, tmp_path / "a.db", searched(0.1, 0.2), lambda arm, seed: errors[arm][seed - 1])

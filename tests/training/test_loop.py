@@ -15,7 +15,7 @@ from torchvision.models import ResNet
 from torchvision.transforms import functional as TF
 
 from runner.files.document import SpecError
-from runner.files.sweep_file import Augment, Data, Model, Train
+from runner.files.sweep_file import Augment, Data, Model, Objective, Train
 from runner.files.trial import DivergedError, TrialConfig
 from runner.schedules import schedule as schedules
 from runner.training.data import Split, Tables, load, seed_of
@@ -119,20 +119,18 @@ def test_a_schedule_per_epoch_keeps_its_rate_within_an_epoch():
     assert len({epoch.lr for epoch in epochs}) == 3
 
 
-def test_plateau_sees_the_validation_accuracies():
+@pytest.mark.parametrize(("metric", "mode"), [("val/accuracy", "max"), ("val/loss", "min"), ("val/macro_f1", "max")])
+def test_plateau_follows_the_metric_that_trials_are_judged_by(metric, mode):
     schedule = {"type": "plateau", "init_lr": 0.1, "gamma": 0.5, "patience": 0, "threshold": 0.25}
-    config = trial(schedule, epochs=6)
+    config = replace(trial(schedule, epochs=6), objective=Objective(metric=metric))
     epochs = run(config)
-    accuracies = [epoch.val_accuracy for epoch in epochs]
-    for n, epoch in enumerate(epochs):
-        expected = [config.schedule.lr(3 * n + i, 18, epochs=6, history=accuracies[:n]) for i in range(3)]
-        assert list(epoch.lrs) == expected
-    # torch's own class, told the same accuracies
+    values = [epoch.metrics()[metric] for epoch in epochs]
+    # torch's own class, told the same values
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-    plateau = ReduceLROnPlateau(optimizer, "max", 0.5, 0, threshold=0.25, threshold_mode="abs", eps=0)
-    for epoch in epochs:
-        assert epoch.lr == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
-        plateau.step(epoch.val_accuracy)
+    plateau = ReduceLROnPlateau(optimizer, mode, 0.5, 0, threshold=0.25, threshold_mode="abs", eps=0)
+    for epoch, value in zip(epochs, values, strict=True):
+        assert epoch.lrs == pytest.approx([optimizer.param_groups[0]["lr"]] * 3, rel=1e-12)
+        plateau.step(value)
     assert epochs[-1].lr < 0.1  # an accuracy cannot rise by more than 0.25 four times
 
 

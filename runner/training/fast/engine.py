@@ -24,15 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...files.metrics import METRICS
 from ...files.optimizers import OPTIMIZERS
-from ...files.sweep_file import Model
+from ...files.sweep_file import ACCURACY, Model
 from ...files.trial import Engine, TrialConfig
 from .. import loop as reference
 from ..checkpoint import State
 from ..data import Split, Tables, augmented, normalised, padded
 from ..device import numbered, resident, uses_bf16
-from ..loop import Epoch, epochs_in, make_epoch, make_optimizer, means, measure
+from ..loop import Epoch, epochs_in, judged, make_epoch, make_optimizer, measure, scores
 from ..model import build
 from .conv import LiveConv, Size, compact
 from .tiles import TiledConv
@@ -82,7 +81,10 @@ class Slot:
         self.padded = padded(self.dataset.train.images, config.data.augment.pad)  # a graph keeps its address
         self.tables = Tables.draw(len(data.train), config.data.augment, 0, 0).to(device)
         self.at, self.range = (torch.arange(n, device=device) for n in (1, self.size))
-        self.loss, self.val = torch.zeros((), device=device, dtype=dtype), torch.zeros(len(METRICS), device=device)
+        self.loss = torch.zeros((), device=device, dtype=dtype)
+        sums = [metric for metric in config.objective.measured.values() if metric.total]
+        self.val = torch.zeros(len(sums), device=device)
+        self.logits: Tensor | None = None
         self.unused, self.seed, self.trained = (1.0, 0.0), recipe.seed, 0
         self.owner: object = None
         self.network.train()  # a graph keeps the mode in which it was captured
@@ -164,9 +166,10 @@ class Slot:
         return loss, self.lrs.index_select(0, self.at)
 
     def evaluate(self) -> None:
-        """The sums of all metrics on the validation split, into ``val``."""
+        """What is measured on the validation split: sums into ``val``; ``logits`` are a graph's own, and stay."""
         with self._precision():
-            self.val.copy_(measure(self.network, self.dataset.val, self.dataset))
+            totals, self.logits = measure(self.network, self.dataset.val, self.dataset, self.config.objective)
+        self.val.copy_(totals)
 
     def _precision(self) -> torch.autocast | nullcontext[None]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
@@ -214,7 +217,7 @@ class Slot:
                     tensor.copy_(other[name])
 
     def epoch(self, number: int, lrs: Sequence[float]) -> tuple[float, dict[str, float]]:
-        """Train one epoch at these rates; the mean training loss, and all metrics on the validation split."""
+        """Train one epoch at these rates; the mean training loss, and the metrics on the validation split."""
         drawn = Tables.draw(len(self.dataset.train), self.config.data.augment, self.seed, number)
         with self._on_stream():
             for table, new in zip(self.tables, drawn, strict=True):
@@ -236,13 +239,15 @@ class Slot:
         assert unused is not None  # ``choice`` asks for it
         for lr in lrs:  # the optimizer's recurrence in (weight, momentum), for weights without a gradient
             self.unused = unused(options, lr, *self.unused)
-        return float(self.loss) / self.updates, means(self.val, len(self.dataset.val))
+        val = scores(self.val, self.logits, self.dataset.val.labels, self.config.objective)
+        return float(self.loss) / self.updates, val
 
     def accuracy(self, split: Split) -> float:
         """Of the weights as they are, on any split; no graph, for what is asked once a trial."""
         self.network.eval()
         with self._on_stream(), self._precision():
-            return means(measure(self.network, split, self.dataset), len(split))["accuracy"]
+            measured = measure(self.network, split, self.dataset, ACCURACY)
+            return scores(*measured, split.labels, ACCURACY)["accuracy"]
 
     def rate(self, seconds: float) -> float:
         """Updates per second, measured for so long; the weights are no trial's afterwards."""
@@ -342,7 +347,7 @@ def train(config: TrialConfig, device: torch.device, state: State | None = None)
     for number in range(len(done), recipe.epochs):
         if slot.owner is not owner:
             raise RuntimeError("another trial has begun in this thread's slot")
-        start, history = time.perf_counter(), [epoch.val_accuracy for epoch in done]
+        start, history = time.perf_counter(), judged(done, config.objective)
         updates = range(number * slot.updates, (number + 1) * slot.updates)
         lrs = tuple(schedule.lr(t, total, epochs=recipe.epochs, history=history) for t in updates)
         epoch = make_epoch(number, lrs, *slot.epoch(number, lrs), time.perf_counter() - start)
@@ -362,7 +367,7 @@ def weights(config: TrialConfig, state: Callable[[], State]) -> dict[str, Tensor
 def slot_of(config: TrialConfig, device: torch.device) -> Slot:
     """This thread's slot; a new one where the sweep is another."""
     recipe = config.train.model_copy(update={"seed": 0, "epochs": 1})  # what a trial may have of its own
-    key = (config.data, config.data_dir, config.model, recipe, config.engine, device)
+    key = (config.data, config.data_dir, config.model, recipe, config.engine, config.objective, device)
     if getattr(_local, "key", None) != key:
         _local.key = _local.slot = None  # let go of the last one first
         with _CAPTURE:  # not while another slot is being captured

@@ -20,7 +20,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
-from runner.files.sweep_file import Augment, Data, Model, Train
+from runner.files.sweep_file import Augment, Data, Model, Objective, Train
 from runner.files.trial import DivergedError, Engine, TrialConfig
 from runner.lanes import open as lanes
 from runner.lanes import worker
@@ -160,11 +160,12 @@ def timeless(epochs) -> list:
     return [replace(epoch, seconds=0.0) for epoch in epochs]
 
 
-def test_plateau_sees_the_accuracies_of_the_slot():
+@pytest.mark.parametrize(("metric", "sign"), [("val/accuracy", 1), ("val/loss", -1)])
+def test_plateau_sees_the_metric_of_the_slot(metric, sign):
     schedule = schedules.load({"type": "plateau", "init_lr": 0.1, "gamma": 0.5, "patience": 0, "threshold": 0.25})
-    epochs = list(engine.train(trial(schedule), CPU))
-    accuracies = [e.val_accuracy for e in epochs]
-    assert [e.lr for e in epochs] == [schedule.lr(4 * n, 20, epochs=5, history=accuracies[:n]) for n in range(5)]
+    epochs = list(engine.train(replace(trial(schedule), objective=Objective(metric=metric)), CPU))
+    seen = [sign * e.metrics()[metric] for e in epochs]
+    assert [e.lr for e in epochs] == [schedule.lr(4 * n, 20, epochs=5, history=seen[:n]) for n in range(5)]
     assert epochs[-1].lr < 0.1
 
 
