@@ -30,6 +30,7 @@ from ..files.sweep_file import Objective, Sweep
 from ..files.trial import Engine, Record, TrialConfig, baseline_of, best_first, first_of_each
 from ..schedules.schedule import Schedule
 from ..schedules.words import quoted
+from ..schedules.zoo import ScheduleError
 from .proposals import as_running, propose
 from .storage import NoStudyError, connect, database, disconnect, persist, rescue, trouble, unusable
 from .stored import facts_of, is_ours, record_of, records_of, trials_of
@@ -60,11 +61,13 @@ class Study:
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes these, so nothing needs to be read again.
         trials, facts = trials_of(self._study), self.facts
-        self._frozen = {trial.number: trial for trial in trials if is_ours(trial)}
-        self._records = {r.number: r for r in records_of(self._study, trials, facts)}
+        self._records = {r.number: r for r in records_of(self._study, trials, facts) if _is_known(r, sweep)}
+        self._frozen = {trial.number: trial for trial in trials if trial.number in self._records}
         self._queue: dict[str, Any] = facts.get("queue", {})
         self.others = [trial.number for trial in trials if not is_ours(trial)]
         """The numbers of trials that another program has put into this study: they are left out."""
+        self.former = len(trials) - len(self._records) - len(self.others)
+        """How many more are left out: of a former baseline whose function is not permitted, or not there, any more."""
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
@@ -128,7 +131,7 @@ class Study:
     def check_trials(self) -> None:
         """Raise StorageError where somebody has put trials into the study since it was opened."""
         there = self._persist(lambda: len(trials_of(self._study)))
-        if there != len(self._frozen) + len(self.others):
+        if there != len(self._frozen) + len(self.others) + self.former:
             wrong = f"the study {self._study.study_name!r} has been gone on with by another process"
             raise StorageError(f"{wrong}, while this one did not hold its lock; the same command goes on")
 
@@ -268,6 +271,14 @@ class Study:
             outcome, value, cause = "failed", None, f"another program ended it ({ended.state.name})"
         self._records[number] = replace(record, outcome=outcome, value=value, cause=cause)
         return self._records[number]
+
+
+def _is_known(record: Record, sweep: Sweep) -> bool:
+    """Whether a trial's schedule can be built: a former baseline's function is in no file any more."""
+    if not record.chosen:
+        with contextlib.suppress(ScheduleError):
+            return sweep.schedule(record.schedule) is not None
+    return record.chosen
 
 
 def _is_chosen(trial: FrozenTrial) -> bool:
