@@ -67,7 +67,7 @@ class Study:
         self.others = [trial.number for trial in trials if not is_ours(trial)]
         """The numbers of trials that another program has put into this study: they are left out."""
         self.former = len(trials) - len(self._records) - len(self.others)
-        """How many more are left out: of a former baseline whose function is not permitted, or not there, any more."""
+        """How many more are left out: of a former baseline whose function is not permitted any more, or is gone."""
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
