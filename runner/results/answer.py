@@ -82,7 +82,7 @@ def describe_baseline(sweep: Sweep, records: Sequence[Record]) -> str:
     if mine is None:
         return f"{today} has not come to its end yet."
     if mine.value is None:
-        return f"{today} {mine.outcome} in the search{f' ({mine.cause})' * bool(mine.cause)}: nothing is known of it."
+        return f"{today} {mine.outcome} in the search{f' ({mine.cause})' * bool(mine.cause)}: it is not compared."
     first, reached = done[0], score(mine.value, sweep.objective)
     if len(done) == 1:
         return f"{today} has {reached} with one seed, and there is nothing yet to compare it with."
