@@ -269,6 +269,8 @@ def prepare(sweep: Sweep, document: Document, place: Place, options: Options, st
             )
         if search.others:
             info(f"warning: {len(search.others)} trials of this study are another program's, and are left out")
+        if search.former:
+            info("warning: a former baseline is left out: its function is not permitted, or not there, any more")
         rungs = [stack.enter_context(closing(Study(sweep, place.storage, f"rung-{n}"))) for n in sweep.rungs[:-1]]
         kept = Kept(results.path, echo)
         made = opened, tracker, hold, results, rungs, search, stack, kept, budget

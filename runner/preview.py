@@ -23,9 +23,9 @@ from .files.document import SpecError, first_line, printable
 from .files.images import cores
 from .files.place import load_place
 from .files.sources import DataError
-from .files.space import problems
+from .files.space import BASELINE, problems
 from .files.sweep_file import ACCURACY, Objective, Sweep, load_sweep
-from .files.trial import TrialConfig
+from .files.trial import TrialConfig, label
 from .lanes.stop import exit_with
 from .results.terminal import duration, sparkline
 from .schedules.schedule import Schedule, load
@@ -40,12 +40,15 @@ FEW = 64
 
 
 def samples(sweep: Sweep) -> dict[str, list[Schedule]]:
-    """For every name the schedules that a sweep may try: one where nothing is open, else a random handful."""
+    """For every name the schedules that a sweep may try, one where nothing is open, else a random handful; and the
+    baseline."""
     drawn, space = {}, sweep.schedules
     for name in space.schedules:
         chance = random.Random(f"preview/{name}")
         count = SAMPLES if space.leaves(name) else 1
         drawn[name] = [sweep.schedule(space.closed(name, lambda _: chance.random())) for _ in range(count)]  # noqa: B023
+    if sweep.baseline is not None:
+        drawn[label(BASELINE, sweep.baseline.type)] = [sweep.baseline]
     return drawn
 
 

@@ -4,6 +4,8 @@ An open leaf is a mapping of one of four words to its range: ``{uniform: [0, 0.3
 ``{int: [1, 4]}``, ``{choice: [linear, 1-sqrt]}``. One that stands beside ``schedules`` is shared: every type that has
 such a parameter searches it under one name (one shared ``init_lr`` halves the regret of one for each type). A leaf
 inside a schedule has the schedule's name in front.
+
+Beside them may stand the ``baseline``, a whole schedule with nothing open, to compare all others with.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import math
 import re
 import traceback
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +41,8 @@ LONGEST = 100
 
 KINDS = ("uniform", "log_uniform", "int", "choice")
 SHARED = ("init_lr", "warmup", "gamma", "floor", "clock", "interval")
+BASELINE = "baseline"
+"""What the schedule of today is called, as a key and as a schedule."""
 OWN_WARMUP = ("one_cycle", "triangular", "cyclic", "piecewise")  # they rise by themselves
 MAX_CORNERS = 5_000
 TRIED = 8
@@ -112,6 +117,8 @@ class Space:
     """What the study searches: for every name a schedule's mapping, some of whose values are ``Leaf``."""
 
     schedules: Mapping[str, Mapping[str, Any]]
+    baseline: Mapping[str, Any] | None = None
+    """A schedule's JSON, which is no part of what is searched."""
 
     def leaves(self, name: str) -> list[Leaf]:
         """The open values of schedule ``name``, in the order in which they are suggested."""
@@ -177,6 +184,9 @@ class Space:
     def custom_lrs(self, allow: Sequence[str] = ()) -> dict[str, list[float]]:
         """What one's own functions give in the middle of their ranges, by the schedule's name."""
         middle = {name: self._inside(name, allow) for name in self.schedules}
+        if self.baseline is not None:  # another baseline is no change of this one
+            said = json.dumps(self.baseline, sort_keys=True)
+            middle[f"{BASELINE} {zlib.crc32(said.encode()):08x}"] = load(self.baseline, allow=allow)
         return {name: schedule.lrs(TRIED) for name, schedule in middle.items() if schedule.type == "custom"}
 
     def _inside(self, name: str, allow: Sequence[str]) -> Schedule:
@@ -184,8 +194,9 @@ class Space:
         return load(self.closed(name, lambda _: 0.381966), allow=allow)
 
     def check(self, allow: Sequence[str] = ()) -> dict[str, list[Schedule]]:
-        """Build the schedule at every corner, and call one's own function there for a training of TRIED updates;
-        raises ScheduleError at a corner that cannot be, its key starting with ``schedules`` and the name."""
+        """Build the schedule at every corner, and the baseline, and call one's own function there for a training of
+        TRIED updates; raises ScheduleError at a corner that cannot be, its key starting with ``schedules`` and the
+        name."""
         built: dict[str, list[Schedule]] = {}
         count = sum(math.prod(len(leaf.ends()) for leaf in self.leaves(name)) for name in self.schedules)
         if count > MAX_CORNERS:
@@ -197,6 +208,12 @@ class Space:
                     _try(schedule)
             except ScheduleError as error:
                 raise ScheduleError(["schedules", name, *error.key], error.message) from None
+        if self.baseline is not None:
+            try:
+                built[BASELINE] = [load(self.baseline, allow=allow)]
+                _try(built[BASELINE][0])
+            except ScheduleError as error:
+                raise ScheduleError([BASELINE, *error.key], error.message) from None
         return built
 
 
@@ -233,14 +250,15 @@ def _sentence(name: str, problem: str, schedule: Schedule) -> str:
 def parse(section: Mapping[str, Any]) -> Space:
     """The ``space`` section of a sweep file; raises ScheduleError, whose key is the path inside the section."""
     for key, value in section.items():
-        if key != "schedules" and key not in SHARED:
+        if key not in ("schedules", BASELINE, *SHARED):
             raise ScheduleError([key], f"unknown key; {_elsewhere(key, value)}")
     schedules = section.get("schedules")
     if not isinstance(schedules, Mapping) or not schedules:
         listed = schedules if isinstance(schedules, list) else [schedules] if isinstance(schedules, str) else []
         named = ", ".join(f"{name}: {{}}" for name in listed if name in TYPES) or "cosine: {}"
         raise ScheduleError(["schedules"], f"should be a mapping of names to schedules, such as {{{named}}}")
-    shared = {k: _open(v, [k], k) for k, v in section.items() if k != "schedules"}
+    baseline = _whole(section[BASELINE], schedules) if BASELINE in section else None
+    shared = {k: _open(v, [k], k) for k, v in section.items() if k in SHARED}
     for key, value in shared.items():  # here, so that a mistake is named where it stands
         for end in value.ends() if isinstance(value, Leaf) else (_fill(value, lambda leaf: leaf.ends()[0]),):
             load({"type": "step" if key == "gamma" else "linear", key: end})
@@ -265,13 +283,40 @@ def parse(section: Mapping[str, Any]) -> Space:
             raise ScheduleError([*at, *error.key], error.message) from None
         opened = {k: _open(v, [*at, k], f"{name}.{k}") for k, v in own.items()}
         result[name] = {"type": kind} | {k: v for k, v in shared.items() if _has(kind, k)} | opened
-    space, names = Space(result), dict[str, Leaf]()
+    space, names = Space(result, baseline), dict[str, Leaf]()
     for name in result:
         for leaf in space.leaves(name):
             if names.setdefault(leaf.name, leaf) != leaf:
                 wrong = f"{leaf.name} means another range elsewhere: rename this one"
                 raise ScheduleError(["schedules", name], wrong)
     return space
+
+
+def _whole(value: Any, schedules: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The JSON of the baseline, which is all there is to know of it: nothing of it is open, or shared."""
+    if not isinstance(value, Mapping):
+        kind = value if isinstance(value, str) and value in TYPES else "multistep"
+        such = f"{{type: {kind}, init_lr: 0.1}}"
+        raise ScheduleError([BASELINE], f"should be one whole schedule, such as {such}, not {shown(value)}")
+    if BASELINE in schedules:
+        raise ScheduleError(["schedules", BASELINE], f"is what space.{BASELINE} is called: rename this one")
+    _refuse_ranges(value, [BASELINE])
+    return value
+
+
+def _refuse_ranges(value: Any, key: list[str | int]) -> None:
+    """Raise ScheduleError for the first range in the baseline, ours or another tool's."""
+    if isinstance(value, list):
+        for i, inner in enumerate(value):
+            _refuse_ranges(inner, [*key, i])
+    if not isinstance(value, Mapping):
+        return
+    ours = next((kind for kind in KINDS if kind in value and len(value) == 1), None)
+    if ours or ("params" not in key and len(key) > 1 and as_range(value)):
+        one = "is one schedule, and nothing of it is searched: write one value"
+        raise ScheduleError([*key, *([ours] if ours else [])], f"the {BASELINE} {one}, not {shown(value)}")
+    for name, inner in value.items():
+        _refuse_ranges(inner, [*key, name])
 
 
 def _has(kind: str, key: str) -> bool:
@@ -339,7 +384,7 @@ def _elsewhere(key: str, value: Any) -> str:
         return said
     if key in SECTIONS:
         return "it is a section of its own, beside space, and not in it"
-    said = where(SWEEP_KEYS, key, value, ["schedules", *SHARED])
+    said = where(SWEEP_KEYS, key, value, ["schedules", BASELINE, *SHARED])
     if said == "here it is space":
         return "leave it out: its keys stand in space itself"
     fixed = said.startswith(("here it is train.", "here it is data.", "here it is model."))

@@ -405,6 +405,12 @@ class Sweep(Frozen):
         """The search space with its leaves open."""
         return spaces.parse(self.space)
 
+    @cached_property
+    def baseline(self) -> Schedule | None:
+        """The schedule of today, to compare with; None where the file has none."""
+        said = self.schedules.baseline
+        return None if said is None else self.schedule(said)
+
     @property
     def rungs(self) -> list[int]:
         """The lengths of the rungs in epochs; raises SpecError where they do not rise to ``train.epochs``."""
@@ -427,9 +433,16 @@ class Sweep(Frozen):
 
     @property
     def arms(self) -> int:
-        """How many trials are confirmed at most: the best of all has its place among the best of every schedule."""
+        """How many trials are confirmed at most: the best of all has its place among the best of every schedule, and
+        the baseline one of its own."""
         names, top = len(self.schedules.schedules), self.confirm.top
-        return min(names + max(0, top - 1) if self.confirm.types else top, self.search.trials)
+        arms = min(names + max(0, top - 1) if self.confirm.types else top, self.search.trials)
+        return arms + self._extra * (arms > 0)
+
+    @property
+    def _extra(self) -> int:
+        """How many trainings of the search are none of its trials."""
+        return int(self.schedules.baseline is not None)
 
     @property
     def replicates(self) -> int:
@@ -439,22 +452,25 @@ class Sweep(Frozen):
     @property
     def most_lanes(self) -> int:
         """No more lanes than this ever have work at once."""
-        return min(self.search.window, max(self.search.trials, self.replicates))
+        return min(self.search.window + self._extra, max(self.search.trials + self._extra, self.replicates))
 
     @property
     def size(self) -> str:
         """How many trainings it is, in words."""
         trials, rungs = self.search.trials, " on the first rung" if self.search.rungs else ""
         again = f", then at most {self.replicates} with fresh seeds" if self.replicates else ""
-        return f"{trials} training{'s' * (trials > 1)}{rungs}{again}"
+        baseline = " and the baseline" * self._extra
+        return f"{trials} training{'s' * (trials > 1)}{rungs}{baseline}{again}"
 
     @property
     def stages(self) -> list[tuple[int, int]]:
-        """Its search's rungs, one where nothing is said of them: how many trials at most, of how many epochs."""
+        """Its search's rungs, one where nothing is said of them: how many trials at most, of how many epochs. The
+        baseline is on the last."""
         trials, stages = self.search.trials, list[tuple[int, int]]()
         for epochs in self.rungs:
             stages.append((trials, epochs))
             trials = self.search.kept(trials)
+        stages[-1] = (stages[-1][0] + self._extra, stages[-1][1])
         return stages
 
     @property
@@ -474,10 +490,11 @@ class Sweep(Frozen):
         return self.search_epochs + self.fresh_epochs
 
     def science(self) -> dict[str, Any]:
-        """What makes two sweeps the same study: all but the question, the number of trials, and what follows them."""
-        others = {"data": True, "model": True} if self.own is not None else {}
-        what_follows: Any = {"question": True, "confirm": True, "search": {"trials"}}
-        return self.model_dump(mode="json", exclude=what_follows | others)
+        """What makes two sweeps the same study: all but the question, the number of trials, the baseline, and what
+        follows them."""
+        others: Any = {"data": True, "model": True} if self.own is not None else {}
+        beside: Any = {"search": {"trials"}, "space": {spaces.BASELINE}}
+        return self.model_dump(mode="json", exclude={"question": True, "confirm": True} | beside | others)
 
 
 def load_sweep(path: Path | str, allow: Sequence[str] = (), allow_command: bool = False) -> tuple[Sweep, Document]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..schedules.schedule import Schedule
+from .space import BASELINE
 from .sweep_file import ACCURACY, Data, Model, Objective, OwnTraining, Sweep, Train
 
 
@@ -168,6 +170,16 @@ class Record:
             return f"trial {self.arm} seed {self.train['seed']}"
         return f"{self.stage} trial {self.number}".lstrip()
 
+    @property
+    def chosen(self) -> bool:
+        """Whether the search chose its schedule; else it is a baseline, that of today's file or of an earlier one."""
+        return self.name != BASELINE or bool(self.params)
+
+    @property
+    def label(self) -> str:
+        """What its schedule is called."""
+        return label(self.name, self.schedule["type"])
+
     def recipe(self, sweep: Sweep) -> Train | OwnTraining:
         """How it is trained."""
         return sweep.train.model_copy(update=dict(self.train))
@@ -175,6 +187,24 @@ class Record:
     @property
     def seconds(self) -> float:
         return math.fsum(e["seconds"] for e in self.epochs)
+
+
+def label(name: str, kind: str) -> str:
+    """What a schedule is called: by its name, and the baseline by its type too."""
+    return f"{name} ({kind})" if name == BASELINE else name
+
+
+def same_schedule(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two schedules' JSON, of which one may have been in a storage, says the same."""
+    return json.dumps(dict(one), sort_keys=True) == json.dumps(dict(other), sort_keys=True)
+
+
+def baseline_of(records: Iterable[Record], sweep: Sweep) -> Record | None:
+    """The trial of the baseline that the sweep's file has now; None where there is none."""
+    if sweep.baseline is None:
+        return None
+    wanted = sweep.baseline.to_json()
+    return next((r for r in records if not r.chosen and same_schedule(r.schedule, wanted)), None)
 
 
 def best_first(records: Iterable[Record], sign: int, confirmed: Iterable[Mapping[str, Any]] = ()) -> list[Record]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..files.sweep_file import ENOUGH, Objective, Sweep
-from ..files.trial import Record, best_first, first_of_each
+from ..files.trial import Record, baseline_of, best_first, first_of_each, label
 from ..study.confidence import Noise, calibration, seeds_needed, smallest_difference
 from ..study.confirm import Rows, Verdict
 from ..study.study import Study
@@ -30,29 +30,30 @@ LISTED = 6
 def sentences(
     history: Study, rungs: Sequence[Study], answer: Verdict | None, weights: Mapping[str, float]
 ) -> list[str]:
-    """The answer: what to take, who is behind, what a seed does, and more; of a sweep that is under way, as far as it
-    is known."""
+    """The answer: how good the baseline is, what to take, who is behind, what a seed does, and more; of a sweep that
+    is under way, as far as it is known."""
     sweep, records = history.sweep, history.ended()
     said = list[str]()
-    if cut := history.facts.get("cut"):
-        parts = [f"{ended} of {of} trainings of the {STAGES.get(s, s)}" for s, (ended, of, _) in cut.items()]
-        option = next(iter(cut.values()))[2]
-        how_many = f"Time was up ({option}) after {' and '.join(parts)}: how many depends on this machine's speed."
-        said.append(f"{how_many} The same command with more time goes on.")
-    elif len(records) < history.target:
-        said.append(f"The search has not ended: {len(records)} of {plural(history.target, 'trial')} have.")
     if answer and answer.begun:
-        said += describe(answer, sweep.objective)
+        said = describe(answer, sweep.objective)
     elif done := best_first(records, sweep.objective.sign):
-        said += describe_search(done, sweep, answer is not None)
+        said = describe_search(done, sweep, answer is not None)
+    first = sweep.baseline is not None
+    if first and not (answer and answer.begun and today_of(answer.rows)):
+        said.insert(0, describe_baseline(sweep, records))
+    said[first:first] = describe_lack(history)
+    if odd := [record for record in records if record.remark]:
+        how_many = f"{len(odd)} of {len(records)} trainings did not do as they were told"
+        said.append(f"{how_many}; the first is {odd[0].title}: {odd[0].remark}.")
     said += [describe_calibration(rung.ended(), records, sweep) for rung in rungs]
     if weights:
         shares = ", ".join(f"{name} {share:.0%}" if len(weights) > 1 else name for name, share in weights.items())
         tpe = sweep.search.sampler == "tpe"
         biased = " The sampler looked where it was good, which flatters what it exploited." * tpe
         names = (["type"] if len(sweep.schedules.schedules) > 1 else []) + sweep.schedules.axes()
-        hint = len(records) < ENOUGH * len(names)
-        few = f" {len(records)} trials are few for {len(names)} parameters: take it as a hint." * hint
+        trials = sum(record.chosen for record in records)
+        hint = trials < ENOUGH * len(names)
+        few = f" {trials} trials are few for {len(names)} parameters: take it as a hint." * hint
         rest = [name for name in names if name not in weights]
         others = ", ".join(rest) if len(rest) < 6 else f"the other {len(rest)} parameters"
         unknown = f" As for {others}: no more than chance explains, or tried too rarely to say." * bool(rest)
@@ -63,6 +64,19 @@ def sentences(
     return said
 
 
+def describe_lack(history: Study) -> list[str]:
+    """How far a search came that has not come to its end, and a comparison that had no time for it."""
+    cut, ended = history.facts.get("cut", {}), len(history.ended())
+    if cut:
+        parts = [f"{n} of {of} trainings of the {STAGES.get(stage, stage)}" for stage, (n, of, _) in cut.items()]
+        option = next(iter(cut.values()))[2]
+        how_many = f"Time was up ({option}) after {' and '.join(parts)}: how many depends on this machine's speed."
+        return [f"{how_many} The same command with more time goes on."]
+    if ended < history.target:
+        return [f"The search has not ended: {ended} of {plural(history.target, 'trial')} have."]
+    return []
+
+
 def describe_search(done: Sequence[Record], sweep: Sweep, goes_on: bool) -> list[str]:
     """What one seed each says, in sentences; ``done``: the complete trials, best first; ``goes_on``: fresh seeds
     follow."""
@@ -70,21 +84,45 @@ def describe_search(done: Sequence[Record], sweep: Sweep, goes_on: bool) -> list
     value, alone = score(first.value or 0.0, sweep.objective), len(done) == 1
     which = "the only trial, with one seed" if alone else f"the best of {len(done)} trials with one seed each"
     take = f"If you must choose now, take {first.name} (trial {first.number}, {value}): {which}"
+    take = f"{take}. " if first is not baseline_of(done, sweep) else ""  # of which it has been said
     noise = "What tells the first ones apart may be no more than what another seed changes."
     if goes_on:
-        return [f"The search alone, one seed each: the comparison with fresh seeds has not ended. {take}. {noise}"]
+        return [f"The search alone, one seed each: the comparison with fresh seeds has not ended. {take}{noise}"]
     how = "With confirm: {top: 3} in the sweep file, the same command trains the best again with fresh seeds."
-    return [f"{take}. {noise} {how}"]
+    return [f"{take}{noise} {how}"]
+
+
+def describe_baseline(sweep: Sweep, records: Sequence[Record]) -> str:
+    """How good the baseline is by one seed, where fresh ones do not say it."""
+    mine, done = baseline_of(records, sweep), best_first(records, sweep.objective.sign)
+    schedule = sweep.baseline.to_json() if sweep.baseline else {}
+    today = today_is(schedule["type"], schedule["init_lr"])
+    if mine is None:
+        return f"{today} has not come to its end yet."
+    if mine.value is None:
+        return f"{today} {mine.outcome} in the search{f' ({mine.cause})' * bool(mine.cause)}: it is not compared."
+    first, reached = done[0], score(mine.value, sweep.objective)
+    if len(done) == 1:
+        return f"{today} has {reached} with one seed, and there is nothing yet to compare it with."
+    if first is mine:
+        return f"{today} is the best of {len(done)} trials with one seed each ({reached}): keep it for now."
+    best = f"{first.label} (trial {first.number}, {score(first.value or 0.0, sweep.objective)})"
+    apart = difference(abs((first.value or 0.0) - mine.value), sweep.objective.unit)
+    gap = f"{apart} behind" if first.value != mine.value else "as good as"
+    return f"{today} is {gap} {best} with one seed each ({reached})."
 
 
 def describe(verdict: Verdict, objective: Objective) -> list[str]:
-    """What a confirmation says, in sentences: what to take, who is clearly behind, and what a seed does."""
+    """What a confirmation says, in sentences: how good the baseline is, what to take, who is clearly behind, and what
+    a seed does."""
     names, done = labels(verdict.rows), verdict.scores
-    said = [_recommendation(verdict, names, objective), _behind(verdict, names, objective)]
+    said = [_today(verdict, names, objective), _recommendation(verdict, names, objective)]
+    said.append(_behind(verdict, names, objective))
     if verdict.noise is not None:
         seeds = max(map(len, done.values())) if verdict.contest.decided else 1  # which show nothing
         said.append(describe_noise(verdict.noise, seeds, objective.unit, len(done), verdict.left))
-    if lost := [name for number, name in names.items() if number not in done]:
+    today = today_of(verdict.rows)
+    if lost := [names[n] for n in names if n not in done and not (today and n == today["trial"])]:
         said.append(f"Not every seed of {', '.join(lost)} came to its end: no answer to rely on.")
     return [sentence for sentence in said if sentence]
 
@@ -92,7 +130,21 @@ def describe(verdict: Verdict, objective: Objective) -> list[str]:
 def labels(rows: Rows) -> dict[int, str]:
     """What confirmed trials are called, by their numbers: by their schedules, and trials where two share one."""
     alone = len({row["name"] for row in rows}) == len(rows)
-    return {row["trial"]: row["name"] + f" (trial {row['trial']})" * (not alone) for row in rows}
+
+    def trial(row: Mapping[str, Any]) -> str:
+        return f" (trial {row['trial']})" * (not alone and not row.get("baseline"))
+
+    return {row["trial"]: label(row["name"], row["type"]) + trial(row) for row in rows}
+
+
+def today_of(rows: Rows) -> Mapping[str, Any] | None:
+    """The baseline's row; None where it is not among them."""
+    return next((row for row in rows if row.get("baseline")), None)
+
+
+def today_is(kind: str, init_lr: float) -> str:
+    """How a sentence on the baseline begins."""
+    return f"Your schedule of today ({kind}, {init_lr:.4g})"
 
 
 def headline(rows: Rows, decided: bool = True) -> str:
@@ -112,33 +164,63 @@ def headline(rows: Rows, decided: bool = True) -> str:
     return f"{several[0].upper()}{several[1:]} may be best after {plural(alive[0]['seeds'], 'seed')}"
 
 
+def _today(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
+    """How the baseline compares with the others; empty where there is none."""
+    row, result, done = today_of(verdict.rows), verdict.contest, verdict.scores
+    if row is None:
+        return ""
+    today, number = today_is(row["type"], row["init_lr"]), row["trial"]
+    if number not in done:
+        return f"{today} did not come to its end with every fresh seed: no answer to rely on."
+    if number not in result.alive:
+        n = row["behind_seeds"]  # with so many the best one was another, perhaps
+        rivals = [arm for arm, gap in result.differences.items() if gap.seeds >= n]
+        best = max(rivals, key=lambda arm: float(np.mean(done[arm][:n])))
+        apart, low, high = interval_of(row, objective.unit)
+        return f"{today} is {apart} behind {names[best]} ({low} to {high})."
+    if not result.decided:
+        return f"{today} may be the best so far: nothing was shown to beat it yet."
+    if len(done) == 1:
+        return f"{today} has {score(row['mean'], objective)}: only it was confirmed, with nothing to compare it with."
+    if len(result.alive) == 1:
+        return f"{today} is the best of {words(len(done))} with 95 % confidence: keep it."
+    return f"{today} may be the best: nothing was shown to beat it."
+
+
 def _recommendation(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
-    """Which arm to take, and how sure that is."""
-    result, done = verdict.contest, verdict.scores
+    """Which arm to take, and how sure that is; nothing where the baseline is all there is, of which it was said."""
+    result, done, today = verdict.contest, verdict.scores, today_of(verdict.rows)
+    mine = today["trial"] if today else None
     if not result.alive:
         return "Nothing could be confirmed: no schedule came to its end with every fresh seed."
     shared = min(len(done[number]) for number in result.alive)
     means = [float(np.mean(done[number][:shared])) for number in result.alive]
     best, first = score(objective.sign * means[0], objective), names[result.alive[0]]
+    take = "keep" if result.alive[0] == mine else "take"
     if not result.decided:
         said = f"The comparison with fresh seeds has not ended: {_several(len(result.alive), len(done))} may be best."
-        return f"{said} If you must choose now, take {first} ({best} with {plural(shared, 'seed')})."
+        return f"{said} If you must choose now, {take} {first} ({best} with {plural(shared, 'seed')})."
+    if result.alive == [mine]:
+        return ""
     if len(done) == 1:
         return f"Take {first} ({best}): only it was confirmed, and there is nothing to compare it with."
     if len(result.alive) == 1:
         return f"Take {first} ({best}): the best of {words(len(done))} with 95 % confidence."
     within = f"{_several(len(result.alive), len(done))} are within noise after {shared} seeds each"
     within += f" ({', '.join(names[n] for n in result.alive)})" * (len(result.alive) < len(done))
-    advice, equal = f"take {first} ({best})", [n for n, m in zip(result.alive, means, strict=True) if m == means[0]]
-    if len(equal) > 1:
-        good = "highest" if objective.sign > 0 else "lowest"
+    advice, equal = f"{take} {first} ({best})", [n for n, m in zip(result.alive, means, strict=True) if m == means[0]]
+    good = "highest" if objective.sign > 0 else "lowest"
+    if len(equal) > 1 and mine in equal:
+        advice = f"keep {names[mine]}: no other has a {'higher' if objective.sign > 0 else 'lower'} mean ({best})"
+    elif len(equal) > 1:
         advice = f"take one of {' and '.join(names[n] for n in equal)}, which have the same {good} mean ({best})"
     return f"No clear winner: {within}. If you must choose, {advice}."
 
 
 def _behind(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
     """Who is clearly behind the best, and by how much, with simultaneous intervals; the nearest first."""
-    out = sorted((r for r in verdict.rows if not r["in_set"] and r["behind"] is not None), key=lambda r: r["behind"])
+    rows = [r for r in verdict.rows if not r["in_set"] and r["behind"] is not None and not r.get("baseline")]
+    out = sorted(rows, key=lambda r: r["behind"])
     parts = list[str]()
     for row in out[: LISTED if len(out) > LISTED + 1 else None]:
         apart, low, high = interval_of(row, objective.unit)
@@ -324,6 +406,7 @@ def never_ended(searched: Sequence[Record], sweep: Sweep) -> list[str]:
 
 def _hardly_tried(searched: Sequence[Record], sweep: Sweep) -> list[str]:
     """The schedules of which the search knows little or nothing, and how many trials would change that."""
+    searched = [record for record in searched if record.chosen]
     said, names = never_ended(searched, sweep), list(sweep.schedules.schedules)
     tried, ended = Counter(r.name for r in searched), Counter(r.name for r in best_first(searched, 1))
     points = {name: sweep.schedules.count(name) for name in names}
@@ -368,6 +451,8 @@ def plural(n: int, what: str) -> str:
 
 def edge(record: Record, sweep: Sweep) -> str | None:
     """``lower`` or ``upper`` where a trial's init_lr is in the outer twentieth of its range, else None."""
+    if not record.chosen:
+        return None
     for leaf in sweep.schedules.leaves(record.name):
         if leaf.name in ("init_lr", f"{record.name}.init_lr") and leaf.kind in ("uniform", "log_uniform"):
             scale = math.log if leaf.kind == "log_uniform" else float

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..files.place import load_place
 from ..files.sweep_file import ACCURACY, Objective
-from ..files.trial import Record, best_first
+from ..files.trial import Record, best_first, label
 from ..schedules.colours import colour, place
 from ..schedules.schedule import Schedule, load
 from ..study.confirm import Rows
@@ -85,12 +85,12 @@ def curves_by_objective(
     low, high = _spread([sign * v for v in ends.values() if math.isfinite(v)] or [0.0, 1.0])
     scale = Normalize(min(sign * low, sign * high), max(sign * low, sign * high))
     colours = ScalarMappable(scale, "cividis" if sign > 0 else "cividis_r")
-    names = list(dict.fromkeys(r.name for r in records))
+    names = list(dict.fromkeys(r.label for r in records))
     figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "epoch", "learning rate", title)
     top = max(r.schedule["init_lr"] for r in records)
     for axes, name in zip(panels, names, strict=True):
         axes.set(yscale="log", ylim=(top * 1e-4, top * 1.5))  # what falls below is zero to the eye
-        several = [r for r in records if r.name == name]
+        several = [r for r in records if r.label == name]
         for record in sorted(
             several, key=lambda r: (math.isfinite(ends[r.number]), sign * ends[r.number])
         ):  # best on top
@@ -115,7 +115,7 @@ def objective_against_lr(
     records: Sequence[Record], confirmed: Rows = (), objective: Objective = ACCURACY, title: str = ""
 ) -> Figure:
     """The objective against ``init_lr``, a panel for each schedule; what fresh seeds gave has its interval."""
-    names = list(dict.fromkeys(r.name for r in records))
+    names = list(dict.fromkeys(r.label for r in records))
     figure, panels = _panels(names, 3, WIDTH / 3, 1.9, "init_lr", title=title)
     low, high = _upper([r.value for r in records if r.value is not None], objective.sign)
     means = [row for row in confirmed if row["mean"] is not None]
@@ -124,10 +124,10 @@ def objective_against_lr(
     limits, lrs = (min([low, *ends]), max([high, *ends])), [r.schedule["init_lr"] for r in records]
     square: dict[str, Any] = {"fmt": "s", "color": "black", "markersize": 4, "capsize": 2}
     for axes, name in zip(panels, names, strict=True):
-        several = [r for r in records if r.name == name]
+        several = [r for r in records if r.label == name]
         points = [(r.schedule["init_lr"], r.value) for r in several if r.value is not None]
         _points(axes, points, limits, color=colour(several[0].schedule["type"]), marker="o", alpha=0.6, markersize=4)
-        for row in (row for row in means if row["name"] == name):
+        for row in (row for row in means if label(row["name"], row["type"]) == name):
             if row not in near:
                 _points(axes, [(row["init_lr"], row["mean"])], limits, color="black", marker="s", markersize=4)
                 continue
@@ -150,7 +150,8 @@ def objective_against_lr(
 
 @plain
 def confidence_set(confirmed: Rows, objective: Objective = ACCURACY, title: str = "") -> Figure:
-    """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best."""
+    """How far each confirmed schedule is behind the best, with simultaneous intervals; filled: it may be the best.
+    The baseline is a diamond with a bold name."""
     names, unit = labels(confirmed), 100 if objective.points else 1
     rows = sorted((r for r in confirmed if r["behind"] is not None), key=lambda r: r["behind"])[::-1]
     far = -4 * max((r["behind_high"] for r in rows if r["in_set"]), default=1.0) or -math.inf
@@ -164,11 +165,14 @@ def confidence_set(confirmed: Rows, objective: Objective = ACCURACY, title: str 
             axes.annotate(f"  {apart} behind ({low} to {high})", (far, y), va="center", fontsize=7)
             continue
         axes.plot([-row["behind_high"], -row["behind_low"]], [y, y], color=own, linewidth=1.6)
-        axes.plot([-row["behind"]], [y], "o", color=own, markerfacecolor=own if row["in_set"] else "white")
+        mark = "D" if row.get("baseline") else "o"
+        axes.plot([-row["behind"]], [y], mark, color=own, markerfacecolor=own if row["in_set"] else "white")
     axes.axvline(0, color="0.5", linewidth=0.8)
     axes.set_xlim(left=max(far, -1.1 * max(r["behind_high"] for r in rows)) * 1.03 or -0.01)
     axes.set_ylim(-0.6, len(rows) - 0.4)
     axes.set_yticks(range(len(rows)), [f"{names[r['trial']]}, {plural(r['behind_seeds'], 'seed')}" for r in rows])
+    for row, text in zip(rows, axes.get_yticklabels(), strict=True):
+        text.set_fontweight("bold" if row.get("baseline") else "normal")
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{abs(round(unit * x, 9)):g}"))
     what = f"{objective.unit} behind the best mean (right of the line: better), with 95 % intervals for all together"
@@ -217,9 +221,9 @@ def _searched(done: Sequence[Record], n: int, objective: Objective) -> str:
     first, value = done[0], done[0].value or 0.0
     reached = score(value, objective)
     return (
-        f"With one seed {first.name} is the best of {plural(n, 'trial')} ({reached})"
+        f"With one seed {first.label} is the best of {plural(n, 'trial')} ({reached})"
         if n > 1
-        else f"{first.name}: {reached}"
+        else f"{first.label}: {reached}"
     )
 
 
@@ -227,10 +231,11 @@ def _rates(done: Sequence[Record], confirmed: Rows) -> str:
     """With which learning rates the best ones begin, as a title."""
     alive = [row for row in confirmed if row["in_set"] and row["mean"] is not None]
     if not alive:
-        return f"With one seed {done[0].name} is best at init_lr {done[0].schedule['init_lr']:.2g}"
+        return f"With one seed {done[0].label} is best at init_lr {done[0].schedule['init_lr']:.2g}"
     low, high = (end(row["init_lr"] for row in alive) for end in (min, max))
     if len(alive) == 1:
-        return f"{alive[0]['name']}{' is best' * (len(confirmed) > 1)} at init_lr {low:.2g}"
+        name = label(alive[0]["name"], alive[0]["type"])
+        return f"{name}{' is best' * (len(confirmed) > 1)} at init_lr {low:.2g}"
     return f"Those that may be best have init_lr {low:.2g} to {high:.2g}"
 
 

@@ -19,7 +19,7 @@ from ..files.document import SpecError, printable
 from ..files.optimizers import OPTIMIZERS
 from ..files.space import OWN_WARMUP
 from ..files.sweep_file import ACCURACY, Objective, OwnTraining
-from ..files.trial import Record, best_first
+from ..files.trial import Record, best_first, label
 from ..schedules.codegen import code
 from ..schedules.schedule import load, summary
 from ..schedules.zoo import TYPES
@@ -198,7 +198,8 @@ def for_people(table: pd.DataFrame) -> list[dict[str, str]]:
 
 def _shown(row: Mapping[Any, Any], searched: Collection[str]) -> dict[str, Any]:
     schedule = json.loads(row["schedule"])
-    shown = {name: row[name] for name in ("rank", "trial") if name in row} | {"schedule": row["name"]}
+    shown = {name: row[name] for name in ("rank", "trial") if name in row}
+    shown["schedule"] = label(row["name"], schedule["type"])
     if "outcome" in row:
         shown["outcome"] = row["outcome"]
     if "mean" in row:

@@ -289,6 +289,7 @@ SWEEP_KEYS: Mapping[str, str] = {
     **_all("lr learning_rate init_lr max_lr base_lr", "space.init_lr"),
     **_all("warmup warmup_steps warmup_epochs warmup_ratio", "space.warmup"),
     **_all("scheduler schedulers schedule schedules lr_scheduler lr_schedule lr_scheduler_type", "space.schedules"),
+    **_all("baseline", "space.baseline"),
     **_all("metric monitor", "objective.metric"),
     **_all("goal direction mode", "leave it out: every metric has its direction"),
     **_all("epochs max_epochs num_epochs n_epochs num_train_epochs", "train.epochs"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..files.sweep_file import STRIP, Sweep
-from ..files.trial import Config, Record, TrialConfig, best_first, first_of_each
+from ..files.trial import Config, Record, TrialConfig, baseline_of, best_first, first_of_each, same_schedule
 from ..schedules.schedule import Schedule
 from .confidence import Contest, Noise, contest, interval, looks, noise
 from .study import Study, new_trial
@@ -26,11 +26,16 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def choose_arms(records: Sequence[Record], sweep: Sweep) -> list[Record]:
-    """The trials to confirm, best first: the ``top`` of all, and the best of every schedule; none of them twice."""
+    """The trials to confirm, best first: the ``top`` of all, and the best of every schedule; none of them twice.
+
+    Where anything is confirmed, so is the baseline, in place of what is the same schedule."""
     done = best_first(records, sweep.objective.sign)
-    ranked = first_of_each(done, lambda r: (r.name, json.dumps(dict(r.schedule), sort_keys=True)))
+    found = [r for r in done if r.chosen]
+    ranked = first_of_each(found, lambda r: (r.name, json.dumps(dict(r.schedule), sort_keys=True)))
     chosen = ranked[: sweep.confirm.top] + (best_of_each(ranked) if sweep.confirm.types else [])
-    return [r for r in ranked if r in chosen]
+    if (today := baseline_of(done, sweep)) and sweep.arms:
+        chosen = [today, *(r for r in chosen if not same_schedule(r.schedule, today.schedule))]
+    return [r for r in done if r in chosen]
 
 
 def best_of_each(ranked: Sequence[Record]) -> list[Record]:
@@ -191,7 +196,7 @@ def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> 
     sign, seeds = sweep.objective.sign, sweep.confirm.seeds
     done = scores(records, arms, sweep)
     result = contest(done, seeds)
-    typed = {r.number for r in best_of_each(arms)}
+    typed = {r.number for r in best_of_each(arms) if r.chosen}
     rows = [_row(arm, records, done, result, sweep) | {"best_of_type": arm.number in typed} for arm in arms]
     place = {number: i for i, number in enumerate(result.alive)}  # the set first, ties as the sentence has them
     rows.sort(key=lambda r: (place.get(r["trial"], len(place)), math.inf if r["mean"] is None else -sign * r["mean"]))
@@ -221,6 +226,7 @@ def _row(
         "name": arm.name,
         "type": arm.schedule["type"],
         "init_lr": arm.schedule["init_lr"],
+        "baseline": not arm.chosen,
         "seeds": len(values),
         "values": values,
         "mean": float(np.mean(values)) if values else None,

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..files.document import SpecError, first_line, printable
+from ..files.space import BASELINE
 from ..files.sweep_file import Data, Model, Objective, OwnTraining, Train
 from ..files.trial import Engine, Record
 from ..schedules.schedule import load
@@ -51,6 +52,7 @@ class _Row(BaseModel):
     behind_high: Number | None = None
     behind_seeds: int | None = None
     best_of_type: bool | None = None
+    baseline: bool = False
     test_accuracy: Number | None = None
     test_low: Number | None = None
     test_high: Number | None = None
@@ -144,7 +146,7 @@ def record_of(trial: FrozenTrial, stage: str, run_id: str | None = None, needed:
         found = _Attributes.model_validate({**attrs, "epochs": epochs, **facts_of_trial(attrs)})
         if not found.train.keys() <= {"seed", "epochs"}:
             raise _edited(what, "train", "may have seed and epochs")
-        if "type" not in trial.params and not found.arm:
+        if "type" not in trial.params and not found.arm and (trial.params or found.name != BASELINE):
             raise _edited(what, "params", "lacks type")
         for entry in found.epochs:
             if lacking := [name for name in (*MEASURED, *needed) if name not in entry]:

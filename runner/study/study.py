@@ -25,10 +25,12 @@ from ..files import sqlite
 from ..files.document import Key, SpecError
 from ..files.place import StorageError
 from ..files.secrets import redacted
+from ..files.space import BASELINE
 from ..files.sweep_file import Objective, Sweep
-from ..files.trial import Config, Engine, Record, best_first, first_of_each
+from ..files.trial import Config, Engine, Record, baseline_of, best_first, first_of_each
 from ..schedules.schedule import Schedule
 from ..schedules.words import quoted
+from ..schedules.zoo import ScheduleError
 from .proposals import as_running, propose
 from .storage import NoStudyError, connect, database, disconnect, persist, rescue, trouble, unusable
 from .stored import facts_of, facts_of_trial, is_ours, record_of, records_of, trials_of
@@ -59,11 +61,13 @@ class Study:
         self._trials: dict[int, optuna.Trial] = {}
         # What is in storage, kept here too: nobody else writes these, so nothing needs to be read again.
         trials, facts = trials_of(self._study), self.facts
-        self._frozen = {trial.number: trial for trial in trials if is_ours(trial)}
-        self._records = {r.number: r for r in records_of(self._study, trials, facts)}
+        self._records = {r.number: r for r in records_of(self._study, trials, facts) if _is_known(r, sweep)}
+        self._frozen = {trial.number: trial for trial in trials if trial.number in self._records}
         self._queue: dict[str, Any] = facts.get("queue", {})
         self.others = [trial.number for trial in trials if not is_ours(trial)]
         """The numbers of trials that another program has put into this study: they are left out."""
+        self.former = len(trials) - len(self._records) - len(self.others)
+        """How many more are left out: of a former baseline whose function is not permitted any more, or is gone."""
 
     def records(self) -> list[Record]:
         """All trials, in the order of their numbers."""
@@ -84,8 +88,16 @@ class Study:
 
     @property
     def target(self) -> int:
-        """How many trials it has in the end, at most: no point of the space is tried twice."""
-        return int(min(self._target, self.sweep.schedules.size))
+        """How many trials it has in the end, at most: no point of the space is tried twice, and baselines come on
+        top."""
+        beside = sum(not record.chosen for record in self._records.values()) + self._lacks_baseline
+        return int(min(self._target, self.sweep.schedules.size)) + beside
+
+    @property
+    def _lacks_baseline(self) -> bool:
+        """Whether the baseline, which no rung has, is still to be trained."""
+        wanted = self.sweep.baseline is not None and not self.stage
+        return wanted and baseline_of(self._records.values(), self.sweep) is None
 
     @property
     def epochs(self) -> int:
@@ -123,7 +135,7 @@ class Study:
     def check_trials(self) -> None:
         """Raise StorageError where somebody has put trials into the study since it was opened."""
         there = self._persist(lambda: len(trials_of(self._study)))
-        if there != len(self._frozen) + len(self.others):
+        if there != len(self._frozen) + len(self.others) + self.former:
             wrong = f"the study {self._study.study_name!r} has been gone on with by another process"
             raise StorageError(f"{wrong}, while this one did not hold its lock; the same command goes on")
 
@@ -164,12 +176,14 @@ class Study:
         return len(self.ended()) == len(self._frozen) and self._proposed() is None
 
     def _proposed(self) -> FrozenTrial | None:
-        """The next trial; None where there is none, or none yet."""
-        number = len(self._frozen)
+        """The next trial; None where there is none, or none yet. First the baseline, of which no other one knows."""
+        if self.sweep.baseline is not None and self._lacks_baseline:
+            return new_trial(BASELINE, self.sweep.baseline)
+        trials = [trial for trial in self._frozen.values() if _is_chosen(trial)]
+        number = len(trials)
         if number >= self._target:
             return None
         first = max(0, number + 1 - self.sweep.search.window)  # whose result it must not know, however few the lanes
-        trials = list(self._frozen.values())
         known, unknown = trials[:first], trials[first:]
         if any(not trial.state.is_finished() for trial in known):
             return None
@@ -194,7 +208,7 @@ class Study:
 
     def train_only(self, params: Sequence[Mapping[str, Any]]) -> None:
         """Train these parameters and no others: those that the rung before has kept."""
-        number = max([len(self._records), *(int(n) + 1 for n in self._queue)])
+        number = max([sum(r.chosen for r in self._records.values()), *(int(n) + 1 for n in self._queue)])
         tried = [record.params for record in self._records.values() if record.outcome != "failed"]
         for one in map(dict, params):
             if one not in [*tried, *self._queue.values()]:
@@ -236,8 +250,9 @@ class Study:
         return self._records[number]
 
     def complete_trials(self) -> list[FrozenTrial]:
-        """Optuna's own view of the trials that have an objective."""
-        return list(filter(is_ours, self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))))
+        """Optuna's own view of the trials that the search chose and that have an objective."""
+        done = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [trial for trial in done if is_ours(trial) and _is_chosen(trial)]
 
     def best(self) -> Record | None:
         """The best complete trial so far; of equals, the first."""
@@ -269,6 +284,19 @@ class Study:
             outcome, value, cause = "failed", None, f"another program ended it ({ended.state.name})"
         self._records[number] = replace(record, outcome=outcome, value=value, cause=cause, output=tuple(output))
         return self._records[number]
+
+
+def _is_known(record: Record, sweep: Sweep) -> bool:
+    """Whether a trial's schedule can be built: a former baseline's function is in no file any more."""
+    if not record.chosen:
+        with contextlib.suppress(ScheduleError):
+            return sweep.schedule(record.schedule) is not None
+    return record.chosen
+
+
+def _is_chosen(trial: FrozenTrial) -> bool:
+    """Whether the search chose a trial, as ``Record.chosen``."""
+    return "type" in trial.params
 
 
 def new_trial(

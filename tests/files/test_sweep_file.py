@@ -53,6 +53,7 @@ BAD = {
     "an unknown section": ("sarch: {trials: 3}", ["sarch", "did you mean 'search'"]),
     "an unknown key": ("search: {trails: 3}", ["search.trails", "did you mean 'trials'"]),
     "a key that has gone": ("search: {trials: 3, pruner: median}", ["search.pruner", "there is no pruner any more"]),
+    "a baseline beside the space": ("baseline: {type: cosine}", ["baseline", "here it is space.baseline"]),
     "a missing key": ("search: {}", ["search.trials", "missing"]),
     "text for a number": ("search: {trials: many}", ["search.trials", "integer"]),
     "quoted number": ("search: {trials: '3'}", ["search.trials", "integer"]),
@@ -161,6 +162,44 @@ SPACE = {
     "a function without its type": (
         "{schedules: {mine: {function: own.mine}}}",
         ["space.schedules.mine.type", "type: custom"],
+    ),
+    "a baseline with an unknown parameter": (
+        "{baseline: {type: step, gama: 0.1}, schedules: {cosine: {}}}",
+        ["space.baseline.gama: step has no such parameter; did you mean 'gamma'?"],
+    ),
+    "a range in the baseline": (
+        "{baseline: {type: cosine, init_lr: {uniform: [0.1, 1]}}, schedules: {cosine: {}}}",
+        ["space.baseline.init_lr.uniform", "nothing of it is searched: write one value"],
+    ),
+    "a range in a list in the baseline": (
+        "{baseline: {type: multistep, milestones: [0.5, {uniform: [0.6, 0.9]}]}, schedules: {cosine: {}}}",
+        ["space.baseline.milestones.1.uniform", "nothing of it is searched"],
+    ),
+    "another tool's range in the baseline": (
+        "{baseline: {type: cosine, init_lr: {min: 0.1, max: 1}}, schedules: {cosine: {}}}",
+        ["space.baseline.init_lr", "nothing of it is searched"],
+    ),
+    "a list for a baseline": (
+        "{baseline: [0.1, 0.01], schedules: {cosine: {}}}",
+        ["space.baseline", "one whole schedule, such as {type: multistep, init_lr: 0.1}, not [0.1, 0.01]"],
+    ),
+    "a name for a baseline": (
+        "{baseline: step, schedules: {cosine: {}}}",
+        ["space.baseline", "one whole schedule, such as {type: step, init_lr: 0.1}, not step"],
+    ),
+    "no baseline after its key": ("{baseline: , schedules: {cosine: {}}}", ["space.baseline", "not null"]),
+    "a baseline without a type": ("{baseline: {init_lr: 0.1}, schedules: {cosine: {}}}", ["space.baseline.type"]),
+    "a baseline that cannot be": (
+        "{baseline: {type: cosine, init_lr: 0}, schedules: {cosine: {}}}",
+        ["space.baseline.init_lr", "between"],
+    ),
+    "a baseline whose function nobody allowed": (
+        "{baseline: {type: custom, function: os.system}, schedules: {cosine: {}}}",
+        ["space.baseline.function", "--allow-plugin os."],
+    ),
+    "a schedule that is called as the baseline is": (
+        "{baseline: {type: cosine}, schedules: {baseline: {type: step}}}",
+        ["space.schedules.baseline", "rename this one"],
     ),
     "a warmup of two lengths": (
         "{schedules: {cosine: {warmup: {epochs: 1, updates: 3}}}}",
@@ -309,11 +348,14 @@ def test_a_wrong_file_ends_the_command_within_a_second_with_nothing_created(tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["bad.yaml"]
 
 
-def test_the_question_the_number_of_trials_and_what_is_confirmed_may_change_and_nothing_else(sweep_file):
+def test_the_question_the_number_of_trials_the_baseline_and_what_is_confirmed_may_change_alone(sweep_file):
     science = load_sweep(sweep_file())[0].science()
     others = {"question": "question: Why?", "search": "search: {trials: 9}", "confirm": "confirm: {seeds: 9}"}
     assert load_sweep(sweep_file(**others))[0].science() == science
     assert load_sweep(sweep_file(train="train: {epochs: 3, batch_size: 32}"))[0].science() != science
+    for init_lr in (0.1, 0.2):
+        today = f"space:\n  baseline: {{type: cosine, init_lr: {init_lr}}}"
+        assert load_sweep(sweep_file(space=today))[0].science() == science
 
 
 # --- mlflow.yaml -----------------------------------------------------------------------------------------------
