@@ -187,13 +187,13 @@ def describe_noise(measured: Noise, seeds: int, unit: str = "points", arms: int 
     """What seeds do, what so many of them can show of ``arms``, ``left`` of them to the last look, and how many would
     show more, in a sentence."""
     said, points = partial(difference, unit=unit), unit == "points"
-    if measured.paired < 1e-9:
+    if measured.difference < 1e-9:
         return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
     if seeds < 2:
         return f"Another seed moves a result by {said(measured.seed)} (one standard deviation)."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
-    least = smallest_difference(measured.paired, seeds, arms, left=left)
-    needed = [(seeds_needed(w, measured.paired, arms, left=left), said(w)) for w in wanted if w < least]
+    least = smallest_difference(measured.difference, seeds, arms, left=left, paired=measured.paired)
+    needed = [(_seeds_needed(w, measured, arms, left), said(w)) for w in wanted if w < least]
     needs = [f"{what} needs {n} seeds" for n, what in needed if n <= 1000 or n == needed[0][0]]
     shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"
     return (
@@ -201,6 +201,11 @@ def describe_noise(measured: Noise, seeds: int, unit: str = "points", arms: int 
         f"{shown} between {'two' if arms < 3 else f'two of {arms}'} schedules (80 % power)"
         f"{''.join(f'; {need}' for need in needs)}."
     )
+
+
+def _seeds_needed(apart: float, measured: Noise, arms: int, left: int) -> int:
+    """How many seeds show a difference, compared as it was."""
+    return seeds_needed(apart, measured.difference, arms, left=left, paired=measured.paired)
 
 
 def describe_strip(winner: str, strip: Rows, objective: Objective) -> str:
@@ -266,14 +271,14 @@ def next_steps(
             f"{_them(gone)} at full length; a new sweep with a larger search.keep keeps more."
         )
     alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
-    if len(alive) > 1 and measured is not None and measured.paired > 0:
+    if len(alive) > 1 and measured is not None and measured.difference > 0:
         first, second = alive[:2]
         apart, arms = abs(first["mean"] - second["mean"]), sum(row["mean"] is not None for row in rows)
         unit = difference(apart, sweep.objective.unit)
         pair = " and ".join(f"{row['name']} (trial {row['trial']})" for row in (first, second))
         left = sum(row["in_set"] for row in rows)
-        near = apart <= measured.paired / 50
-        needed = math.inf if near else seeds_needed(apart, measured.paired, arms, left=max(2, left))
+        near = apart <= measured.difference / 50
+        needed = math.inf if near else _seeds_needed(apart, measured, arms, max(2, left))
         if apart == 0:
             said.append(f"{pair} have the same mean: how many seeds would tell them apart is not known.")
         elif needed > MANY:

@@ -84,7 +84,7 @@ def test_what_the_looks_spend_is_alpha_in_all_and_little_early():
 def test_scores_that_are_all_alike_are_a_tie():
     result = contest({i: [0.5, 0.5, 0.5] for i in range(3)}, seeds=3)
     assert result.alive == [0, 1, 2]
-    assert noise([[0.5, 0.5], [0.5, 0.5]]).paired == 0
+    assert noise([[0.5, 0.5], [0.5, 0.5]]).difference == 0
 
 
 def test_too_few_seeds_decide_nothing():
@@ -104,7 +104,7 @@ def test_noise_is_measured_as_it_was_made():
     table = [(m + block + generator.normal(0, 0.4, 400)).tolist() for m in (0.0, 1.0, 2.0)]
     found = noise(table)
     assert found.seed == pytest.approx(0.5, rel=0.1)
-    assert found.paired == pytest.approx(0.4 * math.sqrt(2), rel=0.1)
+    assert found.difference == pytest.approx(0.4 * math.sqrt(2), rel=0.1)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 8])
@@ -160,8 +160,8 @@ def test_arms_that_were_out_early_do_not_hide_what_the_others_say_of_the_noise()
     block = generator.normal(0, 0.3, 50)
     table = [(block + generator.normal(0, 0.4, 50)).tolist() for _ in range(2)]
     alone = noise(table)
-    assert noise([*table, table[0][:3]]).paired == alone.paired
-    assert alone.paired == pytest.approx(0.4 * math.sqrt(2), rel=0.2)
+    assert noise([*table, table[0][:3]]).difference == alone.difference
+    assert alone.difference == pytest.approx(0.4 * math.sqrt(2), rel=0.2)
 
 
 def test_looks_are_few_and_the_last_one_keeps_most_of_alpha():
