@@ -13,7 +13,7 @@ import numpy as np
 from ..files.sweep_file import ENOUGH, Objective, Sweep
 from ..files.trial import Record, best_first, first_of_each
 from ..study.confidence import Noise, calibration, seeds_needed, smallest_difference
-from ..study.confirm import Rows, Verdict
+from ..study.confirm import Repeatability, Rows, Verdict
 from ..study.study import Study
 
 FEW = 5
@@ -74,6 +74,8 @@ def describe(verdict: Verdict, objective: Objective) -> list[str]:
     """What a confirmation says, in sentences: what to take, who is clearly behind, and what a seed does."""
     names, done = labels(verdict.rows), verdict.scores
     said = [_recommendation(verdict, names, objective), _behind(verdict, names, objective)]
+    if verdict.repeatability is not None and not verdict.repeatability.same:
+        said.append(describe_repeatability(verdict.repeatability, objective, len(done)))
     if verdict.noise is not None:
         seeds = max(map(len, done.values())) if verdict.contest.decided else 1  # which show nothing
         said.append(describe_noise(verdict.noise, seeds, objective.unit, len(done), verdict.left))
@@ -183,21 +185,38 @@ def difference(value: float, unit: str) -> str:
     return with_unit(f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}", unit)
 
 
+def describe_repeatability(found: Repeatability, objective: Objective, arms: int) -> str:
+    """How a training that was done twice ended in two ways, and what follows for the comparison of ``arms``."""
+
+    def ended(record: Record) -> str:
+        if record.value is not None:
+            return f"gave {score(record.value, objective)}"
+        return f"{record.outcome} ({record.cause})" if record.cause else str(record.outcome)
+
+    which = f"trial {found.first.arm} with seed {found.first.train['seed']}"
+    apart = f" ({difference(found.apart, objective.unit)} apart)" if found.apart is not None else ""
+    follows = "seeds are no blocks" + ", and schedules are compared unpaired" * (arms > 1)
+    return (
+        f"Not repeatable: {which} {ended(found.first)} and, trained again, {ended(found.again)}{apart}; so {follows}."
+    )
+
+
 def describe_noise(measured: Noise, seeds: int, unit: str = "points", arms: int = 2, left: int = 2) -> str:
     """What seeds do, what so many of them can show of ``arms``, ``left`` of them to the last look, and how many would
     show more, in a sentence."""
     said, points = partial(difference, unit=unit), unit == "points"
+    moves = f"Another {'seed' if measured.paired else 'training'} moves a result by {said(measured.seed)}"
     if measured.difference < 1e-9:
-        return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
+        return f"{moves}, and all schedules alike."
     if seeds < 2:
-        return f"Another seed moves a result by {said(measured.seed)} (one standard deviation)."
+        return f"{moves} (one standard deviation)."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
     least = smallest_difference(measured.difference, seeds, arms, left=left, paired=measured.paired)
     needed = [(_seeds_needed(w, measured, arms, left), said(w)) for w in wanted if w < least]
     needs = [f"{what} needs {n} seeds" for n, what in needed if n <= 1000 or n == needed[0][0]]
     shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"
     return (
-        f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds detect "
+        f"{moves} (one standard deviation). {seeds} seeds detect "
         f"{shown} between {'two' if arms < 3 else f'two of {arms}'} schedules (80 % power)"
         f"{''.join(f'; {need}' for need in needs)}."
     )
