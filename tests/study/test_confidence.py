@@ -163,12 +163,12 @@ def test_unpaired_the_difference_of_two_arms_varies_as_two_arms_do():
 
 
 @pytest.mark.parametrize("arms", [2, 6])
-@pytest.mark.parametrize("seeds", [2, 3, 5, 8])
+@pytest.mark.parametrize("seeds", [2, 3, 8])
 def test_unpaired_power_is_that_of_welchs_t_test(seeds, arms):
     apart, generator = smallest_difference(math.sqrt(2), seeds, arms, paired=False), np.random.default_rng(0)
-    good, bad = generator.normal(apart, 1, (20_000, seeds)), generator.normal(0, 1, (20_000, seeds))
+    good, bad = generator.normal(apart, 1, (10_000, seeds)), generator.normal(0, 1, (10_000, seeds))
     welch = stats.ttest_ind(good, bad, axis=1, equal_var=False, alternative="greater")
-    assert np.mean(welch.pvalue < levels(seeds)[seeds] / max(2, arms - 1)) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(welch.pvalue < levels(seeds)[seeds] / max(2, arms - 1)) == pytest.approx(0.8, abs=0.015)
     assert power(apart, math.sqrt(2), seeds, arms, paired=False) == pytest.approx(0.8, abs=1e-6)
     assert seeds_needed(apart * 1.001, math.sqrt(2), arms, paired=False) <= seeds
 
