@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,23 @@ def evidence(path: Path) -> str:
         f"{result['confidence']['replays']} contests and {result['audit']['replays']} screenings with a known truth:"
         f"\n\n{trust(result)}\n"
     )
+
+
+def pairing(path: Path) -> str:
+    """What the two comparisons keep of their promises, the least of several numbers of seeds, and find with each."""
+    result, rows, both = json.loads(path.read_text()), list[tuple[str, ...]](), ("paired", "unpaired")
+    seeds = sorted({case["seeds"] for case in result["cases"]})
+    for (shared, arms), cases in groupby(result["cases"], lambda case: (case["shared"], case["arms"])):
+        several = sorted(cases, key=lambda case: case["seeds"])
+        kept = (
+            " / ".join(f"{min(case[how][promise][0] for case in several):.1%}" for how in both)
+            for promise in ("holds_the_best_by_a_hair", "no_winner_among_equals")
+        )
+        found = (", ".join(f"{case[how]['gap_found'][0]:.0%}" for case in several) for how in both)
+        rows.append((shared, str(arms), *kept, *found))
+    listed = f"{', '.join(map(str, seeds[:-1]))}, {seeds[-1]} seeds"
+    head = ("shared in a seed", "arms", "holds the best", "no winner", f"paired: finds, {listed}", "unpaired: finds")
+    return f"{result['contests']} contests for each number (paired / unpaired):\n\n{grid(head, rows)}\n"
 
 
 def overhead(path: Path) -> str:

@@ -53,6 +53,7 @@ def measured() -> dict[str, str]:
         "sweeps: benchmarks/results": report.sweeps(results),
         "overhead: benchmarks/results/overhead.json": report.overhead(results / "overhead.json"),
         "faults: benchmarks/results/faults.json": report.faults(results / "faults.json"),
+        "pairing: benchmarks/results/pairing.json": report.pairing(results / "pairing.json"),
         "evidence: benchmarks/results/replay-digits.json": report.evidence(results / "replay-digits.json"),
     }
 

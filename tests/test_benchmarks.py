@@ -26,7 +26,9 @@ def test_every_option_that_a_benchmark_gives_the_sweep_is_one_of_its_own(file):
             assert {word for word in words if word.startswith("--")} <= known
 
 
-@pytest.mark.parametrize("name", ["gpu", "lanes", "overhead", "peers", "pool", "replay", "report", "speed"])
+@pytest.mark.parametrize(
+    "name", ["gpu", "lanes", "overhead", "pairing", "peers", "pool", "replay", "report", "speed"]
+)
 def test_every_benchmark_finds_what_it_imports(name, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     monkeypatch.setattr(sys, "argv", [name])

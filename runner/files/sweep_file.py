@@ -445,9 +445,16 @@ class Sweep(Frozen):
         return int(self.schedules.baseline is not None)
 
     @property
+    def checks_repeatability(self) -> bool:
+        """Whether one seed is trained twice before the confirmation: for a training of one's own, which may not be
+        repeatable."""
+        return self.own is not None
+
+    @property
     def replicates(self) -> int:
         """How many trainings with fresh seeds follow the search at most."""
-        return self.arms * self.confirm.seeds + len(STRIP) * self.confirm.strip_seeds * (self.arms > 0)
+        more = len(STRIP) * self.confirm.strip_seeds + self.checks_repeatability
+        return self.arms * self.confirm.seeds + more * (self.arms > 0)
 
     @property
     def most_lanes(self) -> int:

@@ -140,7 +140,8 @@ class Record:
     train: Mapping[str, int] = field(default_factory=dict)
     """What differs from the sweep's recipe: a fresh ``seed``, other ``epochs``."""
     arm: str | None = None
-    """Of a replicate: which trial it repeats, and what was changed, as in ``7`` or ``7 init_lr x0.5``."""
+    """Of a replicate: which trial it repeats, and what was changed, as in ``7`` or ``7 init_lr x0.5``; ``7 again``
+    has the seed of another one, too."""
     updates: int | None = None
     """In an epoch, of a training of one's own that says it or shows it."""
     used: Mapping[int, Sequence[tuple[int, float]]] = field(default_factory=dict)

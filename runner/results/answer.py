@@ -13,7 +13,7 @@ import numpy as np
 from ..files.sweep_file import ENOUGH, Objective, Sweep
 from ..files.trial import Record, baseline_of, best_first, first_of_each, label
 from ..study.confidence import Noise, calibration, seeds_needed, smallest_difference
-from ..study.confirm import Rows, Verdict
+from ..study.confirm import Repeatability, Rows, Verdict
 from ..study.study import Study
 
 FEW = 5
@@ -28,10 +28,14 @@ LISTED = 6
 
 
 def sentences(
-    history: Study, rungs: Sequence[Study], answer: Verdict | None, weights: Mapping[str, float]
+    history: Study,
+    rungs: Sequence[Study],
+    answer: Verdict | None,
+    weights: Mapping[str, float],
+    cut: Mapping[str, Sequence[Any]] | None = None,
 ) -> list[str]:
     """The answer: how good the baseline is, what to take, who is behind, what a seed does, and more; of a sweep that
-    is under way, as far as it is known."""
+    is under way, as far as it is known. ``cut``: how far each stage came for which there was no time."""
     sweep, records = history.sweep, history.ended()
     said = list[str]()
     if answer and answer.begun:
@@ -41,7 +45,7 @@ def sentences(
     first = sweep.baseline is not None
     if first and not (answer and answer.begun and today_of(answer.rows)):
         said.insert(0, describe_baseline(sweep, records))
-    said[first:first] = describe_lack(history)
+    said[first:first] = describe_lack(history, cut or {})
     if odd := [record for record in records if record.remark]:
         how_many = f"{len(odd)} of {len(records)} trainings did not do as they were told"
         said.append(f"{how_many}; the first is {odd[0].title}: {odd[0].remark}.")
@@ -64,9 +68,9 @@ def sentences(
     return said
 
 
-def describe_lack(history: Study) -> list[str]:
+def describe_lack(history: Study, cut: Mapping[str, Sequence[Any]]) -> list[str]:
     """How far a search came that has not come to its end, and a comparison that had no time for it."""
-    cut, ended = history.facts.get("cut", {}), len(history.ended())
+    ended = len(history.ended())
     if cut:
         parts = [f"{n} of {of} trainings of the {STAGES.get(stage, stage)}" for stage, (n, of, _) in cut.items()]
         option = next(iter(cut.values()))[2]
@@ -118,6 +122,8 @@ def describe(verdict: Verdict, objective: Objective) -> list[str]:
     names, done = labels(verdict.rows), verdict.scores
     said = [_today(verdict, names, objective), _recommendation(verdict, names, objective)]
     said.append(_behind(verdict, names, objective))
+    if verdict.repeatability is not None and not verdict.repeatability.same:
+        said.append(describe_repeatability(verdict.repeatability, objective, len(done)))
     if verdict.noise is not None:
         seeds = max(map(len, done.values())) if verdict.contest.decided else 1  # which show nothing
         said.append(describe_noise(verdict.noise, seeds, objective.unit, len(done), verdict.left))
@@ -272,24 +278,47 @@ def difference(value: float, unit: str) -> str:
     return with_unit(f"{100 * value:.2g}" if value < 0.995 else f"{100 * value:.0f}", unit)
 
 
+def describe_repeatability(found: Repeatability, objective: Objective, arms: int) -> str:
+    """How a training that was done twice ended in two ways, and what follows for the comparison of ``arms``."""
+
+    def ended(record: Record) -> str:
+        if record.value is not None:
+            return f"gave {score(record.value, objective)}"
+        return f"{record.outcome} ({record.cause})" if record.cause else str(record.outcome)
+
+    which = f"trial {found.first.arm} with seed {found.first.train['seed']}"
+    apart = f" ({difference(found.apart, objective.unit)} apart)" if found.apart is not None else ""
+    apart = " (with other numbers on the way)" if found.apart == 0 else apart
+    follows = "seeds are no blocks" + ", and schedules are compared unpaired" * (arms > 1)
+    return (
+        f"Not repeatable: {which} {ended(found.first)} and, trained again, {ended(found.again)}{apart}; so {follows}."
+    )
+
+
 def describe_noise(measured: Noise, seeds: int, unit: str = "points", arms: int = 2, left: int = 2) -> str:
     """What seeds do, what so many of them can show of ``arms``, ``left`` of them to the last look, and how many would
     show more, in a sentence."""
     said, points = partial(difference, unit=unit), unit == "points"
-    if measured.paired < 1e-9:
-        return f"Another seed moves a result by {said(measured.seed)}, and all schedules alike."
+    moves = f"Another {'seed' if measured.paired else 'training'} moves a result by {said(measured.seed)}"
+    if measured.difference < 1e-9:
+        return f"{moves}, and all schedules alike."
     if seeds < 2:
-        return f"Another seed moves a result by {said(measured.seed)} (one standard deviation)."
+        return f"{moves} (one standard deviation)."
     wanted = (0.01, 0.005, 0.002, 0.001) if points else tuple(measured.seed * f for f in (2, 1, 0.5, 0.25))
-    least = smallest_difference(measured.paired, seeds, arms, left=left)
-    needed = [(seeds_needed(w, measured.paired, arms, left=left), said(w)) for w in wanted if w < least]
+    least = smallest_difference(measured.difference, seeds, arms, left=left, paired=measured.paired)
+    needed = [(_seeds_needed(w, measured, arms, left), said(w)) for w in wanted if w < least]
     needs = [f"{what} needs {n} seeds" for n, what in needed if n <= 1000 or n == needed[0][0]]
     shown = "no difference" if points and least > 1 else f"a difference of {said(least)}"
     return (
-        f"Another seed moves a result by {said(measured.seed)} (one standard deviation). {seeds} seeds detect "
+        f"{moves} (one standard deviation). {seeds} seeds detect "
         f"{shown} between {'two' if arms < 3 else f'two of {arms}'} schedules (80 % power)"
         f"{''.join(f'; {need}' for need in needs)}."
     )
+
+
+def _seeds_needed(apart: float, measured: Noise, arms: int, left: int) -> int:
+    """How many seeds show a difference, compared as it was."""
+    return seeds_needed(apart, measured.difference, arms, left=left, paired=measured.paired)
 
 
 def describe_strip(winner: str, strip: Rows, objective: Objective) -> str:
@@ -355,14 +384,14 @@ def next_steps(
             f"{_them(gone)} at full length; a new sweep with a larger search.keep keeps more."
         )
     alive = [row for row in rows if row["in_set"] and row["mean"] is not None]
-    if len(alive) > 1 and measured is not None and measured.paired > 0:
+    if len(alive) > 1 and measured is not None and measured.difference > 0:
         first, second = alive[:2]
         apart, arms = abs(first["mean"] - second["mean"]), sum(row["mean"] is not None for row in rows)
         unit = difference(apart, sweep.objective.unit)
         pair = " and ".join(f"{row['name']} (trial {row['trial']})" for row in (first, second))
         left = sum(row["in_set"] for row in rows)
-        near = apart <= measured.paired / 50
-        needed = math.inf if near else seeds_needed(apart, measured.paired, arms, left=max(2, left))
+        near = apart <= measured.difference / 50
+        needed = math.inf if near else _seeds_needed(apart, measured, arms, max(2, left))
         if apart == 0:
             said.append(f"{pair} have the same mean: how many seeds would tell them apart is not known.")
         elif needed > MANY:

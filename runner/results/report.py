@@ -96,7 +96,8 @@ def write(
     found = verdict(replicates.ended(), replicates.arms, sweep) if replicates else None
     rows = found.rows if found and found.begun else []
     best = best_table(history.ended(), sweep.objective, confirmed=rows)
-    answer = _answer(history, rungs, found, tracker.data.get("majority", 0.0), again, best, ended)
+    cut = history.facts.get("cut", {}) if stored else {}
+    answer = _answer(history, rungs, found, tracker.data.get("majority", 0.0), again, best, ended, cut)
     facts: dict[str, Any] = {"confirmed": rows, "decided": found is None or found.contest.decided}
     if stored:
         noise = {"noise": asdict(found.noise)} if found and found.noise else {}
@@ -149,6 +150,7 @@ def _answer(
     again: str,
     best: pd.DataFrame,
     ended: bool,
+    cut: Mapping[str, Any],
 ) -> Answer:
     sweep, records, outcomes = history.sweep, history.ended(), _outcomes(history.ended())
     first = rungs[0].ended() if rungs else None
@@ -166,7 +168,7 @@ def _answer(
     if rungs:
         before = ", ".join(f"{plural(len(r.ended()), 'training')} of {plural(r.epochs, 'epoch')}" for r in rungs)
         counts += f" Before them, on rungs: {before} (trainings.csv)."
-    said = sentences(history, rungs, found, importance(history) if ended else {})
+    said = sentences(history, rungs, found, importance(history) if ended else {}, cut)
     return Answer(sweep.question, said, steps, best[:SHOWN_TRIALS], counts, again)
 
 

@@ -1,7 +1,8 @@
-"""How sure: paired statistics over seeds. Pure functions of numbers; scipy's routines do the work.
+"""How sure: statistics over seeds. Pure functions of numbers; scipy's routines do the work.
 
 All arms are trained with the same seeds (the same initial weights, order of the data and augmentation), so a seed is
-a block and schedules are compared inside it. Scores are oriented: higher is better.
+a block and schedules are compared inside it: paired. Where the same training with the same seed may end otherwise, a
+seed is no block, and schedules are compared unpaired. Scores are oriented: higher is better.
 """
 
 from __future__ import annotations
@@ -64,18 +65,17 @@ class Contest(Generic[K]):
     decided: bool
 
 
-def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPHA) -> Contest[K]:
+def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPHA, paired: bool = True) -> Contest[K]:
     """Replay the looks that the scores allow: who is in the confidence set for the best arm.
 
-    At each look an arm is out when another one is better in the two-way layout without replication (arms x seeds;
-    residual variance pooled over the arms that are still in, degrees of freedom (k - 1)(n - 1); where the two arms'
-    own differences vary more, those count): multiple comparisons with the best (Hsu, Annals of Statistics 9, 1981)
-    with Bonferroni's bound over arms and ``levels`` over looks. The set holds the best arm with probability
-    1 - ``alpha`` at least, however often it is looked at.
+    At each look an arm is out when another one is better: multiple comparisons with the best (Hsu, Annals of
+    Statistics 9, 1981) by ``_errors``, with Bonferroni's bound over arms and ``levels`` over looks. The set holds the
+    best arm with probability 1 - ``alpha`` at least, however often it is looked at.
 
     Args:
         scores: per arm the scores by seed, the same seeds in the same order; arms that are out may have fewer.
         seeds: the number of seeds that were planned for each arm.
+        paired: whether a seed is a block: two arms have something in common in the same one.
     """
     alive, differences = list(scores), dict[K, Difference]()
     others = _others(len(scores))
@@ -83,12 +83,10 @@ def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPH
         if len(alive) < 2 or any(len(scores[arm]) < n for arm in alive):
             break
         table = np.array([scores[arm][:n] for arm in alive], dtype=float)
-        pooled, freedom = 2 * _residual_variance(table), (len(alive) - 1) * (n - 1)
         best = int(table.mean(axis=1).argmax())
-        critical = float(scipy.stats.t.isf(level / others, freedom))
-        apart = table[best] - table
-        behind = apart.mean(axis=1)
-        margin = critical * np.sqrt(np.maximum(pooled, apart.var(axis=1, ddof=1)) / n)
+        behind = (table[best] - table).mean(axis=1)
+        error, freedom = _errors(table, best, paired)
+        margin = error * scipy.stats.t.isf(level / others, freedom)
         for arm, gap, wide in zip(alive, behind.tolist(), margin.tolist(), strict=True):
             differences[arm] = Difference(gap, gap - wide, gap + wide, n)
         alive = [alive[i] for i in np.argsort(behind, kind="stable") if behind[i] <= margin[i] + 1e-12]
@@ -97,6 +95,29 @@ def contest(scores: Mapping[K, Sequence[float]], seeds: int, alpha: float = ALPH
         shared = min(len(scores[arm]) for arm in alive)
         alive.sort(key=lambda arm: -math.fsum(scores[arm][:shared]))
     return Contest(alive, differences, decided)
+
+
+def _errors(table: np.ndarray, best: int, paired: bool) -> tuple[np.ndarray, np.ndarray | int]:
+    """The standard errors of how far the arms of ``[arms, seeds]`` are behind the best, and their degrees of freedom.
+
+    Paired: the two-way layout without replication. Its residual variance is pooled over the arms, with
+    (k - 1)(n - 1) degrees of freedom; where the two arms' own differences vary more, those count. Unpaired: Welch's
+    t, by the variances of the two arms alone.
+    """
+    k, n = table.shape
+    if paired:
+        own = (table[best] - table).var(axis=1, ddof=1)
+        return np.sqrt(np.maximum(2 * _residual_variance(table), own) / n), (k - 1) * (n - 1)
+    variances = table.var(axis=1, ddof=1)
+    return np.sqrt((variances[best] + variances) / n), _welch(variances[best], variances, n - 1)
+
+
+def _welch(first: np.ndarray | float, second: np.ndarray, freedom: int) -> np.ndarray:
+    """The degrees of freedom of the sum of two variances that have ``freedom`` each (Welch, Biometrika 34, 1947):
+    f (v + w)^2 / (v^2 + w^2), from f to 2 f; f where neither arm varies."""
+    total = first + second
+    share = np.divide(second, total, out=np.ones_like(total), where=total > 0)
+    return np.asarray(freedom / (share**2 + (1 - share) ** 2))
 
 
 def _others(arms: int) -> int:
@@ -121,56 +142,76 @@ def interval(values: Sequence[float], alpha: float = ALPHA) -> tuple[float, floa
 
 @dataclass(frozen=True)
 class Noise:
-    """What a seed does: the deviation of one arm over seeds, and of the difference of two arms in the same seed."""
+    """What a seed does: the deviation of one arm over seeds, and of the difference of two arms as they are compared:
+    ``paired``, in the same seed, or in any two."""
 
     seed: float
-    paired: float
+    difference: float
+    paired: bool = True
 
 
-def noise(scores: Sequence[Sequence[float]]) -> Noise | None:
+def noise(scores: Sequence[Sequence[float]], paired: bool = True) -> Noise | None:
     """The seed noise in ``scores`` by arm; None where two arms do not have two seeds in common.
 
     An arm that learns with some seeds only (nine times the median's variance) says nothing of the others. Where
-    some were out early, so many seeds count as say the most of the difference: all of a few arms, or a few of all.
+    some were out early, so many seeds count as say the most of a paired difference: all of a few arms, or a few of
+    all. Unpaired, a difference has the variances of two arms.
     """
     several = [list(s) for s in scores if len(s) >= 2]
     if len(several) < 2:
         return None
     variances = [float(np.var(s, ddof=1)) for s in several]
     calm = [(s, v) for s, v in zip(several, variances, strict=True) if v <= 9 * float(np.median(variances))]
+    seed = math.sqrt(float(np.mean([v for _, v in calm])))
+    if not paired:
+        return Noise(seed, math.sqrt(2) * seed, paired=False)
     n = max({len(s) for s, _ in calm}, key=lambda n: (n - 1) * (sum(len(s) >= n for s, _ in calm) - 1))
-    paired = math.sqrt(2 * _residual_variance(np.array([s[:n] for s, _ in calm if len(s) >= n])))
-    return Noise(math.sqrt(float(np.mean([v for _, v in calm]))), paired)
+    return Noise(seed, math.sqrt(2 * _residual_variance(np.array([s[:n] for s, _ in calm if len(s) >= n]))))
 
 
-def power(difference: float, deviation: float, seeds: int, arms: int = 2, left: int = 2) -> float:
+def power(
+    difference: float, deviation: float, seeds: int, arms: int = 2, left: int = 2, paired: bool = True
+) -> float:
     """How likely the last look of ``contest`` over ``arms`` tells two of them apart, by normal scores.
 
-    The mean difference over ``seeds`` is measured against the larger of the pair's own variance and the pooled one,
-    of which the pair's is a part; so it is averaged over two independent chi-squared variables.
+    Paired, the mean difference over ``seeds`` is measured against the larger of the pair's own variance and the
+    pooled one, of which the pair's is a part; unpaired, against the sum of the two arms' variances, the true ones
+    alike. So it is averaged over two independent chi-squared variables.
 
     Args:
         difference: the true one of the two.
-        deviation: of the difference of two arms in the same seed.
-        left: how many arms are in at the last look. Two is the fewest, and the least power.
+        deviation: of the difference of two arms, in the same seed where they are paired.
+        left: how many arms are in at the last look. Two is the fewest, and the least power; paired only.
     """
     freedom, at, weights = seeds - 1, (NODES + 1) / 2, WEIGHTS / 2
-    critical = scipy.stats.t.isf(levels(seeds)[seeds] / _others(arms), (left - 1) * freedom)
-    own = scipy.stats.chi2.ppf(at, freedom)[:, None]
-    rest = scipy.stats.chi2.ppf(at, (left - 2) * freedom) if left > 2 else np.zeros_like(at)
-    variance = np.maximum(own / freedom, (own + rest) / ((left - 1) * freedom))
+    level, one = levels(seeds)[seeds] / _others(arms), scipy.stats.chi2.ppf(at, freedom)[:, None]
+    if paired:
+        rest = scipy.stats.chi2.ppf(at, (left - 2) * freedom) if left > 2 else np.zeros_like(at)
+        variance = np.maximum(one / freedom, (one + rest) / ((left - 1) * freedom))
+        critical = scipy.stats.t.isf(level, (left - 1) * freedom)
+    else:
+        variance, critical = (one + one.T) / (2 * freedom), scipy.stats.t.isf(level, _welch(one, one.T, freedom))
     above = scipy.stats.norm.sf(critical * np.sqrt(variance) - difference * math.sqrt(seeds) / deviation)
     return float(weights @ above @ weights)
 
 
-def smallest_difference(deviation: float, seeds: int, arms: int = 2, wanted: float = 0.8, left: int = 2) -> float:
+def smallest_difference(
+    deviation: float, seeds: int, arms: int = 2, wanted: float = 0.8, left: int = 2, paired: bool = True
+) -> float:
     """The smallest true difference that ``seeds`` show with power ``wanted``, in the deviation's unit."""
-    return deviation * float(scipy.optimize.brentq(lambda d: power(d, 1.0, seeds, arms, left) - wanted, 1e-6, 1e3))
+
+    def lacking(difference: float) -> float:
+        return power(difference, 1.0, seeds, arms, left, paired) - wanted
+
+    return deviation * float(scipy.optimize.brentq(lacking, 1e-6, 1e3))
 
 
-def seeds_needed(difference: float, deviation: float, arms: int = 2, wanted: float = 0.8, left: int = 2) -> int:
+def seeds_needed(
+    difference: float, deviation: float, arms: int = 2, wanted: float = 0.8, left: int = 2, paired: bool = True
+) -> int:
     """How many seeds per arm show a true ``difference`` with power ``wanted``."""
-    return 2 + bisect_left(range(2, 2**20), wanted, key=lambda n: power(difference, deviation, n, arms, left))
+    at = range(2, 2**20)
+    return 2 + bisect_left(at, wanted, key=lambda n: power(difference, deviation, n, arms, left, paired))
 
 
 def calibration(cheap: Sequence[float], full: Sequence[float], seed: int = 0) -> tuple[float, float, float]:

@@ -1,7 +1,8 @@
 """Confirmation: the best of a search, trained again with fresh seeds until they can be told apart, or cannot.
 
 The replicates are a study of their own beside the sweep's, with the same committed history, lanes and recovery. What
-is trained next is a pure function of that history, so the number of lanes does not matter here either.
+is trained next is a pure function of that history, so the number of lanes does not matter here either. Where a
+training may not be repeatable, one is done twice before anything is compared: that decides whether seeds are blocks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from .confidence import Contest, Noise, contest, interval, looks, noise
 from .study import Study, new_trial
 
 STAGE = "confirm"
+AGAIN = "again"
+"""What is changed where a training is done twice: nothing."""
 Rows = Sequence[Mapping[str, Any]]
 """The table of a confirmation: see ``_row``."""
 
@@ -54,13 +57,14 @@ class Confirmation(Study):
     @property
     def target(self) -> int:
         """Those on record, those that are planned by now, and all that may follow."""
-        confirm, plan = self.sweep.confirm, list(self._plan())
-        result = contest(scores(self.records(), self.arms, self.sweep), confirm.seeds)
+        confirm, plan, records = self.sweep.confirm, list(self._plan()), self.records()
+        found = repeatability(records, self.arms, self.sweep)
+        result = compare(scores(records, self.arms, self.sweep), found, self.sweep)
         alive = [] if result.decided else result.alive
         trainings = {(str(number), seed) for number in alive for seed in self._seeds}
         trainings |= {(_key(arm, change), seed) for arm, change, seed in plan}
-        trainings |= {(str(record.arm), record.train["seed"]) for record in self.records()}
-        planned = not result.alive or any(change for _, change, _ in plan)
+        trainings |= {(str(record.arm), record.train["seed"]) for record in records}
+        planned = not result.alive or any(change in STRIP for _, change, _ in plan)
         return len(trainings) + (0 if planned else len(STRIP) * confirm.strip_seeds)
 
     def _proposed(self) -> Any:
@@ -78,21 +82,25 @@ class Confirmation(Study):
         confirm, done = self.sweep.confirm, scores(self.records(), self.arms, self.sweep)
         on_record = {(r.arm, r.train["seed"]) for r in self.ended()}
         alive, before, upto = list(self.arms), looks(confirm.seeds)[:-1], confirm.seeds
+        found = repeatability(self.records(), self.arms, self.sweep)
+        twice = ("", AGAIN) if self.sweep.checks_repeatability else ()
+        yield from ((self.arms[0], change, self._seeds[0]) for change in twice)
 
-        def ended(n: int) -> bool:  # those that are alive, with the first n seeds
-            return all((str(arm.number), seed) in on_record for arm in alive for seed in self._seeds[:n])
+        def ended(n: int) -> bool:  # those that are alive, with the first n seeds, and what was done twice
+            known = found is not None or not twice
+            return known and all((str(arm.number), seed) in on_record for arm in alive for seed in self._seeds[:n])
 
         for n, seed in enumerate(self._seeds):
             if n in before:  # a look lies between: it needs everything before it
                 if not ended(n):
                     return
                 so_far = {number: values[:n] for number, values in done.items()}
-                alive = [arm for arm in alive if arm.number in contest(so_far, confirm.seeds).alive]
+                alive = [arm for arm in alive if arm.number in compare(so_far, found, self.sweep).alive]
                 if len(alive) < 2:
                     upto = n
                     break
             yield from ((arm, "", seed) for arm in alive)
-        result = contest(done, confirm.seeds)
+        result = compare(done, found, self.sweep)
         if confirm.strip and ended(upto) and result.decided and result.alive:
             winner = next(arm for arm in self.arms if arm.number == result.alive[0])
             changes = possible_changes(self.sweep.schedule(winner.schedule), self.sweep.train.epochs, self.updates)
@@ -165,14 +173,61 @@ def scores(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> d
 
 
 @dataclass(frozen=True)
+class Repeatability:
+    """One training and the same one again, with the same seed: each as it ended."""
+
+    first: Record
+    again: Record
+
+    @property
+    def same(self) -> bool:
+        """Whether both ended alike, with exactly the same numbers after every epoch: an objective that is coarse may
+        agree by chance."""
+        return _numbers(self.first) == _numbers(self.again)
+
+    @property
+    def apart(self) -> float | None:
+        """By how much the two differ; None where one of them has no objective."""
+        first, again = self.first.value, self.again.value
+        return None if first is None or again is None else abs(first - again)
+
+
+def _numbers(record: Record) -> tuple[str | None, list[str]]:
+    """How a training ended, and all that was measured, but for the time it took; NaN equals NaN."""
+    without = ("timestamp", "seconds")
+    return record.outcome, [str(sorted((k, v) for k, v in e.items() if k not in without)) for e in record.epochs]
+
+
+def repeatability(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> Repeatability | None:
+    """What the first arm gave twice with the first fresh seed; None where that is not asked for, or not known yet."""
+    if not sweep.checks_repeatability or not arms:
+        return None
+    seed = confirmation_seed(sweep, 0)
+    ended = {r.arm: r for r in records if r.outcome is not None and r.train["seed"] == seed}
+    first, again = (ended.get(_key(arms[0], change)) for change in ("", AGAIN))
+    return Repeatability(first, again) if first and again else None
+
+
+def compare(done: Mapping[int, Sequence[float]], found: Repeatability | None, sweep: Sweep) -> Contest[int]:
+    """The contest over ``scores``: paired, or unpaired where a training was not repeatable. Nothing is compared
+    before that is known."""
+    seeds = sweep.confirm.seeds
+    if sweep.checks_repeatability and found is None:
+        done = {number: values[: looks(seeds)[0] - 1] for number, values in done.items()}
+    return contest(done, seeds, paired=found is None or found.same)
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The answer of a confirmation: rows for the table, the contest and its scores by arm, the noise, the strip."""
+    """The answer of a confirmation: rows for the table, the contest and its scores by arm, the noise, the strip, and
+    what was trained twice."""
 
     rows: list[dict[str, Any]]
     contest: Contest[int]
     scores: Mapping[int, Sequence[float]]
     noise: Noise | None
     strip: list[dict[str, Any]]
+    repeatability: Repeatability | None = None
 
     @property
     def alive(self) -> list[int]:
@@ -193,15 +248,15 @@ class Verdict:
 
 def verdict(records: Sequence[Record], arms: Sequence[Record], sweep: Sweep) -> Verdict:
     """What the replicates say of the arms. Values are in the objective's own unit and direction."""
-    sign, seeds = sweep.objective.sign, sweep.confirm.seeds
-    done = scores(records, arms, sweep)
-    result = contest(done, seeds)
+    sign, done, found = sweep.objective.sign, scores(records, arms, sweep), repeatability(records, arms, sweep)
+    result = compare(done, found, sweep)
     typed = {r.number for r in best_of_each(arms) if r.chosen}
     rows = [_row(arm, records, done, result, sweep) | {"best_of_type": arm.number in typed} for arm in arms]
     place = {number: i for i, number in enumerate(result.alive)}  # the set first, ties as the sentence has them
     rows.sort(key=lambda r: (place.get(r["trial"], len(place)), math.inf if r["mean"] is None else -sign * r["mean"]))
     strip = [_strip(change, records, result.alive[0]) for change in STRIP] if result.alive else []
-    return Verdict(rows, result, done, noise(list(done.values())), [s for s in strip if s["seeds"]])
+    measured = noise(list(done.values()), paired=found is None or found.same)
+    return Verdict(rows, result, done, measured, [s for s in strip if s["seeds"]], found)
 
 
 def best_trainings(records: Sequence[Record], sweep: Sweep) -> dict[str, Record]:

@@ -20,7 +20,7 @@ from runner.study.confidence import (
 )
 
 
-def replay(means, deviations, seeds, times, shared=0.7, seed=0):
+def replay(means, deviations, seeds, times, shared=0.7, seed=0, paired=True):
     """Contests over arms with known means, whose scores share a part of their noise in the same seed."""
     generator = np.random.default_rng(seed)
     for _ in range(times):
@@ -29,7 +29,7 @@ def replay(means, deviations, seeds, times, shared=0.7, seed=0):
         table = np.array(means)[:, None] + np.array(deviations)[:, None] * (
             shared * block + math.sqrt(1 - shared**2) * own
         )
-        yield contest(dict(enumerate(table.tolist())), seeds)
+        yield contest(dict(enumerate(table.tolist())), seeds, paired=paired)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
@@ -73,6 +73,51 @@ def test_looking_once_at_two_arms_is_the_paired_t_test():
         assert only.differences["a"].behind == 0.0 or single.statistic < 0
 
 
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_looking_once_at_two_arms_unpaired_is_welchs_t_test(spread):
+    generator, level = np.random.default_rng(1), levels(3)[3]
+    for shift in np.linspace(0.2, 9.0, 15):
+        a, b = generator.normal(shift, 1, 3), generator.normal(0, spread, 3)
+        result = contest({"a": a.tolist(), "b": b.tolist()}, seeds=3, paired=False)
+        ahead, gap = (a, result.differences["b"]) if a.mean() > b.mean() else (b, result.differences["a"])
+        welch = stats.ttest_ind(ahead, a if ahead is b else b, equal_var=False)
+        assert (gap.low, gap.high) == pytest.approx(welch.confidence_interval(1 - level))
+        assert gap.behind == pytest.approx(abs(a.mean() - b.mean()))
+        assert (len(result.alive) == 1) == (welch.pvalue < level)
+
+
+def test_unpaired_arms_share_the_level_of_every_look_and_each_has_its_own_variance():
+    generator, n = np.random.default_rng(2), 6
+    table = {arm: generator.normal(-arm, 1 + arm, n).tolist() for arm in range(4)}
+    result = contest(table, n, paired=False)
+    best = max(table, key=lambda arm: sum(table[arm]))
+    assert {gap.seeds for gap in result.differences.values()} == {n}  # nobody was out before
+    for arm in set(table) - {best}:
+        welch = stats.ttest_ind(table[best], table[arm], equal_var=False)
+        expected = welch.confidence_interval(1 - 2 * levels(n)[n] / 3)
+        assert (result.differences[arm].low, result.differences[arm].high) == pytest.approx((*expected,))
+
+
+@pytest.mark.parametrize("arms", [2, 6])
+@pytest.mark.parametrize("deviation", [1.0, 3.0])
+def test_unpaired_the_set_holds_a_noisy_best_and_crowns_no_equal_where_seeds_are_no_blocks(arms, deviation):
+    found = list(replay([0.0] * arms, [deviation] + [1.0] * (arms - 1), 3, 400, shared=0, paired=False))
+    noise = 1.64 * math.sqrt(0.05 * 0.95 / 400)
+    assert np.mean([0 in result.alive for result in found]) >= 0.95 - noise
+    assert np.mean([len(result.alive) == 1 for result in found]) <= 0.05 + noise
+
+
+def test_what_never_varies_is_told_apart_unpaired_and_equals_are_a_tie():
+    result = contest({"a": [0.5] * 3, "b": [0.5] * 3, "c": [0.4] * 3}, seeds=3, paired=False)
+    assert result.alive == ["a", "b"]
+    assert result.differences["c"].behind == pytest.approx(0.1)
+    alone = contest({"a": [0.5] * 3, "b": [0.2, 0.3, 0.1]}, seeds=3, paired=False).differences["b"]
+    student = stats.ttest_1samp([0.2, 0.3, 0.1], 0.5).confidence_interval(1 - levels(3)[3])
+    assert (0.5 - alone.high, 0.5 - alone.low) == pytest.approx((student.low, student.high))  # the other is a number
+    still = noise([[0.5, 0.5], [0.5, 0.5]], paired=False)
+    assert (still.seed, still.difference) == (0, 0)
+
+
 def test_what_the_looks_spend_is_alpha_in_all_and_little_early():
     for seeds in (2, 3, 5, 20):
         spent = levels(seeds)
@@ -84,7 +129,7 @@ def test_what_the_looks_spend_is_alpha_in_all_and_little_early():
 def test_scores_that_are_all_alike_are_a_tie():
     result = contest({i: [0.5, 0.5, 0.5] for i in range(3)}, seeds=3)
     assert result.alive == [0, 1, 2]
-    assert noise([[0.5, 0.5], [0.5, 0.5]]).paired == 0
+    assert noise([[0.5, 0.5], [0.5, 0.5]]).difference == 0
 
 
 def test_too_few_seeds_decide_nothing():
@@ -104,7 +149,37 @@ def test_noise_is_measured_as_it_was_made():
     table = [(m + block + generator.normal(0, 0.4, 400)).tolist() for m in (0.0, 1.0, 2.0)]
     found = noise(table)
     assert found.seed == pytest.approx(0.5, rel=0.1)
-    assert found.paired == pytest.approx(0.4 * math.sqrt(2), rel=0.1)
+    assert found.difference == pytest.approx(0.4 * math.sqrt(2), rel=0.1)
+
+
+def test_unpaired_the_difference_of_two_arms_varies_as_two_arms_do():
+    generator = np.random.default_rng(0)
+    block = generator.normal(0, 0.3, 400)
+    table = [(m + block + generator.normal(0, 0.4, 400)).tolist() for m in (0.0, 1.0, 2.0)]
+    found = noise(table, paired=False)
+    assert found.seed == noise(table).seed
+    assert found.difference == pytest.approx(math.sqrt(2) * found.seed)
+    assert (found.paired, noise(table).paired) == (False, True)
+
+
+@pytest.mark.parametrize("arms", [2, 6])
+@pytest.mark.parametrize("seeds", [2, 3, 8])
+def test_unpaired_power_is_that_of_welchs_t_test(seeds, arms):
+    apart, generator = smallest_difference(math.sqrt(2), seeds, arms, paired=False), np.random.default_rng(0)
+    good, bad = generator.normal(apart, 1, (10_000, seeds)), generator.normal(0, 1, (10_000, seeds))
+    welch = stats.ttest_ind(good, bad, axis=1, equal_var=False, alternative="greater")
+    assert np.mean(welch.pvalue < levels(seeds)[seeds] / max(2, arms - 1)) == pytest.approx(0.8, abs=0.015)
+    assert power(apart, math.sqrt(2), seeds, arms, paired=False) == pytest.approx(0.8, abs=1e-6)
+    assert seeds_needed(apart * 1.001, math.sqrt(2), arms, paired=False) <= seeds
+
+
+def test_unpaired_power_between_two_is_near_that_of_the_t_test_with_many_seeds():
+    """Of two arms that vary alike: by a noncentral t with 2 (n - 1) degrees of freedom, Student's."""
+    seeds = 50
+    critical = stats.t.isf(levels(seeds)[seeds] / 2, 2 * (seeds - 1))
+    for apart in (0.2, 0.5, 0.8):
+        exact = stats.nct.sf(critical, 2 * (seeds - 1), apart * math.sqrt(seeds))
+        assert power(apart, 1.0, seeds, paired=False) == pytest.approx(exact, abs=2e-3)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 8])
@@ -160,8 +235,8 @@ def test_arms_that_were_out_early_do_not_hide_what_the_others_say_of_the_noise()
     block = generator.normal(0, 0.3, 50)
     table = [(block + generator.normal(0, 0.4, 50)).tolist() for _ in range(2)]
     alone = noise(table)
-    assert noise([*table, table[0][:3]]).paired == alone.paired
-    assert alone.paired == pytest.approx(0.4 * math.sqrt(2), rel=0.2)
+    assert noise([*table, table[0][:3]]).difference == alone.difference
+    assert alone.difference == pytest.approx(0.4 * math.sqrt(2), rel=0.2)
 
 
 def test_looks_are_few_and_the_last_one_keeps_most_of_alpha():

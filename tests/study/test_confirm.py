@@ -10,18 +10,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from scipy import stats
 
 from runner import export, sweep
 from runner.export import best_schedules
 from runner.files.document import SpecError
 from runner.files.metrics import METRICS
 from runner.files.place import load_place
-from runner.files.sweep_file import STRIP, load_sweep
+from runner.files.sweep_file import STRIP, Sweep, load_sweep
 from runner.files.trial import Record, best_first
 from runner.results.answer import describe, describe_noise, difference
 from runner.results.tables import best_table, for_people
 from runner.schedules import load
-from runner.study.confidence import Noise
+from runner.study.confidence import Noise, smallest_difference
 from runner.study.confirm import (
     Confirmation,
     apply_change,
@@ -29,6 +30,7 @@ from runner.study.confirm import (
     choose_arms,
     confirmation_seed,
     possible_changes,
+    repeatability,
     scores,
     verdict,
 )
@@ -53,6 +55,7 @@ def test_all_arms_get_the_same_fresh_seeds_and_the_selecting_one_is_never_among_
     seeds = {arm: [r.train["seed"] for r in study.records() if r.arm == arm] for arm in "012"}
     assert seeds == {key: [1, 2, 3, 4] for key in "012"}
     assert plan.train.seed not in seeds["0"]
+    assert len(study.records()) == plan.replicates  # none is done twice
 
 
 def test_an_arm_that_is_clearly_worse_gets_no_more_seeds(tiny, tmp_path):
@@ -478,3 +481,144 @@ def test_what_to_take_of_a_tie_is_said_with_its_own_mean_where_less_is_better(ti
     study = confirmed(plan, tmp_path / "a.db", searched(0.1, 0.2), lambda arm, seed: errors[arm][seed - 1])
     said = describe(verdict(study.records(), study.arms, plan), plan.objective)[0]
     assert said.endswith("If you must choose, take a (4.5 %).")
+
+
+@pytest.fixture
+def may_not_repeat(monkeypatch):
+    """Of every sweep: its training is one's own, of which nobody knows whether it is repeatable."""
+    monkeypatch.setattr(Sweep, "checks_repeatability", property(lambda self: True))
+
+
+def trained(plan, path, arms, outcome, again=None) -> Confirmation:
+    """A confirmation in which ``outcome(arm, seed)`` is what a training gives, and ``again`` a second one."""
+    return confirmed(plan, path, arms, lambda arm, seed: again if arm.endswith("again") else outcome(arm, seed))
+
+
+def in_words(study, plan) -> list[str]:
+    return describe(verdict(study.records(), study.arms, plan), plan.objective)
+
+
+@pytest.mark.usefixtures("may_not_repeat")
+def test_one_training_is_done_twice_before_all_others_and_counts_as_no_score(tiny, tmp_path):
+    plan, arms = tiny(confirm="{top: 2, types: false, seeds: 3}"), searched(0.8, 0.9)[::-1]
+    study = trained(plan, tmp_path / "a.db", arms, lambda arm, seed: 0.5 + 0.01 * seed, again=0.1)
+    assert [(r.arm, r.train["seed"]) for r in study.records()][:3] == [("1", 1), ("1 again", 1), ("0", 1)]
+    twin, again = study.records()[:2]
+    assert (again.schedule, again.train, again.title) == (twin.schedule, twin.train, "trial 1 again seed 1")
+    assert scores(study.records(), arms, plan) == {n: pytest.approx([0.51, 0.52, 0.53]) for n in (1, 0)}
+    answer = verdict(study.records(), arms, plan)
+    assert [row["values"] for row in answer.rows] == [pytest.approx([0.51, 0.52, 0.53])] * 2
+    assert answer.strip == []
+    assert len(study.records()) == study.target == plan.replicates == 7
+    assert plan.size == "3 trainings, then at most 7 with fresh seeds"
+    assert plan.fresh_epochs == 7 * plan.train.epochs
+
+
+@pytest.mark.usefixtures("may_not_repeat")
+def test_schedules_are_compared_seed_by_seed_where_a_training_gives_the_same_twice_and_else_unpaired(tiny, tmp_path):
+    plan, arms = tiny(confirm="{top: 2, types: false, seeds: 3}"), searched(0.9, 0.8)
+
+    def outcome(arm: str, seed: int) -> float:  # one seed moves much more than the schedules differ
+        return 0.5 + 0.1 * seed + 0.02 * (arm == "0") + 0.001 * (seed == 2)
+
+    same = trained(plan, tmp_path / "same.db", arms, outcome, again=outcome("0", 1))
+    other = trained(plan, tmp_path / "other.db", arms, outcome, again=outcome("0", 1) - 0.007)
+    found = repeatability(same.records(), arms, plan)
+    assert (found.same, found.apart) == (True, 0.0)
+    assert in_words(same, plan)[0].startswith("Take a (72.0 %)")
+    assert not any("repeatable" in said for said in in_words(same, plan))
+    paired, unpaired = (verdict(s.records(), arms, plan) for s in (same, other))
+    assert (paired.noise.paired, unpaired.noise.paired) == (True, False)
+    assert unpaired.noise.difference == pytest.approx(math.sqrt(2) * unpaired.noise.seed)
+    a, b = (next(row["values"] for row in unpaired.rows if row["name"] == name) for name in "ab")
+    welch = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    (behind,) = (row for row in unpaired.rows if row["name"] == "b")
+    assert (behind["behind_low"], behind["behind_high"]) == pytest.approx((welch.low, welch.high))
+    first, second, third = in_words(other, plan)
+    assert first.startswith("No clear winner: both are within noise after 3 seeds each.")
+    assert second == (
+        "Not repeatable: trial 0 with seed 1 gave 62.0 % and, trained again, gave 61.3 % (0.7 points apart); "
+        "so seeds are no blocks, and schedules are compared unpaired."
+    )
+    least = smallest_difference(unpaired.noise.difference, 3, paired=False)
+    assert third.startswith("Another training moves a result by 10 points (one standard deviation). 3 seeds detect ")
+    assert f"a difference of {difference(least, 'points')} between two schedules (80 % power)" in third
+
+
+@pytest.mark.usefixtures("may_not_repeat")
+@pytest.mark.parametrize(
+    ("metric", "once", "again", "said"),
+    [
+        ("val/accuracy", 0.5, math.nan, "gave 50.0 % and, trained again, diverged; so seeds are no blocks, and "),
+        ("val/loss", math.nan, 0.5, "diverged and, trained again, gave 0.5; so seeds are no blocks."),
+        ("val/accuracy", 0.5, None, "gave 50.0 % and, trained again, failed (the worker died); so seeds are "),
+    ],
+)
+def test_a_training_that_ends_otherwise_when_it_is_done_again_is_not_repeatable(
+    tiny, tmp_path, metric, once, again, said
+):
+    plan = tiny(confirm="{top: 2, types: false, seeds: 2}", objective=f"{{metric: {metric}}}")
+    study = Confirmation(plan, f"sqlite:///{tmp_path}/a.db", searched(0.9, 0.8), updates=4)
+    while (record := study.next()) is not None:
+        value = {("0", 1): once, ("0 again", 1): again}.get((record.arm, record.train["seed"]), 0.6)
+        if value is None:
+            study.tell(record.number, "failed", "the worker died")
+            continue
+        metrics = {"val/accuracy": value, "val/loss": value, "seconds": 1.0, "lr": 0.1, "test/accuracy": value}
+        study.commit(record.number, 0, metrics)
+        study.tell(record.number, "complete" if math.isfinite(value) else "diverged")
+    found = repeatability(study.records(), study.arms, plan)
+    assert (found.same, found.apart) == (False, None)
+    assert any(
+        sentence.startswith(f"Not repeatable: trial 0 with seed 1 {said}") for sentence in in_words(study, plan)
+    )
+    assert study.complete()
+
+
+@pytest.mark.usefixtures("may_not_repeat")
+def test_nothing_is_compared_before_it_is_known_whether_a_training_is_repeatable(tiny, tmp_path):
+    plan, arms = tiny(confirm="{top: 2, types: false, seeds: 5, strip: true}"), searched(0.9, 0.8)
+    study, waiting = Confirmation(plan, f"sqlite:///{tmp_path}/a.db", arms, updates=4), None
+    while (record := study.next()) is not None:
+        if record.arm == "0 again":
+            waiting = record
+            continue
+        study.commit(record.number, 0, measured(record, 0.9 if record.arm[0] == "0" else 0.2))
+        study.tell(record.number, "complete")
+    assert len(study.ended()) == 2 * 3  # what the first look needs beside it
+    assert (study.complete(), study.target) == (False, plan.replicates)
+    before = verdict(study.ended(), arms, plan)
+    assert (before.contest.differences, before.contest.decided, before.repeatability) == ({}, False, None)
+    assert "has not ended" in describe(before, plan.objective)[0]
+    study.commit(waiting.number, 0, measured(waiting, 0.9))
+    study.tell(waiting.number, "complete")
+    assert verdict(study.ended(), arms, plan).alive == [0]
+    assert study.next().arm == "0 init_lr x0.5"  # the winner is known, and its strip begins
+    study.close()
+
+
+def measured(record: Record, value: float) -> dict[str, float]:
+    """The one epoch of a replicate that ends with ``value``, apart by its seed."""
+    value += 0.001 * (record.train["seed"] % 3)
+    return {"val/accuracy": value, "val/loss": 1.0, "seconds": 1.0, "lr": 0.1, "test/accuracy": value}
+
+
+@pytest.mark.usefixtures("may_not_repeat")
+def test_a_training_that_is_done_twice_does_not_depend_on_the_order_in_which_trainings_end(tiny, tmp_path):
+    plan, tables = tiny(confirm="{top: 2, types: false, seeds: 4}"), []
+    for name, lanes in (("a", 1), ("b", 4)):
+        study = Confirmation(plan, f"sqlite:///{tmp_path / name}.db", searched(0.9, 0.8), updates=4)
+        running: list[Record] = []
+        while True:
+            while len(running) < lanes and (record := study.next()) is not None:
+                running.append(record)
+            if not running:
+                break
+            record = running.pop()  # the last that began ends first
+            value = 0.501 if record.arm == "0 again" else 0.5
+            study.commit(record.number, 0, measured(record, value))
+            study.tell(record.number, "complete")
+            assert len(study.records()) <= study.target <= plan.replicates
+        tables.append([(r.number, r.arm, r.train["seed"], r.value) for r in study.records()])
+    assert tables[0] == tables[1]
+    assert len(tables[0]) == plan.replicates == 9
