@@ -201,7 +201,7 @@ def _recommendation(verdict: Verdict, names: Mapping[int, str], objective: Objec
         return "Nothing could be confirmed: no schedule came to its end with every fresh seed."
     shared = min(len(done[number]) for number in result.alive)
     means = [float(np.mean(done[number][:shared])) for number in result.alive]
-    best, first = score(objective.sign * means[0], objective), names[result.alive[0]]
+    best, first = score(objective.sign * means[0] + 0.0, objective), names[result.alive[0]]
     take = "keep" if result.alive[0] == mine else "take"
     if not result.decided:
         said = f"The comparison with fresh seeds has not ended: {_several(len(result.alive), len(done))} may be best."

@@ -139,7 +139,7 @@ class Display:
         self._bar = Progress(TextColumn(stage), BarColumn(), MofNCompleteColumn(), console=CONSOLE)
         self._task = self._bar.add_task("trials", total=trials, completed=done)
         self._lines: dict[int, str] = {}
-        longest = {"search": f"trial {trials}", "fresh seeds": "trial 10 seed 10"}
+        longest = {"search": f"trial {trials}", "fresh seeds": "trial 1 again seed 1"}
         self._width = len(longest.get(stage, f"{stage} trial {trials}"))  # of what a trial is called
         self._live = Live(self._view(), console=CONSOLE, refresh_per_second=4, transient=True)
 
