@@ -382,7 +382,7 @@ class Tracker:
             uploads.append(partial(self.client.log_text, run, f"update,epoch,lr\n{rows}", "lr_per_update.csv"))
         log = self.place.folder / "results" / self.sweep.name / "logs" / f"{record.slug}.log"
         if log.is_file():
-            uploads.append(partial(self.client.log_text, run, log.read_text(errors="replace"), "log.txt"))
+            uploads.append(partial(self.client.log_text, run, redacted(log.read_text(errors="replace")), "log.txt"))
         self._each(uploads)
         self.client.set_tag(run, FILES, "there")
 

@@ -271,6 +271,7 @@ def _function(
                         f"it called sys.exit({'' if error.code is None else error.code!r})"
                     ) from error
                 except Exception as error:
+                    _log_traceback(error, config.log)
                     raise _explained(error) from error
                 if body.dead:
                     return
@@ -283,6 +284,13 @@ def _function(
             if not body.dead:
                 with contextlib.suppress(BaseException):
                     body.throw(greenlet.GreenletExit)
+
+
+def _log_traceback(error: Exception, log: Path) -> None:
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
 
 
 def _explained(error: Exception) -> Exception:
