@@ -231,6 +231,18 @@ def overhead(path: Path) -> str:
     )
 
 
+def own(path: Path) -> str:
+    """What a training of one's own costs, beside the training itself."""
+    found = json.loads(path.read_text())
+    where = f"{found['cpu']}, {found['cores']} cores, one lane"
+    return (
+        f"What a training of one's own costs in a sweep ({where}): an epoch of {found['epoch_seconds']:.1f} s takes "
+        f"{found['share_of_an_epoch']:.1%} longer than its work alone; between two trials on a warm lane lie "
+        f"{1000 * found['function_seconds']:.0f} ms for a function and {1000 * found['command_seconds']:.0f} ms for "
+        "a command.\n"
+    )
+
+
 def faults(path: Path) -> str:
     """How many of each fault there were, and how many did harm."""
     found = json.loads(path.read_text())

@@ -51,8 +51,8 @@ Function = Annotated[
 
 PLACEHOLDERS = ("schedule", "seed", "epochs", "folder", "device")
 """What an argument of a command may stand for."""
-PLACEHOLDER = re.compile(r"\{\{|\}\}|\{(\w+)\}")
-"""One of them, or a doubled brace, which stands for one."""
+PLACEHOLDER = re.compile(r"\{\{\w+\}\}|\{(\w+)\}")
+"""One of them, or ``{{seed}}``, which is the word itself."""
 
 
 def one_of(names: Iterable[str]) -> GetPydanticSchema:

@@ -35,7 +35,8 @@ Shared = tuple[Data, str, Mapping[str, Any]]
 def begin(config: Config, device: str, packed: bytes | None = None) -> Epoch | OwnEpoch:
     """Begin a trial, perhaps from a checkpoint, and train its first epoch; the one before is forgotten."""
     _end_the_last()
-    _local.config, state = config, checkpoint.unpack(packed, config) if packed else None
+    _local.config, _local.device = config, device
+    state = checkpoint.unpack(packed, config) if packed else None
     if isinstance(config, OwnConfig):
         if _own_process:
             _print_into(config.log)
@@ -55,7 +56,8 @@ def _end_the_last() -> None:
         epochs.close()
     _local.epochs = _local.state = None
     if _own_process and getattr(_local, "config", None) is not None:
-        gc.collect()  # what holds processes of its own, such as a loader's
+        if {*descendants(os.getpid())} - _spared or "cuda" in _local.device:
+            gc.collect()  # what holds processes of its own, such as a loader's, or a GPU's memory
         end_descendants(_spared)
 
 
@@ -140,6 +142,7 @@ def set_up_worker(shared: Shared | None, own_code: bool = False) -> None:
         adopt_orphans()
         _own_process = True
         _spared.update(descendants(os.getpid()))
+        gc.freeze()  # what is imported by now need not be looked through
         return
     from ..training import data
     from ..training.fast import engine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 from collections.abc import Sequence
+from functools import cache
 
 from .zoo import Function, ScheduleError
 
@@ -15,9 +16,8 @@ PLUGINS = "runner.schedules"
 def find_function(name: str, allow: Sequence[str]) -> Function:
     """The function of an installed entry point, or of a dotted path under an allowed prefix; raises ScheduleError
     where it is neither, or cannot be imported."""
-    for entry in importlib.metadata.entry_points(group=PLUGINS):
-        if entry.name == name:
-            return entry.load()  # type: ignore[no-any-return]
+    if (entry := _installed().get(name)) is not None:
+        return entry.load()  # type: ignore[no-any-return]
     module, attribute = split_path(name)
     if not all(part.isidentifier() for part in f"{module}.{attribute}".strip(".").split(".")):
         wrong = (
@@ -42,6 +42,12 @@ def find_function(name: str, allow: Sequence[str]) -> Function:
     if not callable(function) or not allowed(getattr(function, "__module__", "") or ""):
         raise ScheduleError(["function"], f"{name!r} is not a function of an allowed package")
     return function  # type: ignore[no-any-return]
+
+
+@cache
+def _installed() -> dict[str, importlib.metadata.EntryPoint]:
+    """The installed plugins by name: to look for them reads a file of every package."""
+    return {entry.name: entry for entry in reversed(list(importlib.metadata.entry_points(group=PLUGINS)))}
 
 
 def split_path(name: str) -> tuple[str, str]:

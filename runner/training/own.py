@@ -333,7 +333,8 @@ def _as_a_new_process(seed: int) -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(True)
-        torch.use_deterministic_algorithms(exact)
+        if torch.are_deterministic_algorithms_enabled() != exact:  # which loads torch's compiler
+            torch.use_deterministic_algorithms(exact)
 
 
 def job_of(
@@ -401,8 +402,8 @@ def describe(config: OwnConfig, device: str, state: State | None, done: Sequence
 
 
 def fill(argument: str, values: Mapping[str, str]) -> str:
-    """An argument with values in place of ``{name}``; a doubled brace stands for one."""
-    return PLACEHOLDER.sub(lambda found: values[found[1]] if found[1] else found[0][0], argument)
+    """An argument with values in place of ``{name}``; ``{{name}}`` is the word itself."""
+    return PLACEHOLDER.sub(lambda found: values[found[1]] if found[1] else found[0][1:-1], argument)
 
 
 def _report(line: str) -> Report:
