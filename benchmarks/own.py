@@ -94,7 +94,7 @@ def per_epoch() -> dict[str, float]:
 
 def per_trial(train: str, alone: float | None = None) -> float:
     """Seconds between two trials of one epoch on a warm lane, from the end of one to the begin of the next, as they
-    say themselves; of a command, which cannot say when it ends, from begin to begin without what it takes ``alone``."""
+    say themselves; of a command, which cannot say when it ends, from begin to begin without its time ``alone``."""
     with tempfile.TemporaryDirectory() as folder:
         said = [epochs[0] for epochs in stamps(Path(folder), train, 15, 1)]
     said.sort(key=lambda e: e["begun"])

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from runner.files.metrics import METRICS
-from runner.files.sweep_file import Augment, Confirm, Data, Model, Objective, Search, Train
+from runner.files.sweep_file import Augment, Confirm, Data, Model, Objective, OwnTraining, Search, Train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,7 +63,11 @@ def reference(*models: type) -> str:
     parts = []
     for model in models:
         schema = model.model_json_schema()
-        name, rows = model.__name__.lower(), ["| key | what | default | |", "| --- | --- | --- | --- |"]
+        called = {"OwnTraining": "train, of your own"}
+        name, rows = (
+            called.get(model.__name__, model.__name__.lower()),
+            ["| key | what | default | |", "| --- | --- | --- | --- |"],
+        )
         for key, said in schema["properties"].items():
             field = model.model_fields[key]
             default = (
@@ -172,7 +176,9 @@ def filled(text: str) -> str:
         "report: docs/digits/report.md": result(6),
         "strip: docs/digits/strip.md": answer("strip.md", "Around "),
         "file: sweeps/digits.yaml": f"```yaml\n{(ROOT / 'sweeps/digits.yaml').read_text()}```\n",
-        "reference: runner/files/sweep_file.py": reference(Data, Augment, Model, Train, Search, Confirm, Objective),
+        "reference: runner/files/sweep_file.py": reference(
+            Data, Augment, Model, Train, OwnTraining, Search, Confirm, Objective
+        ),
         "gallery: runner/schedules/zoo.py": gallery(),
         "loop: runner/sweep.py": f"```python\n{loop()}\n```\n",
         "tree: runner": tree(),
