@@ -175,7 +175,7 @@ def confidence_set(confirmed: Rows, objective: Objective = ACCURACY, title: str 
         text.set_fontweight("bold" if row.get("baseline") else "normal")
     axes.tick_params(labelsize=8)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{abs(round(unit * x, 9)):g}"))
-    what = f"{objective.unit} behind the best mean (right of the line: better), with 95 % intervals for all together"
+    what = f"{objective.unit} behind the best mean (right of the line: better),\nwith 95 % intervals for all together"
     filled = "; filled: may be the best" * any(not r["in_set"] for r in rows)
     axes.set_xlabel(what.lstrip() + filled, fontsize=7)
     axes.set_title(title, fontsize=10, loc="left")
@@ -319,15 +319,22 @@ def _points(axes: Axes, points: Sequence[tuple[float, float]], limits: tuple[flo
 
 def _upper(values: Sequence[float], sign: int) -> tuple[float, float]:
     """Limits of an axis that show what is good: failures to learn lie outside."""
-    ordered = sorted(values, key=lambda v: sign * v)
-    bar, best = ordered[len(ordered) // 4], ordered[-1]
+    bar, best = _quartile([sign * v for v in values]) * sign, max(values, key=lambda v: sign * v)
     room = 0.08 * abs(best - bar) or 0.01
     return tuple(sorted((bar - sign * 4 * room, best + sign * room)))  # type: ignore[return-value]
 
 
+def _quartile(values: Sequence[float]) -> float:
+    """The first quartile, higher being better; the median where that one is beyond all others, as a metric without
+    bounds may be when a training explodes."""
+    ordered = sorted(values)
+    low, middle, best = ordered[len(ordered) // 4], ordered[len(ordered) // 2], ordered[-1]
+    return low if best - low <= 20 * (best - middle) else middle
+
+
 def _spread(values: Sequence[float]) -> tuple[float, float]:
     # From the first quartile upward: one trial that failed to learn must not make all others look alike.
-    low, high = sorted(values)[len(values) // 4], max(values)
+    low, high = _quartile(values), max(values)
     return (low, high) if high > low else (low - 0.01, high + 0.01)
 
 

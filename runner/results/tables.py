@@ -192,8 +192,9 @@ def for_people(table: pd.DataFrame) -> list[dict[str, str]]:
         for key, value in json.loads(row["schedule"]).items():
             seen[row["name"], key].add(json.dumps(value))
     searched = {key for key, values in seen.items() if len(values) > 1}  # and shown, be it a default here
-    shown = (_shown(row, {key for name, key in searched if name == row["name"]}) for row in rows)
-    return [{name: _cell_text(value) for name, value in row.items()} for row in shown]
+    shown = [_shown(row, {key for name, key in searched if name == row["name"]}) for row in rows]
+    without = {"test"} if all(_missing(row.get("test")) for row in shown) else set[str]()
+    return [{name: _cell_text(value) for name, value in row.items() if name not in without} for row in shown]
 
 
 def _shown(row: Mapping[Any, Any], searched: Collection[str]) -> dict[str, Any]:
