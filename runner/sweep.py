@@ -114,7 +114,8 @@ def confirm(setup: Setup) -> bool:
     info(f"the search's best, one seed each: {best}")
     replicates = setup.confirm(arms)
     if not replicates.complete():
-        report_so_far(setup)
+        with setup.budget.paused():
+            report_so_far(setup)
         again = f"{len(arms)} of them {'are' if len(arms) > 1 else 'is'} trained again"
         info(f"{again}, with up to {setup.sweep.confirm.seeds} fresh seeds each")
     return train_stage(setup, replicates, "fresh seeds")

@@ -193,6 +193,11 @@ def _today(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> 
     return f"{today} may be the best: nothing was shown to beat it."
 
 
+def _equal(one: float, other: float) -> bool:
+    """But for rounding."""
+    return math.isclose(one, other, rel_tol=1e-12)
+
+
 def _recommendation(verdict: Verdict, names: Mapping[int, str], objective: Objective) -> str:
     """Which arm to take, and how sure that is; nothing where the baseline is all there is, of which it was said."""
     result, done, today = verdict.contest, verdict.scores, today_of(verdict.rows)
@@ -214,7 +219,10 @@ def _recommendation(verdict: Verdict, names: Mapping[int, str], objective: Objec
         return f"Take {first} ({best}): the best of {words(len(done))} with 95 % confidence."
     within = f"{_several(len(result.alive), len(done))} are within noise after {shared} seeds each"
     within += f" ({', '.join(names[n] for n in result.alive)})" * (len(result.alive) < len(done))
-    advice, equal = f"{take} {first} ({best})", [n for n, m in zip(result.alive, means, strict=True) if m == means[0]]
+    advice, equal = (
+        f"{take} {first} ({best})",
+        [n for n, m in zip(result.alive, means, strict=True) if _equal(m, means[0])],
+    )
     good = "highest" if objective.sign > 0 else "lowest"
     if len(equal) > 1 and mine in equal:
         advice = f"keep {names[mine]}: no other has a {'higher' if objective.sign > 0 else 'lower'} mean ({best})"
@@ -392,7 +400,7 @@ def next_steps(
         left = sum(row["in_set"] for row in rows)
         near = apart <= measured.difference / 50
         needed = math.inf if near else _seeds_needed(apart, measured, arms, max(2, left))
-        if apart == 0:
+        if _equal(first["mean"], second["mean"]):
             said.append(f"{pair} have the same mean: how many seeds would tell them apart is not known.")
         elif needed > MANY:
             said.append(f"{pair} differ by {unit} as measured; to show that takes more than {MANY} seeds each.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ..files.trial import Record
@@ -21,6 +22,13 @@ class Budget:
     began: float = field(default_factory=time.monotonic)
     over: bool = False
     """Whether something was not begun for want of time."""
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done inside takes none of it."""
+        before = time.monotonic()
+        yield
+        self.began += time.monotonic() - before
 
     def has_room(self, epochs: int, later: int, lanes: int, measured: Sequence[Record]) -> bool:
         """Whether a training of so many ``epochs`` may begin now: it ends in time, and so do the ``later`` epochs of
