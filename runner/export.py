@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -101,7 +102,10 @@ def _export(args: argparse.Namespace) -> int:
         record = best_first(records, facts["objective"].sign, facts["confirmed"])[args.code - 1]
         length = args.updates, args.epochs
         if any(length):
-            length = args.updates or facts["updates_per_epoch"], args.epochs or len(record.epochs)
+            updates = args.updates or record.updates or _updates(facts)
+            if updates is None:
+                raise SpecError("--epochs needs --updates here: nobody has said how many updates an epoch has")
+            length = updates, args.epochs or len(record.epochs)
         text = print_or_write(code_of(record, facts, *length, args.allow, args.library), args.out)
     else:
         kind = _kind(args.out, args.format)
@@ -114,6 +118,13 @@ def _export(args: argparse.Namespace) -> int:
     if text is not None:
         sys.stdout.write(text)
     return 0
+
+
+def _updates(facts: Mapping[str, Any]) -> int | None:
+    """The updates of an epoch of a sweep, where they are known: of a training of one's own they may not be."""
+    science = facts["science"]
+    known = "data" in science or science["train"]["updates_per_epoch"] is not None
+    return int(facts["updates_per_epoch"]) if known else None
 
 
 def _kind(out: Path | None, wanted: str | None) -> str:

@@ -78,7 +78,8 @@ class Tracker:
         """
         self.place, self.sweep, self.document, self.data = place, sweep, document, data
         self.updates = updates
-        length = {"sweep.updates_per_epoch": str(self.updates)}
+        said = sweep.own is None or sweep.own.updates_per_epoch is not None
+        length = {"sweep.updates_per_epoch": str(self.updates)} if said else {}
         self.facts = {**facts(), **tags, **length, "sweep.direction": sweep.objective.direction}
         self._say, self._sync = say, sync
         self.client: MlflowClient
@@ -367,6 +368,8 @@ class Tracker:
         )
         if record.remark:
             tags["remark"] = record.remark[:500]
+        if record.updates is not None:
+            tags["sweep.updates_per_epoch"] = str(record.updates)
         self.client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
         self.client.set_terminated(run, STATUS[record.outcome or "failed"])
         self._sender.submit(("files", *_key(record)), partial(self._send_trial, record, self._send_files))
