@@ -156,6 +156,7 @@ def the_best() -> str:
 
 def test_every_yaml_block_that_is_shown_loads(project, monkeypatch):
     (project / "my_package.py").write_text(next(block for block in PYTHON if "def sawtooth" in block))
+    (project / "slides.py").write_text("def train(job): ...\n")
     monkeypatch.syspath_prepend(project)
     tiny = (project / "sweeps/tiny.yaml").read_text()
     for block in YAML:
@@ -166,12 +167,14 @@ def test_every_yaml_block_that_is_shown_loads(project, monkeypatch):
         text = block
         if "space:" not in block:  # a section
             section = block.partition(":")[0].strip().splitlines()[-1]
-            text = "".join(f"{line}\n" for line in tiny.splitlines() if not line.startswith(f"{section}:")) + block
+            others = (section, "data", "model") if "command:" in block else (section,)
+            kept = [line for line in tiny.splitlines() if line.partition(":")[0] not in others]
+            text = "".join(f"{line}\n" for line in kept) + block
             text = text.replace("epochs: 2", "epochs: 6")
         elif block.startswith("space:\n  baseline:"):  # a part of one
             text = tiny.replace("space:\n", block)
         (project / "sweeps/shown.yaml").write_text(text)
-        load_sweep("sweeps/shown.yaml", ["my_package."])
+        load_sweep("sweeps/shown.yaml", ["my_package.", "slides."], allow_command=True)
 
 
 def test_the_notebook_runs(as_shown, capsys):
