@@ -471,7 +471,7 @@ def test_accelerates_optimizer_and_scheduler_are_followed(own, prepared):
     def accelerated(job):
         helper = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
         net, loader = network(), torch.utils.data.DataLoader(torch.randn(40, 3), batch_size=8)
-        optimizer = torch.optim.Adam(net.parameters())
+        optimizer, another = torch.optim.Adam(net.parameters()), torch.optim.SGD(network().parameters(), lr=3.0)
         if prepared:
             net, optimizer, loader = helper.prepare(net, optimizer, loader)
             scheduler = helper.prepare(job.scheduler(optimizer, 3))
@@ -480,6 +480,7 @@ def test_accelerates_optimizer_and_scheduler_are_followed(own, prepared):
         for _ in range(job.epochs):
             for batch in loader:
                 with helper.accumulate(net):
+                    another.step()
                     helper.backward(net(batch).mean())
                     if helper.sync_gradients:
                         seen.append(optimizer.param_groups[0]["lr"])
@@ -593,7 +594,7 @@ def resumable(job, *, form="yields", restores=True, first=True, momentum=0.9, ma
             update(net, optimizer, results)
             weights = weights * np.float32(draws.random())
             scheduler.step()
-        measured = net.weight.detach().double().sum() + weights.sum() + random.random()
+        measured = net.weight.detach().double().sum() + weights.sum() + random.random() + 3 * number  # which gets worse
 
         def state(number=number, weights=weights):
             return {
@@ -629,6 +630,7 @@ def test_a_function_that_goes_on_equals_one_that_was_not_interrupted_bit_for_bit
 
     whole = own(told, schedule)
     assert whole[-1].remark is None
+    assert schedule is COSINE or [e.lr for e in whole] == [0.1, 0.1, 0.05, 0.025]
     for n in range(1, EPOCHS):
         packed = own(told, schedule, first=n)
         resumed = own(told, schedule, state=unpack(packed, config(tmp_path, schedule)))
