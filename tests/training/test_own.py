@@ -532,7 +532,7 @@ def test_lightning_with_accumulated_batches_counts_its_updates(own):
     assert used(epochs) == planned()[:12]
 
 
-def trainer_fit(job, transformers, said: int, given: bool = True):
+def trainer_fit(job, transformers, said: int, given: bool = True, keep: bool = False):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -543,18 +543,24 @@ def trainer_fit(job, transformers, said: int, given: bool = True):
 
     class Report(transformers.TrainerCallback):
         def on_evaluate(self, args, state, control, metrics, **_):
-            job.report({"val/x": metrics["eval_loss"]})
+            self.measured = {"val/x": metrics["eval_loss"]}
+            if not keep:
+                job.report(self.measured)
+
+        def on_save(self, args, state, control, **_):
+            job.report(self.measured, {"file": f"checkpoint-{state.global_step}"})
 
     data = [{"x": torch.randn(3), "labels": torch.randn(1)} for _ in range(40)]
-    model, quiet = Net(), {"report_to": "none", "disable_tqdm": True, "save_strategy": "no"}
+    model, quiet = Net(), {"report_to": "none", "disable_tqdm": True, "save_strategy": "epoch" if keep else "no"}
     args = transformers.TrainingArguments(
         str(job.folder), num_train_epochs=job.epochs, seed=job.seed, eval_strategy="epoch", use_cpu=True,
         gradient_accumulation_steps=2, **quiet,
     )  # fmt: skip
-    optimizer = torch.optim.SGD(model.parameters())
+    optimizer = torch.optim.SGD(model.parameters(), momentum=0.9)
     optimizers = (optimizer, job.scheduler(optimizer, said)) if given else (None, None)
     more = {"callbacks": [Report()], "optimizers": optimizers}
-    transformers.Trainer(model, args, train_dataset=data, eval_dataset=data, **more).train()
+    trainer = transformers.Trainer(model, args, train_dataset=data, eval_dataset=data, **more)
+    trainer.train(resume_from_checkpoint=str(job.folder / job.state["file"]) if job.state else None)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -594,7 +600,9 @@ def resumable(job, *, form="yields", restores=True, first=True, momentum=0.9, ma
             update(net, optimizer, results)
             weights = weights * np.float32(draws.random())
             scheduler.step()
-        measured = net.weight.detach().double().sum() + weights.sum() + random.random() + 3 * number  # which gets worse
+        measured = (
+            net.weight.detach().double().sum() + weights.sum() + random.random() + 3 * number
+        )  # which gets worse
 
         def state(number=number, weights=weights):
             return {
@@ -710,6 +718,21 @@ def test_lightning_goes_on_from_its_own_checkpoint_in_the_jobs_folder(own, tmp_p
     for n in (1, 3):
         resumed = own(told, state=unpack(own(told, first=n), config(tmp_path)))
         assert result(resumed) == result(whole), n
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("schedule", [COSINE, PLATEAU], ids=["cosine", "plateau"])
+def test_the_trainer_of_transformers_goes_on_from_its_own_checkpoint_in_the_jobs_folder(own, tmp_path, schedule):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    def told(job):
+        return trainer_fit(job, transformers, 3, keep=True)
+
+    whole = own(told, schedule)
+    assert whole[-1].remark is None
+    resumed = own(told, schedule, state=unpack(own(told, schedule, first=2), config(tmp_path, schedule)))
+    assert result(resumed) == result(whole)
 
 
 class Mine:
