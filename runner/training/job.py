@@ -112,8 +112,8 @@ class Job:
         Args:
             metrics: numbers by name. The sweep's objective is one of them.
             state: what ``state`` is to be where the trial is interrupted after this epoch and goes on: tensors,
-                NumPy's arrays, numbers, text, lists, tuples, sets and mappings; of a command what JSON has. A function is
-                called for it when it is wanted.
+                NumPy's arrays, numbers, text, lists, tuples, sets and mappings; of a command what JSON has. A
+                function is called for it when it is wanted.
 
         Raises:
             TrialStopped: this training is stopped; let it through.

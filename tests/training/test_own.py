@@ -18,6 +18,7 @@ from torch import nn
 from runner import sweep
 from runner.files.sweep_file import Objective, OwnTraining
 from runner.files.trial import OwnConfig, Record
+from runner.lanes import worker
 from runner.schedules import load
 from runner.schedules.schedule import lambda_lr
 from runner.study.study import load_study
@@ -751,6 +752,24 @@ def test_a_state_that_cannot_be_kept_is_said_once_and_the_training_goes_on(own):
     assert not any(e.keep for e in epochs)
     with pytest.raises(Exception, match=r"state\['sampler'\]\[1\] is a"):
         own(lambda job: holds(job, "function"), {"type": "constant", "init_lr": 0.1}, first=1)
+
+
+def test_a_state_that_is_given_now_and_then_is_kept_with_its_own_epoch_or_not_at_all(own, tmp_path, monkeypatch):
+    """The tensors in it are those of the training, which go on changing."""
+
+    def rarely(job):
+        for metrics, state in resumable(job):
+            yield (metrics, state) if state["epoch"] % 2 == 0 else metrics
+
+    whole, packed = own(rarely), []
+    given = config(tmp_path)
+    worker.begin(given, "cpu")
+    for _ in range(2):
+        packed.append(worker.save())
+        worker.advance()
+    packed.append(worker.save())
+    assert (packed[0], packed[2]) == (None, None)
+    assert result(own(rarely, state=unpack(packed[1], given))) == result(whole)
 
 
 def test_a_function_whose_state_cannot_be_kept_says_so_with_the_next_epoch(tmp_path, monkeypatch):
