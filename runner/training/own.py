@@ -242,8 +242,9 @@ class Plan:
         for t, lr in zip(at, lrs, strict=False):
             planned = self._at(t)
             if not self._alike(lr, planned):
-                wrong = f"update {t} was made at lr {lr:.4g}, where the schedule has {planned:.4g}"
-                self._say_apart(wrong, "updates")
+                digits = next((n for n in (4, 6, 9) if f"{lr:.{n}g}" != f"{planned:.{n}g}"), 17)
+                both = f"lr {lr:.{digits}g}, where the schedule has {planned:.{digits}g}"
+                self._say_apart(f"update {t} was made at {both}", "updates")
 
     def _compare_one(self, lr: float, planned: Sequence[float]) -> list[tuple[int, float]] | None:
         """The same for a training that says one rate for an epoch: any is right that the schedule has in it."""

@@ -24,7 +24,8 @@ from runner.schedules.schedule import lambda_lr
 from runner.study.study import load_study
 from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import pack, unpack
-from runner.training.own import OwnEpoch, plain, restored, train
+from runner.training.job import Report
+from runner.training.own import OwnEpoch, Plan, plain, restored, train
 
 from ..conftest import HERE, children, client
 from ..readme import ROOT
@@ -276,6 +277,23 @@ def test_a_file_and_a_job_that_do_not_agree_on_the_number_of_updates(own):
     assert epochs[-1].remark == "it has 5 updates in an epoch, where the sweep file says updates_per_epoch: 8"
     assert used(epochs) == planned()
     assert own(loop, updates_per_epoch=5)[-1].remark is None
+
+
+def test_an_epoch_that_was_not_seen_does_not_shift_the_others(tmp_path):
+    """A script that loads torch late, and has a scheduler of its own, is seen from its first report on."""
+    reports = [Report({"val/x": 1.0}), *[Report({"val/x": 1.0}, planned()[n : n + 5]) for n in (5, 10, 15)]]
+    plan = Plan(config(tmp_path), [], {})
+    epochs = [plan.epoch(n, report, 1.0) for n, report in enumerate(reports)]
+    unknown = "it did not say which learning rate it used in epoch 0: the schedule's is shown"
+    assert [e.remark for e in epochs] == [unknown] * EPOCHS
+    assert [e.used for e in epochs] == [None] * EPOCHS
+    assert epochs[-1].updates == UPDATES
+
+
+def test_two_rates_that_are_nearly_the_same_are_told_apart(tmp_path):
+    plan = Plan(config(tmp_path, {"type": "constant", "init_lr": 0.1}), [], {})
+    said = plan.epoch(0, Report({"val/x": 1.0}, [0.1, 0.100004]), 1.0).remark
+    assert said == "update 1 was made at lr 0.100004, where the schedule has 0.1"
 
 
 def test_with_accumulated_gradients_the_scheduler_counts_updates_and_not_batches(own):
