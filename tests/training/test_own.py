@@ -849,7 +849,7 @@ EXAMPLES = {
         *re.findall(r"```python\n(.*?)```", section("docs/own.md", "A training of your own"), flags=re.S),
     ]
 }
-NEEDS = {"module": "lightning", "hugging": "accelerate"}
+NEEDS = {"module": ["lightning"], "hugging": ["transformers", "accelerate"]}
 
 
 def test_there_are_three_examples_and_another_in_few_lines():
@@ -860,8 +860,8 @@ def test_there_are_three_examples_and_another_in_few_lines():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_as_it_is_shown(project, monkeypatch, name):
-    if name in NEEDS:
-        pytest.importorskip(NEEDS[name])
+    for library in NEEDS.get(name, ()):
+        pytest.importorskip(library)
     (project / f"{name}.py").write_text(EXAMPLES[name])
     recipe = yaml.safe_load(re.search(r"train: (\{.*\})", EXAMPLES[name].splitlines()[0])[1])
     told = {
