@@ -35,12 +35,13 @@ def from_environment() -> Job:
     def send(report: Report) -> None:
         state = report.state() if callable(report.state) else report.state
         said: dict[str, Any] = {"metrics": dict(report.metrics)}
-        said |= {"lrs": list(report.lrs), "updates_per_epoch": report.updates_per_epoch, "epoch": report.epoch}
+        said |= {"lrs": list(report.lrs), "at": list(report.at)}
+        said |= {"updates_per_epoch": report.updates_per_epoch, "epoch": report.epoch}
         out.write(json.dumps(said | ({} if state is None else {"state": state})) + "\n")
         out.flush()
 
     schedule = load(given["schedule"], allow=given["allow"])
-    kept = {key: given[key] for key in ("sign", "metric", "epoch", "state", "history", "updates")}
+    kept = {key: given[key] for key in ("sign", "metric", "epoch", "state", "history", "updates", "stands")}
     return Job(schedule, given["epochs"], given["seed"], given["device"], Path(given["folder"]), send, **kept)
 
 

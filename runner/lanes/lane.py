@@ -114,11 +114,11 @@ class Lane:
     def _save(self) -> Future[None]:
         """Keep a checkpoint of the trial as it is: the lane packs it, and goes on while it is being written."""
         trial, epochs, checkpoints, kept = self.trial, self.number + 1, self.lanes.checkpoints, Future[None]()
-        self.saved = time.monotonic()
 
         def keep(packed: Future[bytes | None]) -> None:
             content = packed.result() if packed.exception() is None else None  # the next epoch says why
-            if content is not None and trial is not None:
+            if content is not None and trial is not None:  # one's own training may give a state now and then
+                self.saved = time.monotonic()
                 checkpoints.keep(trial, epochs, content)
             kept.set_result(None)
 

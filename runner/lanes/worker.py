@@ -88,7 +88,8 @@ def advance() -> Epoch | OwnEpoch:
         except Exception:  # one that cannot be built again would end the pool that carries it to the coordinator
             raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from error
         raise
-    _local.state = epoch.state or _local.state
+    own_code = isinstance(_local.config, OwnConfig)  # whose state of an earlier epoch may be overwritten by now
+    _local.state = epoch.state or (None if own_code else _local.state)
     return replace(epoch, state=None)
 
 

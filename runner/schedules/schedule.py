@@ -377,16 +377,25 @@ def set_lr(optimizer: Optimizer, factor: float) -> None:
 
 
 def lambda_lr(
-    optimizer: Optimizer, schedule: Schedule, T: int, *, epochs: int | None = None, history: Sequence[float] = ()
+    optimizer: Optimizer,
+    schedule: Schedule,
+    T: int,
+    *,
+    epochs: int | None = None,
+    history: Sequence[float] = (),
+    done: int = 0,
 ) -> LambdaLR:
     """``schedule`` as a ``LambdaLR``, to step after every update; each param group keeps its own base.
 
-    ``history`` is read anew at every step: append to the list that you pass (plateau only). The multiplier is a
-    plain closure on purpose: ``LambdaLR`` would save, and overwrite on loading, the fields of a callable object.
+    ``history`` is read anew at every step: append to the list that you pass (plateau only). ``done``: how many
+    updates lie behind, where a training goes on. The multiplier is a plain closure on purpose: ``LambdaLR`` would
+    save, and overwrite on loading, the fields of a callable object.
     """
     from torch.optim.lr_scheduler import LambdaLR
 
     def multiplier(t: int) -> float:
         return schedule.factor(t, T, epochs=epochs, history=history)
 
-    return LambdaLR(optimizer, multiplier)
+    for group in optimizer.param_groups if done else ():
+        group.setdefault("initial_lr", group["lr"])  # LambdaLR asks for it where it does not begin
+    return LambdaLR(optimizer, multiplier, last_epoch=done - 1)

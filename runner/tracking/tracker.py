@@ -350,7 +350,7 @@ class Tracker:
         """First what is known of the trial, then its files: a store of files may refuse what a database takes."""
         from mlflow.entities import RunTag
 
-        lrs, summary = self._lrs(record), {"total_seconds": record.seconds}
+        lrs, summary = [lr for _, lr in self._rates(record)], {"total_seconds": record.seconds}
         if lrs:
             mean, peak = math.fsum(lrs) / len(lrs), max(lrs)
             summary |= {"schedule/mean_lr": mean, "schedule/max_lr": peak}
@@ -376,8 +376,7 @@ class Tracker:
 
     def _send_files(self, record: Record) -> None:
         run = self.runs[_key(record)]
-        updates = record.updates or self.updates
-        rows = "".join(f"{t},{t // updates},{lr!r}\n" for t, lr in enumerate(self._lrs(record)))
+        rows = "".join(f"{t},{epoch},{lr!r}\n" for t, (epoch, lr) in enumerate(self._rates(record)))
         uploads: list[Callable[[], object]] = [
             partial(self.client.log_dict, run, dict(record.schedule), "schedule.json")
         ]
@@ -389,8 +388,8 @@ class Tracker:
         self._each(uploads)
         self.client.set_tag(run, FILES, "there")
 
-    def _lrs(self, record: Record) -> list[float]:
-        """The learning rates of all updates of a trial, as they were used; none of one that failed."""
+    def _rates(self, record: Record) -> list[tuple[int, float]]:
+        """The epochs and the learning rates of all updates of a trial, as they were used; none of one that failed."""
         epochs, updates = record.recipe(self.sweep).epochs, record.updates or self.updates
         if record.outcome == "failed":
             return []
@@ -399,12 +398,10 @@ class Tracker:
             planned = schedule.lrs(updates * epochs, epochs=epochs, history=history)
         except (ArithmeticError, ValueError):  # one's own function, in an epoch never trained
             return []
-        if not record.used:
-            return planned
-        used = list[float]()
-        for number in range(len(record.epochs)):
-            plan = planned[number * updates : (number + 1) * updates]
-            used += [lr for n, lr in record.used[number] for _ in range(n)] if number in record.used else plan
+        used = list[tuple[int, float]]()
+        for number in range(len(record.epochs) if record.used else epochs):
+            plan = [(1, lr) for lr in planned[number * updates : (number + 1) * updates]]
+            used += [(number, lr) for n, lr in record.used.get(number, plan) for _ in range(n)]
         return used
 
     def _metrics(self, run: str, points: Iterable[tuple[Mapping[str, float], int, int]]) -> None:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -90,7 +91,7 @@ def train(config: OwnConfig, device: Any, state: State | None = None) -> Iterato
     """
     recipe, done = config.train, [_epoch(**epoch) for epoch in state["epochs"]] if state else []
     yield from done
-    plan = Plan(config, done)
+    plan = Plan(config, done, state["plan"] if state else {})
     begin = _function if recipe.function is not None else _command
     started = time.perf_counter()
     with contextlib.closing(begin(config, str(device), state, done)) as reports:
@@ -99,11 +100,12 @@ def train(config: OwnConfig, device: Any, state: State | None = None) -> Iterato
             if number != len(done):
                 lacking = f"epoch {number} comes after {len(done)} of them"
                 raise TrainingError(f"it goes on at another epoch than is on record: {lacking}")
+            kept = _kept(report.state, plan)
             epoch = plan.epoch(number, report, now - started)
             _refuse_nonfinite(epoch, config)
             done.append(epoch)
-            if report.state is not None:
-                epoch = replace(epoch, keep=not callable(report.state), state=_state_of(report.state, done))
+            if kept is not None:
+                epoch = replace(epoch, keep=not callable(report.state), state=_state_of(kept, done, plan))
             yield epoch
             started = time.perf_counter()  # it was not asked to go on before
     if len(done) < recipe.epochs:
@@ -115,9 +117,31 @@ def _epoch(**fields: Any) -> OwnEpoch:
     return OwnEpoch(**fields, used=None if used is None else [(int(n), float(lr)) for n, lr in used])
 
 
-def _state_of(given: State | Callable[[], State], done: Sequence[OwnEpoch]) -> Callable[[], State]:
+def _state_of(kept: Callable[[], Any], done: Sequence[OwnEpoch], plan: Plan) -> Callable[[], State]:
+    """The whole state of a trial after an epoch: the training's own, the epochs so far, and their comparison."""
     epochs = [{k: v for k, v in asdict(replace(e, state=None)).items() if k not in ("state", "keep")} for e in done]
-    return lambda: {"own": given() if callable(given) else given, "epochs": epochs}
+    compared = plan.state()
+    return lambda: {"own": kept(), "epochs": epochs, "plan": compared}
+
+
+def _kept(given: State | Callable[[], State] | None, plan: Plan) -> Callable[[], Any] | None:
+    """How to get a training's own state, as it can be kept; None where it gave none, or one that cannot be."""
+
+    def keep() -> Any:
+        try:
+            return plain(given() if callable(given) else given)
+        except Exception as error:
+            what = first_line(error) if isinstance(error, TrainingError) else f"{type(error).__name__}: {error}"
+            plan.remarks["state"] = f"its state was not kept, and it cannot be resumed: {what}"
+            raise
+
+    if given is None or callable(given):
+        return None if given is None else keep
+    try:
+        whole = keep()
+    except Exception:
+        return None
+    return lambda: whole
 
 
 def _up_to_the_end(reports: Iterator[Report], epochs: int, plan: Plan) -> Iterator[tuple[Report, float]]:
@@ -130,11 +154,10 @@ def _up_to_the_end(reports: Iterator[Report], epochs: int, plan: Plan) -> Iterat
             continue
         try:
             if next(reports, None) is not None:
-                plan.remarks.append(
-                    f"it reported more than the {epochs} epochs that it was asked for; they are left out"
-                )
+                more = f"it reported more than the {epochs} epochs that it was asked for; they are left out"
+                plan.remarks["more"] = more
         except Exception as error:
-            plan.remarks.append(f"after its last epoch it failed: {first_line(error)}")
+            plan.remarks["failed"] = f"after its last epoch it failed: {first_line(error)}"
         yield report, now
         return
 
@@ -149,80 +172,144 @@ def _refuse_nonfinite(epoch: OwnEpoch, config: OwnConfig) -> None:
 
 
 class Plan:
-    """What a training was to do, beside what it does: its learning rates, update by update."""
+    """What a training was to do, beside what it does: its learning rates, update by update.
 
-    def __init__(self, config: OwnConfig, done: Sequence[OwnEpoch]) -> None:
+    A training's own scheduler says where in the schedule it stands. Where it has none, updates are counted.
+    """
+
+    def __init__(self, config: OwnConfig, done: Sequence[OwnEpoch], kept: Mapping[str, Any]) -> None:
+        """``kept``: the ``state`` that this had after the epochs that are ``done``."""
         self.schedule, self.epochs, self.objective = config.schedule, config.train.epochs, config.objective
-        self.said, self.per_epoch = config.train.updates_per_epoch, next((e.updates for e in done if e.updates), None)
+        self.in_file = config.train.updates_per_epoch
         self.history = [self.objective.sign * e.values.get(self.objective.metric, math.nan) for e in done]
-        self.number, self.made, self.differ = len(done), (self.per_epoch or 0) * len(done), 0
-        self.remarks = [*filter(None, [done[-1].remark if done else None])]
-        self._first = self._uneven = ""
+        self.number = len(done)
+        self.per_epoch: int | None = kept.get("per_epoch")
+        self.stands: int | None = kept.get("stands", 0)
+        """At which update of the schedule it is; None where that was not seen."""
+        self.apart: int = kept.get("apart", 0)
+        """How many updates, or epochs, had another learning rate than the schedule's."""
+        self.remarks: dict[str, str] = dict(kept.get("remarks", {}))
+        """What was not as it was to be: one sentence of each kind."""
+
+    def state(self) -> dict[str, Any]:
+        return {"per_epoch": self.per_epoch, "stands": self.stands, "apart": self.apart, "remarks": {**self.remarks}}
 
     def epoch(self, number: int, report: Report, seconds: float) -> OwnEpoch:
         """An epoch from what was said of it, compared with what was to be."""
-        lrs, values = list(report.lrs), dict(report.metrics)
-        per_epoch = report.updates_per_epoch or self.said or self.per_epoch or len(lrs) or None
-        self.per_epoch = self.per_epoch or per_epoch
-        remarks, used = list(self.remarks), None
-        if lrs:
-            used = self._compare(lrs, per_epoch or len(lrs))
-            if len(lrs) != per_epoch:
-                self._uneven = self._uneven or f"epoch {number} made {len(lrs)} updates, and was to make {per_epoch}"
-        elif "lr" in values:
-            used = self._compare_one(values["lr"], per_epoch or NOMINAL)
-        elif not self._first:
-            self._first = "it did not say which learning rate it used: the schedule's is shown"
-        lr = lrs[0] if lrs else values.get("lr", self._at(number, 0, per_epoch or NOMINAL))
+        lrs, values, said = list(report.lrs), dict(report.metrics), report.updates_per_epoch or self.in_file
+        if self.in_file not in (None, said):
+            wrong = f"it has {said} updates in an epoch, where the sweep file says updates_per_epoch: {self.in_file}"
+            self.remarks["file"] = wrong
+        counted = said is None and self.per_epoch not in (None, len(lrs))
+        self.per_epoch = said or self.per_epoch or len(lrs) or None
+        planned = [self._at(number * self._length + i) for i in range(self._length)]
+        used = None
+        if lrs or report.at:
+            begins = number * self._length if self.stands is None else self.stands
+            at = report.at or range(begins, begins + len(lrs) + 1)
+            self.stands = at[-1]
+            if counted:  # nobody has said how many updates there are, and the first epoch's were a guess
+                before = f"epoch {number} made {len(lrs)} updates, and the first one {self.per_epoch}"
+                self.remarks["apart"] = f"which learning rates it was to use is not known: {before}"
+            elif "not known" not in self.remarks.get("apart", ""):
+                self._compare(lrs, at)
+            if len(lrs) != len(planned) or not all(map(self._alike, lrs, planned)):
+                used = [(len(list(same)), lr) for lr, same in itertools.groupby(lrs)]
+        else:
+            self.stands = None
+            if "lr" in values:
+                used = self._compare_one(values["lr"], [*planned, self._at(number, self.epochs)])
+            else:
+                unknown = f"it did not say which learning rate it used in epoch {number}: the schedule's is shown"
+                self.remarks.setdefault("unknown", unknown)
         self.history.append(self.objective.sign * values.get(self.objective.metric, math.nan))
-        self.number, self.made = number + 1, self.made + len(lrs)
-        remarks += filter(None, [self._first_said(), self._uneven, self._length(per_epoch)])
-        return OwnEpoch(number, values, lr, seconds, self.per_epoch, used, "; ".join(dict.fromkeys(remarks)) or None)
+        self.number = number + 1
+        if self.number == self.epochs and said and self.stands is not None:
+            self._compare_length(bool(report.at))
+        lr = lrs[0] if lrs else values.get("lr", planned[0])
+        return OwnEpoch(number, values, lr, seconds, self.per_epoch, used, "; ".join(self.remarks.values()) or None)
 
-    def _at(self, number: int, update: int, per_epoch: int) -> float:
-        t = number * per_epoch + update
-        return self.schedule.lr(t, per_epoch * self.epochs, epochs=self.epochs, history=self.history)
+    @property
+    def _length(self) -> int:
+        return self.per_epoch or NOMINAL
 
-    def _compare(self, lrs: Sequence[float], per_epoch: int) -> list[tuple[int, float]] | None:
-        """The rates as lengths and values where they are not the plan's."""
-        T = per_epoch * self.epochs
-        plan = [self.schedule.lr(self.made + i, T, epochs=self.epochs, history=self.history) for i in range(len(lrs))]
-        apart = [i for i, (lr, wanted) in enumerate(zip(lrs, plan, strict=True)) if not _alike(lr, wanted)]
-        if apart and not self.differ:
-            i = apart[0]
-            self._first = f"update {self.made + i} was made at lr {lrs[i]:.4g}, where the schedule has {plan[i]:.4g}"
-        self.differ += len(apart)
-        return [(len(list(same)), lr) for lr, same in itertools.groupby(lrs)] if apart else None
+    def _at(self, update: int, updates: int = 0) -> float:
+        T = updates or self._length * self.epochs
+        return self.schedule.lr(update, T, epochs=self.epochs, history=self.history)
 
-    def _compare_one(self, lr: float, per_epoch: int) -> list[tuple[int, float]] | None:
-        """The same for a training that says one learning rate for an epoch: any that the schedule has in it."""
-        planned = [self._at(self.number, i, per_epoch) for i in range(per_epoch)]
-        planned += [self.schedule.lr(self.number, self.epochs, history=self.history)]  # an epoch for an update
-        if min(planned) * (1 - 1e-3) <= lr <= max(planned) * (1 + 1e-3):
+    def _compare(self, lrs: Sequence[float], at: Sequence[int]) -> None:
+        """The rates of an epoch's updates with those of the schedule."""
+        for t, lr in zip(at, lrs, strict=False):
+            planned = self._at(t)
+            if not self._alike(lr, planned):
+                digits = next((n for n in (4, 6, 9) if f"{lr:.{n}g}" != f"{planned:.{n}g}"), 17)
+                both = f"lr {lr:.{digits}g}, where the schedule has {planned:.{digits}g}"
+                self._say_apart(f"update {t} was made at {both}", "updates")
+
+    def _compare_one(self, lr: float, planned: Sequence[float]) -> list[tuple[int, float]] | None:
+        """The same for a training that says one rate for an epoch: any is right that the schedule has in it."""
+        low, high = min(planned), max(planned)
+        if low * (1 - 1e-3) <= lr <= high * (1 + 1e-3):
             return None
-        if not self.differ:
-            said = f"epoch {self.number} was trained at lr {lr:.4g}, where the schedule has {min(planned):.4g} to "
-            self._first = f"{said}{max(planned):.4g}"
-        self.differ += 1
-        return [(per_epoch, lr)]
+        has = f"{low:.4g}" if self._alike(low, high) else f"{low:.4g} to {high:.4g}"
+        self._say_apart(f"epoch {self.number} was trained at lr {lr:.4g}, where the schedule has {has}", "epochs")
+        return [(self._length, lr)]
 
-    def _first_said(self) -> str:
-        if self.differ < 2:
-            return self._first
-        what = "updates" if self._first.startswith("update") else "epochs"
-        return f"{self._first} ({self.differ} {what} differ)"
+    def _say_apart(self, wrong: str, what: str) -> None:
+        self.apart += 1
+        first = self.remarks.get("apart", wrong).partition(" (")[0]
+        self.remarks["apart"] = f"{first} ({self.apart} {what} differ)" if self.apart > 1 else first
 
-    def _length(self, per_epoch: int | None) -> str:
-        """Whether the schedule and the training end together."""
-        total = (per_epoch or 0) * self.epochs
-        if self.number < self.epochs or not self.made or self.made == total:
-            return ""
-        before = "before" if self.made > total else "after"
-        return f"the schedule ends {before} the training: it is {total} updates long, and {self.made} were made"
+    def _compare_length(self, scheduler: bool) -> None:
+        """Whether the schedule and the training ended together."""
+        total, stands = self._length * self.epochs, self.stands or 0
+        if stands != total:
+            came = f"its scheduler came to update {stands}" if scheduler else f"{stands} were made"
+            when = "before" if stands > total else "after"
+            self.remarks["length"] = f"the schedule ends {when} the training: it is {total} updates long, and {came}"
+
+    def _alike(self, lr: float, planned: float) -> bool:
+        """Whether two rates are the same but for rounding: in single precision a cosine is known to some 1e-7."""
+        return math.isclose(lr, planned, rel_tol=1e-5, abs_tol=1e-6 * self.schedule.init_lr)
 
 
-def _alike(lr: float, planned: float) -> bool:
-    return math.isclose(lr, planned, rel_tol=1e-4, abs_tol=1e-12)
+# --- its state -------------------------------------------------------------------------------------------------
+
+NUMPY = "a NumPy value"
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
+
+
+def plain(value: Any, where: str = "state") -> Any:
+    """A state as it is kept: what ``torch.load`` reads without running code. NumPy's arrays and numbers, which it
+    refuses, are kept as tensors. Raises TrainingError, which names the first thing that cannot be kept."""
+    import numpy as np
+    import torch
+
+    kind: Any = type(value)
+    if kind in (dict, OrderedDict, Counter):
+        found = {plain(k, f"a key of {where}"): plain(v, f"{where}[{k!r:.40}]") for k, v in value.items()}
+        same = all(found[key] is value[key] for key in found)
+        return value if same else kind(found)  # a state_dict has more to it than its items
+    if kind in (list, tuple, set):
+        return kind(plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        with contextlib.suppress(TypeError):  # text, objects
+            return {NUMPY: torch.from_numpy(np.array(value)), "number": isinstance(value, np.generic)}
+    if kind in PLAIN or isinstance(value, (torch.Tensor, torch.Size, torch.dtype, torch.device)):
+        return value
+    raise TrainingError(f"{where} is a {kind.__module__}.{kind.__qualname__}".replace(" builtins.", " "))
+
+
+def restored(value: Any) -> Any:
+    """What ``plain`` has made plain, as it was."""
+    kind: Any = type(value)
+    if kind is dict and NUMPY in value:
+        array = value[NUMPY].numpy()
+        return array[()] if value["number"] else array
+    if kind in (dict, OrderedDict, Counter):
+        found = {key: restored(inner) for key, inner in value.items()}
+        return value if all(found[key] is value[key] for key in found) else kind(found)
+    return kind(map(restored, value)) if kind in (list, tuple) else value
 
 
 # --- a function ------------------------------------------------------------------------------------------------
@@ -247,6 +334,7 @@ def _function(
             raise TrialStopped
 
     job = job_of(config, device, state, done, send)
+    job._rates.watch()
 
     def run() -> None:
         try:
@@ -346,7 +434,9 @@ def job_of(
     folder.mkdir(parents=True, exist_ok=True)
     history = [config.objective.sign * e.values.get(metric, math.nan) for e in done]
     known: dict[str, Any] = {"sign": config.objective.sign, "metric": metric, "updates": recipe.updates_per_epoch}
-    known |= {"epoch": len(done), "state": state["own"] if state else None, "history": history}
+    known |= {"epoch": len(done), "history": history}
+    if state:
+        known |= {"state": restored(state["own"]), "stands": state["plan"]["stands"]}
     return Job(config.schedule, recipe.epochs, recipe.seed, device, folder, send, **known)
 
 
@@ -397,6 +487,7 @@ def describe(config: OwnConfig, device: str, state: State | None, done: Sequence
         "metric": config.objective.metric,
         "sign": config.objective.sign,
         "history": job._history,
+        "stands": state["plan"]["stands"] if state else None,
         "allow": list(config.allow),
     }
 
@@ -417,10 +508,13 @@ def _report(line: str) -> Report:
         state: Any = whole.get("state")
         if state is not None and not isinstance(state, dict):
             raise TypeError(f"a state is a mapping, not {json.dumps(state):.60}")
+        at: list[Any] = list(whole.get("at") or ())
         counts: list[Any] = [whole.get(name) for name in ("updates_per_epoch", "epoch")]
-        if any(n is not None and (not isinstance(n, int) or n < 0) for n in counts):
+        if any(n is not None and (not isinstance(n, int) or n < 0) for n in (*counts, *at)):
             raise TypeError(f"updates_per_epoch and epoch are whole numbers, not {counts}")
-        return Report(numbers(whole["metrics"]), lrs, counts[0] or None, state, counts[1])
+        if len(at) not in (0, len(lrs) + 1):
+            raise TypeError(f"at is one longer than lrs, which has {len(lrs)}, not {len(at)}")
+        return Report(numbers(whole["metrics"]), lrs, at, counts[0] or None, state, counts[1])
     except json.JSONDecodeError:
         raise TrainingError(f"it wrote a line that is no JSON: {printable(line.strip()):.60}") from None
     except (TypeError, ValueError) as error:
