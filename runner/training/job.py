@@ -137,7 +137,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
             if not isinstance(name, str) or isinstance(value, (str, bytes)):
                 raise TypeError
             found[name] = float(value.detach() if hasattr(value, "detach") else value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise TypeError(f"an epoch gives numbers by name, and {name!r:.60} is {value!r:.60}") from None
     return found
 

@@ -15,12 +15,14 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 5.0
 """Seconds that a command has to end after SIGTERM."""
+MARK = "RUNNER_WORKER"
+"""The environment's variable by which what a worker process has begun is known, when that is no more."""
 
 
 def adopt_orphans() -> None:
@@ -51,19 +53,29 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def end_descendants(spared: Collection[int] = ()) -> int:
-    """Kill what this process has begun, and what that has, but for ``spared``; how many they were."""
-    ended, until = set[int](), time.monotonic() + 2.0
-    while (left := [pid for pid in descendants(os.getpid()) if pid not in spared]) and time.monotonic() < until:
+def marked(worker: str) -> list[int]:
+    """What a worker process of this name has begun, whoever is its parent by now; nothing where there is no /proc."""
+    found, wanted = list[int](), f"{MARK}={worker}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def end_all(find: Callable[[], Collection[int]]) -> None:
+    """Kill what ``find`` finds, until it finds nothing more. Who has begun a process reaps it."""
+    until = time.monotonic() + 2.0
+    while (left := find()) and time.monotonic() < until:
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        ended.update(left)
-        for pid in left:
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
         time.sleep(0.005)
-    return len(ended)
+
+
+def end_descendants(spared: Collection[int] = ()) -> None:
+    """Kill what this process has begun, and what that has, but for ``spared``."""
+    end_all(lambda: {*descendants(os.getpid())} - {*spared})
 
 
 def supervise(status: int, command: list[str]) -> int:
@@ -71,6 +83,8 @@ def supervise(status: int, command: list[str]) -> int:
     wakes, awake = os.pipe()
     os.set_blocking(awake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # which a batch system sends to everybody: others decide
     signal.set_wakeup_fd(awake)
     pid = os.fork()
     if pid == 0:
