@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..files.document import first_line, printable
 from ..files.secrets import redacted
 from ..files.trial import Config, DivergedError, OwnConfig, Record
-from ..training.own import KilledError, TrainingError
+from ..training.own import KilledError, TrainingError, signal_name
 from .stop import GpuError, Stop, kill, signals_blocked
 from .worker import advance, begin, end, save, weights
 
@@ -169,7 +169,7 @@ class Lane:
 def _how_it_died(code: int | None) -> str:
     """How a worker process ended that should not have."""
     if code is not None and code < 0 and code != -signal.SIGKILL:
-        return f"its worker was ended by {signal.Signals(-code).name}"
+        return f"its worker was ended by {signal_name(-code)}"
     if code is not None and 0 <= code < 255:  # which is what is said where nobody knows it
         return f"its worker exited with {code}, which something in it asked for (os._exit)"
     return "its worker died without a word: killed, by somebody or because the machine ran out of memory"

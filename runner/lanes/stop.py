@@ -132,7 +132,7 @@ def follow_parent(group: bool = False) -> None:
     if group:
         os.setsid()
         os.environ[MARK] = name
-        os.register_at_fork(after_in_child=_heed)
+        _let_forks_heed_signals()
 
     def end() -> None:
         assert parent is not None
@@ -146,10 +146,22 @@ def follow_parent(group: bool = False) -> None:
         threading.Thread(target=end, daemon=True).start()
 
 
-def _heed() -> None:
-    """Signals do what they do by default: those who began this process may want to end it, as their program does."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+def _let_forks_heed_signals() -> None:
+    """In what this process forks, signals do what they do by default: who forks it may want to end it."""
+    before = threading.local()
+
+    def block() -> None:  # what comes before the child is ready waits until it is
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def heed() -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=heed)
 
 
 def kill(process: Any) -> None:

@@ -451,8 +451,18 @@ def _report(line: str) -> Report:
         return Report(numbers(whole["metrics"]), lrs, counts[0] or None, state, counts[1])
     except json.JSONDecodeError:
         raise TrainingError(f"it wrote a line that is no JSON: {printable(line.strip()):.60}") from None
+    except RecursionError:
+        raise TrainingError(f"it wrote a line that is nested too deep: {line.strip():.60}") from None
     except (TypeError, ValueError) as error:
         raise TrainingError(first_line(error)) from None
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM for 15; of one that has no name, which one it is."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class Lines:
@@ -519,7 +529,7 @@ class Child:
             wrong = "killed, by somebody or because the machine ran out of memory"
             raise KilledError(f"{self.name} was {wrong}")
         if said.lstrip("-").isdigit():
-            how = f"was ended by signal {said[1:]}" if said.startswith("-") else f"exited with {said}"
+            how = f"was ended by {signal_name(int(said[1:]))}" if said[0] == "-" else f"exited with {said}"
             raise TrainingError(f"{self.name} {how}{last}")
         raise TrainingError(f"{self.name} {said}")
 

@@ -3,8 +3,13 @@
 Each gets a sentence, and nothing else suffers: not the other trials, not the machine.
 """
 
+import contextlib
+import json
+import os
 import re
+import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -12,17 +17,21 @@ import pytest
 from runner import sweep
 from runner.files.place import load_place
 from runner.study.study import load_study
+from runner.sweep import MAX_FAILED
 
+SLEEP = f"{600 + os.getpid() / 1e7:.7f}"
+"""How long what trials leave behind would sleep, in seconds: a number of these tests alone."""
 HEAD = """\
-import os, signal, subprocess, sys, threading, time
+import multiprocessing, os, random, signal, subprocess, sys, threading, time
+from pathlib import Path
 import numpy, torch
 
 fine = [{"val/score": 0.5}] * 2
+SLEEP = os.environ["SLEEP"]
 
 
-def keep(job, name, what):
-    with open(os.path.join(os.environ["PROJECT"], name), "a") as file:
-        print(job.schedule.init_lr, what, file=file)
+def asleep():
+    return [p.parent.name for p in Path("/proc").glob("[0-9]*/cmdline") if SLEEP.encode() in p.read_bytes()]
 
 
 def of_its_trial(job):
@@ -35,13 +44,14 @@ def of_its_trial(job):
 def functions(project, monkeypatch):
     """Sweep over trials each of which does something else: the generator functions in a text, in their order."""
     monkeypatch.setenv("PROJECT", str(project))
+    monkeypatch.setenv("SLEEP", SLEEP)
     monkeypatch.syspath_prepend(project)
     monkeypatch.setattr("runner.sweep.MAX_FAILED", 1.0)  # all of them are tried
     made = f"own_{abs(hash(project))}"
 
     def run(text: str, *options: str, epochs: int = 2, objective: str = "") -> int:
         text = textwrap.dedent(text)
-        names = re.findall(r"^def (\w+)", text, re.MULTILINE)
+        names = re.findall(r"^def (\w+)\(job\)", text, re.MULTILINE)
         (project / f"{made}.py").write_text(f"{HEAD}{text}\n\nBEHAVIOURS = [{', '.join(names)}]\n")
         train = f"function: {made}.of_its_trial, epochs: {epochs}"
         (project / "sweeps/own.yaml").write_text(sweep_text(train, len(names), objective))
@@ -64,8 +74,51 @@ confirm: {{top: 0, types: false}}
 """
 
 
+def asleep() -> list[str]:
+    """The processes that trials have left behind."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if SLEEP.encode() in path.read_bytes():
+                found.append(path.parent.name)
+    return found
+
+
+def until(what, seconds: float = 10.0) -> bool:
+    """Wait until it is so, but not for long."""
+    end = time.monotonic() + seconds
+    while not what() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(what())
+
+
 def records() -> list:
     return sorted(load_study("own", load_place().storage)[1], key=lambda r: r.schedule["init_lr"])
+
+
+def told_as_said(text: str, out: str) -> dict:
+    """The trials by name: how each ended is said in a comment in ``text``, on record, and on the terminal."""
+    wanted, found = re.findall(r"^def (\w+)\(job\):(?:  # (.*))?", text, re.MULTILINE), records()
+    assert len(found) == len(wanted)
+    for record, (name, cause) in zip(found, wanted, strict=True):
+        said = record.cause or record.outcome
+        assert re.fullmatch(re.escape(cause or "complete").replace(r"\*", ".*"), said), (name, said)
+        assert record.cause is None or f"warning: {record.title} failed: {record.cause}\n" in out, name
+        assert (record.value == 0.5) == (not cause), name
+    return dict(zip([name for name, _ in wanted], found, strict=True))
+
+
+def words_of(*parts: str) -> object:
+    """What equals every text that begins and ends so."""
+
+    class Text:
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, str) and other.startswith(parts[0]) and other.endswith(parts[-1])
+
+        def __repr__(self) -> str:
+            return "...".join(parts)
+
+    return Text()
 
 
 # --- functions -------------------------------------------------------------------------------------------------
@@ -193,15 +246,7 @@ def good_after_all(job):
 def test_whatever_a_function_does_gets_a_sentence_and_the_other_trials_go_on(functions, capsys):
     assert functions(BAD) == 0
     out, err = capsys.readouterr()
-    wanted = re.findall(r"^def \w+\(job\):(?:  # (.*))?", BAD, re.MULTILINE)
-    found = records()
-    assert len(found) == len(wanted)
-    for record, cause in zip(found, wanted, strict=True):
-        said = record.cause or record.outcome
-        assert re.fullmatch(re.escape(cause or "complete").replace(r"\*", ".*"), said)
-        assert record.cause is None or f"warning: {record.title} failed: {record.cause}\n" in out
-        assert (record.value == 0.5) == (not cause)
-    by_name = dict(zip(re.findall(r"^def (\w+)", BAD, re.MULTILINE), found, strict=True))
+    by_name = told_as_said(BAD, out)
     assert by_name["raises_far_below"].output[-1] == "ZeroDivisionError: division by zero"
     assert "words before it\nTraceback" in Path("results/own/logs/search-00013.log").read_text()
     assert by_name["raises_what_nobody_can_send"].output[-1] == "and more of it"
@@ -210,3 +255,320 @@ def test_whatever_a_function_does_gets_a_sentence_and_the_other_trials_go_on(fun
     assert "runner/lanes" not in out  # nothing of where in our own code
     assert "refuses" not in out  # MLflow has them all
     assert "Traceback" not in err
+
+
+CHANGES = """
+import numpy as np
+
+
+def state():
+    return (
+        os.getcwd(), sorted(os.environ.items()), list(sys.path), torch.get_default_dtype(), torch.get_num_threads(),
+        torch.get_default_device(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark, [signal.getsignal(n) for n in (1, 2, 10, 14, 15)],
+        torch.rand(1).item(), np.random.rand(), random.random(), sys.stdout.closed,
+    )
+
+
+def says_how_it_is(job):
+    (Path(os.environ["PROJECT"]) / "state").write_text(repr(state()))
+    yield from fine
+
+
+def changes_it(job):
+    os.chdir("/")
+    del os.environ["SLEEP"]
+    os.environ["OMP_NUM_THREADS"] = "7"
+    os.environ["MORE"] = "more"
+    sys.path.insert(0, "/nowhere")
+    torch.manual_seed(7), np.random.seed(7), random.seed(7)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_num_threads(2)
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = True
+    for number in (1, 2, 10, 14, 15):
+        signal.signal(number, lambda *_: os._exit(1))
+    yield from fine
+
+
+def finds_it_as_it_was(job):
+    assert (Path(os.environ["PROJECT"]) / "state").read_text() == repr(state())
+    yield from fine
+
+
+def leaves_processes_behind(job):
+    subprocess.Popen(["sleep", SLEEP])
+    subprocess.Popen(["sleep", SLEEP], start_new_session=True)
+    subprocess.Popen(["sh", "-c", f"trap '' TERM; sleep {SLEEP} & setsid sleep {SLEEP} & sleep 0.1"]).wait()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", SLEEP])
+        os._exit(0)
+    while len(asleep()) < 5:
+        time.sleep(0.01)
+    yield from fine
+
+
+def finds_none_of_them(job):
+    assert not asleep(), asleep()
+    yield from fine
+
+
+def prints_much(job):
+    yield {"val/score": 0.5}
+    for n in range(400):
+        print(n, "x" * 50_000)
+    os.write(2, b"the last words")
+    raise ValueError("after 20 MB")
+
+
+def leaves_more_behind(job):
+    subprocess.Popen(["sleep", SLEEP], start_new_session=True)
+    yield from fine
+"""
+
+
+def test_what_a_function_changes_and_begins_ends_with_its_trial(functions):
+    assert functions(CHANGES) == 0
+    said = [record.cause or record.outcome for record in records()]
+    names = re.findall(r"^def (\w+)\(job\)", CHANGES, re.MULTILINE)
+    assert {name: cause for name, cause in zip(names, said, strict=True) if cause != "complete"} == {
+        "prints_much": words_of("ValueError: after 20 MB (", "(log: results/own/logs/search-00005.log)")
+    }
+    assert until(lambda: not asleep())
+    log = Path("results/own/logs/search-00005.log").read_bytes()
+    assert 2_000_000 < len(log) < 2_300_000
+    assert b"bytes are left out here" in log
+    assert log.startswith(b"0 xxx")
+    assert b"the last words" in log
+
+
+PROCESSES = """def ends_processes_of_its_own(job):
+    child = subprocess.Popen(["sleep", SLEEP])
+    child.terminate()
+    assert child.wait(5) == -signal.SIGTERM
+    for name in ("fork", "forkserver"):
+        other = multiprocessing.get_context(name).Process(target=time.sleep, args=(60,))
+        other.start()
+        other.terminate()
+        other.join(5)
+        assert other.exitcode == -signal.SIGTERM, name
+    yield from fine
+
+
+def does_it_again(job):
+    yield from ends_processes_of_its_own(job)
+
+
+def loads_in_processes(job):
+    loader = torch.utils.data.DataLoader(torch.arange(8.0), batch_size=4, num_workers=2, persistent_workers=True)
+    for _ in range(2):
+        yield {"val/score": sum(float(batch.sum()) for batch in loader) / 56}
+
+
+
+def finds_none_of_them(job):
+    assert multiprocessing.active_children() == []
+    yield from fine
+"""
+
+
+@pytest.mark.slow
+def test_a_function_begins_and_ends_processes_as_in_a_program_of_its_own(functions, capsys):
+    assert functions(PROCESSES) == 0
+    told_as_said(PROCESSES, capsys.readouterr().out)
+    assert until(lambda: not asleep())
+
+
+def test_a_function_that_no_worker_can_import_ends_the_sweep_with_its_sentence(functions, capsys, monkeypatch):
+    monkeypatch.setattr("runner.sweep.MAX_FAILED", MAX_FAILED)
+    text = """
+    if multiprocessing.parent_process():
+        raise ImportError("not in here")
+
+    def one(job):
+        yield from fine
+
+    def two(job):
+        yield from fine
+
+    def three(job):
+        yield from fine
+    """
+    assert functions(text) == 5
+    err = capsys.readouterr().err
+    assert err.startswith("error: 3 of 3 trials failed, the last with ScheduleError: function: 'own_")
+    assert err.endswith(".of_its_trial' cannot be imported: ImportError: not in here\n")
+
+
+# --- commands --------------------------------------------------------------------------------------------------
+
+SCRIPT = """\
+import json, os, signal, subprocess, sys, time
+
+report = open(os.environ["RUNNER_REPORT"], "w", buffering=1)
+SLEEP = os.environ["SLEEP"]
+
+
+def write(text):
+    report.write(text)
+    report.flush()
+
+
+def say(**metrics):
+    write(json.dumps({f"val/{name}": value for name, value in metrics.items()}) + "\\n")
+
+
+def train():
+    with open(sys.argv[1]) as file:
+        BEHAVIOURS[round(json.load(file)["schedule"]["init_lr"]) - 1](None)
+
+"""
+ODD = ["{{braces}}", "a b", 'it\'s "said"', "two\nlines", "$HOME", "`id`", "; rm -rf x", "*", "", "{seed}/{epochs}"]
+
+
+@pytest.fixture
+def commands(project, monkeypatch):
+    """Sweep over trials each of which does something else: the functions in the text of a script, in their order."""
+    monkeypatch.setenv("SLEEP", SLEEP)
+    monkeypatch.setattr("runner.sweep.MAX_FAILED", 1.0)
+
+    def run(text: str, *options: str) -> int:
+        names = re.findall(r"^def (\w+)\(job\)", text, re.MULTILINE)
+        Path("script.py").write_text(f"{SCRIPT}{text}\n\nBEHAVIOURS = [{', '.join(names)}]\ntrain()\n")
+        command = [sys.executable, "-S", "-E", "script.py", "{schedule}", *ODD]
+        Path("sweeps/own.yaml").write_text(sweep_text(f"command: {json.dumps(command)}, epochs: 2", len(names)))
+        return sweep.main(["sweeps/own.yaml", "--device", "cpu", "--lanes", "1", "--allow-command", *options])
+
+    return run
+
+
+BAD_COMMANDS = """
+def good(job):
+    with open("arguments", "w") as file:
+        json.dump(sys.argv[2:], file)
+    say(score=0.5), say(score=0.5)
+
+def exits_with_3(job):  # *python* exited with 3: RuntimeError: no data (log: results/own/logs/search-00001.log)
+    say(score=0.5)
+    print("Traceback (most recent call last):\\n  somewhere\\nRuntimeError: no data", file=sys.stderr)
+    sys.exit(3)
+
+def is_killed(job):  # *python* was killed, by somebody or because the machine ran out of memory (log: *.log)
+    say(score=0.5)
+    print("last words", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def is_terminated(job):  # *python* was ended by SIGTERM
+    say(score=0.5)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def crashes(job):  # *python* was ended by SIGSEGV
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+def writes_half_a_line(job):  # its last line was cut off: {"val/score": 0.
+    say(score=0.5)
+    write('{"val/score": 0.')
+
+def writes_garbage(job):  # it wrote a line that is no JSON: epoch 1, loss 0.3
+    write("epoch 1, loss 0.3\\n")
+
+def writes_bytes(job):  # it wrote a line that is no JSON: *
+    os.write(report.fileno(), bytes(range(128, 256)) + b"\\n")
+
+def writes_a_list(job):  # a line is a mapping of names to numbers, not [1, 2]
+    write("[1, 2]\\n")
+
+def writes_text(job):  # an epoch gives numbers by name, and 'val/score' is '0.5'
+    say(score="0.5")
+
+def writes_what_no_float_holds(job):  # an epoch gives numbers by name, and 'val/score' is 1000000000*
+    say(score=10**400)
+
+def writes_what_is_too_deep(job):  # it wrote a line that is nested too deep: [[[[*
+    write("[" * 50_000 + "\\n")
+
+def gives_a_state_that_is_none(job):  # a state is a mapping, not 7
+    write('{"metrics": {"val/score": 0.5}, "state": 7}\\n')
+
+def ends_early(job):  # it ended after 1 of 2 epochs
+    say(score=0.5)
+
+def goes_on_elsewhere(job):  # it goes on at another epoch than is on record: epoch 1 comes after 0 of them
+    write('{"metrics": {"val/score": 0.5}, "epoch": 1}\\n')
+
+def diverges(job):  # diverged
+    say(score=0.5, loss=float("nan"))
+    time.sleep(60)
+
+def writes_more(job):
+    for _ in range(5):
+        say(score=0.5)
+
+def prints_much(job):
+    say(score=0.5)
+    for n in range(400):
+        print(n, "x" * 50_000)
+    say(score=0.5)
+
+def leaves_processes_behind(job):
+    held = subprocess.Popen(["sleep", SLEEP])  # which holds the pipe, too
+    subprocess.Popen(["sh", "-c", f"trap '' TERM; sleep {SLEEP} & setsid sleep {SLEEP} & sleep 0.1"]).wait()
+    say(score=0.5), say(score=0.5)
+
+def finds_none_of_them(job):
+    assert SLEEP not in subprocess.check_output(["sh", "-c", "cat /proc/[0-9]*/cmdline 2> /dev/null | tr '\\\\0' ' '"], text=True)
+    say(score=0.5), say(score=0.5)
+
+def fails_behind_the_end(job):
+    say(score=0.5), say(score=0.5)
+    sys.exit("no room for the weights")
+"""
+
+
+def test_whatever_a_command_does_gets_a_sentence_and_the_other_trials_go_on(commands, capsys):
+    assert commands(BAD_COMMANDS) == 0
+    out, err = capsys.readouterr()
+    by_name = told_as_said(BAD_COMMANDS, out)
+    assert json.loads(Path("arguments").read_text()) == ["{braces}", *ODD[1:-1], "0/2"]
+    assert out.count("trial 2 begins again: ") == 2
+    assert out.count("begins again") == 2
+    assert by_name["is_killed"].output == ("last words",) * 3
+    log = Path("results/own/logs/search-00017.log").read_bytes()
+    assert 2_000_000 < len(log) < 2_300_000
+    assert b"bytes are left out here" in log
+    assert "exited with 1: no room for the weights" in by_name["fails_behind_the_end"].remark
+    assert until(lambda: not asleep())
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "words"),
+    [
+        (["no-such-program"], ["--allow-command"], "there is no command 'no-such-program', or it may not be run"),
+        (["./plain.sh"], ["--allow-command"], "there is no command './plain.sh', or it may not be run"),
+        (["sh", "{sedd}"], ["--allow-command"], "unknown placeholder {sedd}; known: schedule, seed"),
+        (["sh", "a\0b"], ["--allow-command"], "has a control or bidirectional character"),
+        ([""], ["--allow-command"], "there is no command ''"),
+        (
+            ["sh", "-c", "echo $HOME; ls"],
+            [],
+            "starts no command (sh -c 'echo $HOME; ls') unless you permit it: --allow-c",
+        ),
+    ],
+)
+def test_a_command_that_cannot_be_begun_is_refused_with_its_line_and_nothing_is_created(
+    project, capsys, command, options, words
+):
+    Path("plain.sh").write_text("#!/bin/sh\n")
+    Path("sweeps/own.yaml").write_text(sweep_text(f"command: {json.dumps(command)}, epochs: 2", 3))
+    there = sorted(project.rglob("*"))
+    assert sweep.main(["sweeps/own.yaml", *options]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "own.yaml, line 2: train.command" in err
+    assert words in err
+    assert sorted(project.rglob("*")) == there
