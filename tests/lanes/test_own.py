@@ -7,9 +7,12 @@ import contextlib
 import json
 import os
 import re
+import signal
+import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,9 @@ from runner import sweep
 from runner.files.place import load_place
 from runner.study.study import load_study
 from runner.sweep import MAX_FAILED
+
+from ..conftest import epochs_on_record
+from .test_lanes import go_to, table
 
 SLEEP = f"{600 + os.getpid() / 1e7:.7f}"
 """How long what trials leave behind would sleep, in seconds: a number of these tests alone."""
@@ -49,23 +55,23 @@ def functions(project, monkeypatch):
     monkeypatch.setattr("runner.sweep.MAX_FAILED", 1.0)  # all of them are tried
     made = f"own_{abs(hash(project))}"
 
-    def run(text: str, *options: str, epochs: int = 2, objective: str = "") -> int:
+    def write(text: str, *options: str, epochs: int = 2, run: bool = True) -> int | list[str]:
         text = textwrap.dedent(text)
         names = re.findall(r"^def (\w+)\(job\)", text, re.MULTILINE)
         (project / f"{made}.py").write_text(f"{HEAD}{text}\n\nBEHAVIOURS = [{', '.join(names)}]\n")
         train = f"function: {made}.of_its_trial, epochs: {epochs}"
-        (project / "sweeps/own.yaml").write_text(sweep_text(train, len(names), objective))
+        Path("sweeps/own.yaml").write_text(sweep_text(train, len(names)))
         command = ["sweeps/own.yaml", "--device", "cpu", "--lanes", "1", "--allow-plugin", f"{made}.", *options]
-        return sweep.main(command)
+        return sweep.main(command) if run else command
 
-    return run
+    return write
 
 
-def sweep_text(train: str, trials: int, objective: str = "") -> str:
+def sweep_text(train: str, trials: int) -> str:
     return f"""\
 question: What does it bear?
 train: {{{train}}}
-objective: {{metric: val/score, direction: maximize{objective}}}
+objective: {{metric: val/score, direction: maximize}}
 space:
   init_lr: {{choice: [{", ".join(map(str, range(1, trials + 1)))}]}}
   schedules: {{constant: {{}}}}
@@ -436,14 +442,16 @@ def commands(project, monkeypatch):
     monkeypatch.setenv("SLEEP", SLEEP)
     monkeypatch.setattr("runner.sweep.MAX_FAILED", 1.0)
 
-    def run(text: str, *options: str) -> int:
+    def write(text: str, *options: str, epochs: int = 2, run: bool = True) -> int | list[str]:
         names = re.findall(r"^def (\w+)\(job\)", text, re.MULTILINE)
         Path("script.py").write_text(f"{SCRIPT}{text}\n\nBEHAVIOURS = [{', '.join(names)}]\ntrain()\n")
         command = [sys.executable, "-S", "-E", "script.py", "{schedule}", *ODD]
-        Path("sweeps/own.yaml").write_text(sweep_text(f"command: {json.dumps(command)}, epochs: 2", len(names)))
-        return sweep.main(["sweeps/own.yaml", "--device", "cpu", "--lanes", "1", "--allow-command", *options])
+        train = f"command: {json.dumps(command)}, epochs: {epochs}"
+        Path("sweeps/own.yaml").write_text(sweep_text(train, len(names)))
+        command = ["sweeps/own.yaml", "--device", "cpu", "--lanes", "1", "--allow-command", *options]
+        return sweep.main(command) if run else command
 
-    return run
+    return write
 
 
 BAD_COMMANDS = """
@@ -520,7 +528,8 @@ def leaves_processes_behind(job):
     say(score=0.5), say(score=0.5)
 
 def finds_none_of_them(job):
-    assert SLEEP not in subprocess.check_output(["sh", "-c", "cat /proc/[0-9]*/cmdline 2> /dev/null | tr '\\\\0' ' '"], text=True)
+    there = subprocess.run(["sh", "-c", "cat /proc/[0-9]*/cmdline 2> /dev/null"], stdout=subprocess.PIPE).stdout
+    assert SLEEP.encode() not in there
     say(score=0.5), say(score=0.5)
 
 def fails_behind_the_end(job):
@@ -543,6 +552,233 @@ def test_whatever_a_command_does_gets_a_sentence_and_the_other_trials_go_on(comm
     assert "exited with 1: no room for the weights" in by_name["fails_behind_the_end"].remark
     assert until(lambda: not asleep())
     assert "Traceback" not in err
+
+
+# --- stopping and dying ----------------------------------------------------------------------------------------
+
+LASTING = """
+def lasts(job):
+    deaf = f"trap '' TERM INT; sleep {SLEEP}; sleep {SLEEP}"
+    processes = [["sleep", SLEEP], ["setsid", "sleep", SLEEP], ["sh", "-c", deaf]]
+    for epoch in range(EPOCH, 3):
+        if epoch == 1 and os.path.exists("long"):
+            for words in processes:
+                subprocess.Popen(words)
+            while len(asleep()) < 4:
+                time.sleep(0.01)
+            open("begun", "w").close()
+            time.sleep(600)
+        REPORT
+"""
+IN_A_FUNCTION = LASTING.replace("EPOCH", "job.epoch").replace("REPORT", "yield {'val/score': 0.5}, {'at': epoch}")
+IN_A_COMMAND = """
+from pathlib import Path
+
+
+def asleep():
+    return [p for p in Path("/proc").glob("[0-9]*/cmdline") if SLEEP.encode() in p.read_bytes()]
+
+""" + LASTING.replace("EPOCH", "int(os.environ['RUNNER_EPOCH'])").replace(
+    "REPORT", """write('{"metrics": {"val/score": 0.5}, "state": {"at": %d}}\\n' % epoch)"""
+)
+
+
+@pytest.fixture
+def lasting(functions, commands):
+    """Begin a sweep in a process of its own: its second epoch lasts for ever, and has begun other processes; returns
+    it, and how to go on with it, in this process."""
+    begun = []
+
+    def begin(kind: str, grace: float = 1.0) -> tuple[subprocess.Popen, Callable[[], int]]:
+        made = functions if kind == "function" else commands
+        arguments = made(IN_A_FUNCTION if kind == "function" else IN_A_COMMAND, epochs=3, run=False)
+        code = f"import runner.lanes.stop; runner.lanes.stop.GRACE = {grace}; import runpy, sys; "
+        code += "sys.argv[0] = 'sweep'; runpy.run_module('runner.sweep', run_name='__main__')"
+        Path("long").touch()
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        begun.append(process)
+        while not (Path("begun").exists() and epochs_on_record()):
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        Path("long").unlink()
+        return process, lambda: sweep.main(arguments)
+
+    yield begin
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name", "code"), [("function", "SIGINT", 130), ("command", "SIGTERM", 143)])
+def test_a_training_that_is_stopped_leaves_no_process_and_goes_on_from_what_it_had(lasting, kind, name, code):
+    process, go_on = lasting(kind)
+    began = time.monotonic()
+    os.killpg(process.pid, getattr(signal, name))  # as a terminal does, and a batch system
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == code, (out, err)
+    assert "stopped; continue with: python -m runner.sweep sweeps/own.yaml" in err
+    assert "Traceback" not in out + err
+    assert "begins again" not in out
+    assert until(lambda: not asleep(), 8.0)
+    assert time.monotonic() - began < 15
+    assert [(r.outcome, len(r.epochs)) for r in records()] == [(None, 1)]
+    assert go_on() == 0
+    assert [(r.outcome, len(r.epochs)) for r in records()] == [("complete", 3)]
+
+
+@pytest.mark.slow
+def test_the_second_signal_ends_a_training_and_what_it_has_begun_at_once(lasting):
+    process, _ = lasting("function", grace=30.0)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.8)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert until(lambda: not asleep(), 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["function", "command"])
+def test_what_a_training_has_begun_ends_with_a_coordinator_that_is_killed(lasting, kind):
+    process, go_on = lasting(kind)
+    process.kill()
+    process.communicate()
+    assert until(lambda: not asleep(), 8.0)
+    assert go_on() == 0
+    assert [(r.outcome, len(r.epochs)) for r in records()] == [("complete", 3)]
+
+
+DYING = """
+def trained(job, dies, keeps):
+    torch.set_num_threads(1)
+    model = torch.nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9)
+    scheduler = job.scheduler(optimizer, updates_per_epoch=5)
+    if job.state is not None:
+        model.load_state_dict(job.state["model"])
+        optimizer.load_state_dict(job.state["optimizer"])
+        torch.set_rng_state(job.state["random"])
+    for epoch in range(job.epoch, job.epochs):
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = (model(torch.randn(4, 8)) ** 2).mean() / 100
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+        mark = Path(os.environ["PROJECT"], f"died-{job.schedule.init_lr}")
+        if dies and epoch == 2 and "DIES" in os.environ and not mark.exists():
+            mark.touch()
+            print("it began at", job.epoch, flush=True)
+            subprocess.Popen(["sleep", SLEEP])
+            subprocess.Popen(["sleep", SLEEP], start_new_session=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "random": torch.get_rng_state()}
+        print("epoch", epoch, flush=True)
+        yield {"val/score": -loss}, (state if keeps else None)
+
+
+def dies_and_has_kept(job):
+    yield from trained(job, True, True)
+
+
+def dies_and_has_kept_nothing(job):
+    yield from trained(job, True, False)
+
+
+def goes_on(job):
+    yield from trained(job, False, True)
+"""
+
+
+@pytest.mark.slow
+def test_a_function_whose_worker_is_killed_goes_on_from_its_state_to_the_same_numbers(
+    functions, capsys, monkeypatch, project, migrated
+):
+    assert functions(DYING, epochs=4) == 0
+    undisturbed = table("own")
+    assert undisturbed.count("complete") == 3
+    go_to(project / "other", "", migrated)
+    monkeypatch.setenv("DIES", "yes")
+    capsys.readouterr()
+    assert functions(DYING, epochs=4) == 0
+    assert table("own") == undisturbed
+    assert capsys.readouterr().out.count("begins again: its worker died without a word") == 2
+    logs = [Path(f"results/own/logs/search-0000{n}.log").read_text().count("epoch ") for n in range(3)]
+    assert logs == [4, 6, 4]
+    assert until(lambda: not asleep(), 1.0)
+
+
+DYING_COMMANDS = """
+def parent(pid):
+    with open(f"/proc/{pid}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+
+
+def trained(name, who):
+    for epoch in range(int(os.environ["RUNNER_EPOCH"]), 4):
+        if epoch == 2 and not os.path.exists(name):
+            open(name, "w").close()
+            subprocess.Popen(["sh", "-c", f"trap '' TERM; sleep {SLEEP}; sleep {SLEEP}"])
+            subprocess.Popen(["setsid", "sleep", SLEEP])
+            os.kill(who(), signal.SIGKILL)
+            time.sleep(600)
+        print("epoch", epoch, flush=True)
+        write('{"metrics": {"val/score": 0.5}, "state": {"at": %d}}\\n' % epoch)
+
+
+def kills_who_started_it(job):
+    trained("starter", os.getppid)
+
+
+def kills_its_worker(job):
+    trained("worker", lambda: parent(os.getppid()))
+
+
+def finds_none_of_them(job):
+    time.sleep(6)  # until who started it has lost patience
+    there = subprocess.run(["sh", "-c", "cat /proc/[0-9]*/cmdline 2> /dev/null"], stdout=subprocess.PIPE).stdout
+    assert SLEEP.encode() not in there
+    say(score=0.5), say(score=0.5), say(score=0.5), say(score=0.5)
+"""
+
+
+@pytest.mark.slow
+def test_a_command_goes_on_from_its_state_whoever_of_those_above_it_is_killed(commands, capsys):
+    assert commands(DYING_COMMANDS, epochs=4) == 0
+    out = capsys.readouterr().out
+    assert [r.outcome for r in records()] == ["complete"] * 3, [r.cause for r in records()]
+    assert out.count("begins again") == 2
+    for n in range(2):
+        assert Path(f"results/own/logs/search-0000{n}.log").read_text().count("epoch ") == 4
+
+
+@pytest.mark.slow
+def test_a_training_that_gives_no_epoch_in_time_fails_and_its_processes_end(functions, capsys):
+    text = """
+def good(job):
+    yield from fine
+
+def hangs(job):  # it gave no epoch for 0.1 minutes (log: results/own/logs/search-00001.log)
+    yield {"val/score": 0.5}
+    print("waiting", flush=True)
+    subprocess.Popen(["setsid", "sleep", SLEEP])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+def good_after_all(job):
+    assert not asleep()
+    yield from fine
+"""
+    assert functions(text, "--stall-minutes", "0.1") == 0
+    told_as_said(text, capsys.readouterr().out)
+    assert not asleep()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
