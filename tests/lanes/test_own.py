@@ -33,7 +33,7 @@ from pathlib import Path
 import numpy, torch
 
 fine = [{"val/score": 0.5}] * 2
-SLEEP = os.environ["SLEEP"]
+SLEEP, HOME = os.environ["SLEEP"], Path(__file__).parent
 
 
 def asleep():
@@ -49,7 +49,6 @@ def of_its_trial(job):
 @pytest.fixture
 def functions(project, monkeypatch):
     """Sweep over trials each of which does something else: the generator functions in a text, in their order."""
-    monkeypatch.setenv("PROJECT", str(project))
     monkeypatch.setenv("SLEEP", SLEEP)
     monkeypatch.syspath_prepend(project)
     monkeypatch.setattr("runner.sweep.MAX_FAILED", 1.0)  # all of them are tried
@@ -277,7 +276,7 @@ def state():
 
 
 def says_how_it_is(job):
-    (Path(os.environ["PROJECT"]) / "state").write_text(repr(state()))
+    Path(HOME, "state").write_text(repr(state()))
     yield from fine
 
 
@@ -300,7 +299,7 @@ def changes_it(job):
 
 
 def finds_it_as_it_was(job):
-    assert (Path(os.environ["PROJECT"]) / "state").read_text() == repr(state())
+    assert Path(HOME, "state").read_text() == repr(state())
     yield from fine
 
 
@@ -669,8 +668,8 @@ def trained(job, dies, keeps):
             loss.backward()
             optimizer.step()
             scheduler.step()
-        mark = Path(os.environ["PROJECT"], f"died-{job.schedule.init_lr}")
-        if dies and epoch == 2 and "DIES" in os.environ and not mark.exists():
+        mark = Path(HOME, f"died-{job.schedule.init_lr}")
+        if dies and epoch == 2 and Path(HOME, "dies").exists() and not mark.exists():
             mark.touch()
             print("it began at", job.epoch, flush=True)
             subprocess.Popen(["sleep", SLEEP])
@@ -696,13 +695,13 @@ def goes_on(job):
 
 @pytest.mark.slow
 def test_a_function_whose_worker_is_killed_goes_on_from_its_state_to_the_same_numbers(
-    functions, capsys, monkeypatch, project, migrated
+    functions, capsys, project, migrated
 ):
     assert functions(DYING, epochs=4) == 0
     undisturbed = table("own")
     assert undisturbed.count("complete") == 3
     go_to(project / "other", "", migrated)
-    monkeypatch.setenv("DIES", "yes")
+    (project / "dies").touch()
     capsys.readouterr()
     assert functions(DYING, epochs=4) == 0
     assert table("own") == undisturbed
@@ -724,6 +723,7 @@ def trained(name, who):
             open(name, "w").close()
             subprocess.Popen(["sh", "-c", f"trap '' TERM; sleep {SLEEP}; sleep {SLEEP}"])
             subprocess.Popen(["setsid", "sleep", SLEEP])
+            time.sleep(1)  # until what was written is on record
             os.kill(who(), signal.SIGKILL)
             time.sleep(600)
         print("epoch", epoch, flush=True)
