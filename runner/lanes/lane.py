@@ -119,7 +119,10 @@ class Lane:
         self.saved = time.monotonic()
 
         def keep(packed: Future[bytes | None]) -> None:
-            content = packed.result() if packed.exception() is None else None  # the next epoch says why
+            error = packed.exception()  # of most the next epoch says why
+            content = packed.result() if error is None else None
+            if isinstance(error, TrainingError) and trial is not None:
+                checkpoints.refused(trial, first_line(error))
             if content is not None and trial is not None:
                 checkpoints.keep(trial, epochs, content)
             kept.set_result(None)

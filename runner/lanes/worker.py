@@ -71,7 +71,7 @@ def _print_into(log: Path) -> None:
     for number in (1, 2):
         os.dup2(file, number)
     os.close(file)
-    if sys.stdout.closed or sys.stderr.closed:  # by a training that went on before
+    if any(getattr(stream, "closed", False) for stream in (sys.stdout, sys.stderr)):  # by a trial
         sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # or a worker that is killed takes its last words with it

@@ -120,9 +120,17 @@ class Checkpoints:
             for other in {*folder.glob("*.ckpt")} - {*used}:
                 other.unlink(missing_ok=True)
         except OSError as error:
-            if not self._failed:  # once: the training does not depend on it
-                self.warn(f"no checkpoint can be written to {folder}: {error.strerror}; training goes on without")
-            self._failed = True
+            self._warn_once(f"no checkpoint can be written to {folder}: {error.strerror}; training goes on without")
+
+    def refused(self, record: Record, why: str) -> None:
+        """A trial has not given its state."""
+        self._warn_once(f"warning: the state of {record.title} is not kept: {why}")
+
+    def _warn_once(self, wrong: str) -> None:
+        """The training does not depend on it."""
+        if not self._failed:
+            self.warn(wrong)
+        self._failed = True
 
     def latest(self, record: Record, config: Config) -> bytes | None:
         """The content of a trial's newest file that is what it should be; damaged ones are set aside, with a word."""

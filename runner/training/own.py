@@ -8,6 +8,7 @@ which ends all that it began, and answers in lines of JSON.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import itertools
 import json
@@ -36,7 +37,7 @@ from ..files.trial import DivergedError, OwnConfig
 from ..schedules.plugins import find_function
 from .checkpoint import State
 from .job import Job, Report, TrialStopped, numbers
-from .supervise import MARK
+from .supervise import MARK, PATIENCE
 
 NOMINAL = 100
 """Updates of an epoch of which nobody says how many it has: for the drawing of curves alone."""
@@ -122,7 +123,36 @@ def _epoch(**fields: Any) -> OwnEpoch:
 
 def _state_of(given: State | Callable[[], State], done: Sequence[OwnEpoch]) -> Callable[[], State]:
     epochs = [{k: v for k, v in asdict(replace(e, state=None)).items() if k not in ("state", "keep")} for e in done]
-    return lambda: {"own": given() if callable(given) else given, "epochs": epochs}
+    if not callable(given):
+        whole = {"own": plain(given), "epochs": epochs}
+        return lambda: whole
+
+    def make() -> State:
+        try:
+            return {"own": plain(given()), "epochs": epochs}
+        except Exception as error:
+            raise error if isinstance(error, TrainingError) else _explained(error) from error
+
+    return make
+
+
+def plain(value: Any, name: str = "state") -> Any:
+    """A state as it can be kept and read again; raises TrainingError for what cannot be."""
+    import numpy as np
+    import torch
+
+    if isinstance(value, Mapping):
+        return {key: plain(inner, f"{name}[{key!r:.40}]") for key, inner in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(plain(inner, f"{name}[{i}]") for i, inner in enumerate(value))
+    if isinstance(value, np.generic):
+        return plain(value.item(), name)
+    known = bool, int, float, complex, str, bytes, type(None)
+    if type(value) in known or isinstance(value, (torch.Tensor, torch.dtype, torch.device, torch.Size)):
+        return value
+    array = "; torch.from_numpy makes a tensor of it" if isinstance(value, np.ndarray) else ""
+    wrong = f"{name} is of the type {type(value).__qualname__}{array}"
+    raise TrainingError(f"a state is of tensors, numbers, text, lists and mappings, and {wrong}")
 
 
 def _up_to_the_end(reports: Iterator[Report], epochs: int, plan: Plan) -> Iterator[tuple[Report, float]]:
@@ -398,12 +428,32 @@ def _command(
         variables.pop(MARK, None)  # ``supervise`` ends what it begins
         config.log.parent.mkdir(parents=True, exist_ok=True)
         with (
-            Child(arguments, variables, config.log) as child,
+            _alone(Path(given["folder"]).with_name("lock")) as lock,
+            Child(arguments, variables, config.log, lock) as child,
             contextlib.closing(Lines(report)) as lines,
         ):
             for line in lines.until(child):
                 yield _report(line)
             child.check(config.log, lines.rest)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """The descriptor of a file that is locked: none of the trial's commands is left, of a worker that was killed."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    until = time.monotonic() + 2 * PATIENCE
+    try:
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield file
+    finally:
+        os.close(file)
 
 
 def describe(config: OwnConfig, device: str, state: State | None, done: Sequence[OwnEpoch]) -> dict[str, Any]:
@@ -491,15 +541,16 @@ class Lines:
 class Child:
     """A command, started by ``supervise``. ``with`` it: afterwards it has ended, and all that it began."""
 
-    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str], log: Path, lock: int) -> None:
+        """``lock`` is a descriptor that ``supervise`` has as long as there is anything left of the command."""
         self.name = arguments[0]
         self.status, told = os.pipe()
-        starter = [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py")), str(told)]
+        starter = [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py")), f"{told},{lock}"]
         try:
             with log.open("ab") as out:
                 self._process = subprocess.Popen(
                     [*starter, *arguments],
-                    stdin=subprocess.PIPE, stdout=out, stderr=out, env=variables, pass_fds=[told],
+                    stdin=subprocess.PIPE, stdout=out, stderr=out, env=variables, pass_fds=[told, lock],
                     start_new_session=True,
                 )  # fmt: skip
         except BaseException:

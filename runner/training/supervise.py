@@ -1,10 +1,11 @@
 """Starts a command, and ends all that it began: a script of its own, which is there in 20 ms.
 
-    python -I -S supervise.py STATUS COMMAND...
+    python -I -S supervise.py STATUS,LOCK COMMAND...
 
-It writes one line to the file descriptor STATUS when the command has ended: its return code, or what kept it from
-being begun. When its standard input ends, whoever asked for the command is gone, or wants nothing of it any more:
-the command gets SIGTERM, ``PATIENCE`` later SIGKILL, and so does all that it has begun, daemons included.
+It has the file descriptor LOCK until it ends. It writes one line to STATUS when the command has ended: its return
+code, or what kept it from being begun. When its standard input ends, whoever asked for the command is gone, or wants
+nothing of it any more: the command gets SIGTERM, ``PATIENCE`` later SIGKILL, and so does all that it has begun,
+daemons included.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def end_descendants(spared: Collection[int] = ()) -> None:
     end_all(lambda: {*descendants(os.getpid())} - {*spared})
 
 
-def supervise(status: int, command: list[str]) -> int:
+def supervise(status: int, lock: int, command: list[str]) -> int:
     adopt_orphans()
     wakes, awake = os.pipe()
     os.set_blocking(awake, False)
@@ -94,6 +95,7 @@ def supervise(status: int, command: list[str]) -> int:
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
             os.set_inheritable(status, False)
+            os.set_inheritable(lock, False)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number in (
                 signal.SIGINT,
@@ -136,4 +138,5 @@ def supervise(status: int, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(supervise(int(sys.argv[1]), sys.argv[2:]))
+    numbers = sys.argv[1].split(",")
+    os._exit(supervise(int(numbers[0]), int(numbers[1]), sys.argv[2:]))

@@ -233,6 +233,13 @@ def catches_what_is_to_stop_it(job):
         except BaseException:
             pass
 
+def has_odd_numbers(job):
+    yield {"val/score": torch.tensor([0.5]), "b": numpy.float32(1), "c": True}, {"best": numpy.float64(0.5)}
+    yield {"val/score": numpy.array([0.5])}, {"best": (1, [None])}
+
+def has_a_state_that_cannot_be_kept(job):  # a state is of tensors*, and state['random'][1] is of the type ndarray; *
+    yield {"val/score": 0.5}, {"random": ["MT19937", numpy.zeros(3)]}
+
 def has_odd_names(job):
     yield {"val/score": 0.5, "top@5 %": 0.9, "": 1.0, "../up": 1.0, "/": 1.0, "n" * 300: 1.0, "two\\nlines": 1.0}
     yield {"val/score": 0.5}
@@ -735,6 +742,13 @@ def kills_who_started_it(job):
 
 
 def kills_its_worker(job):
+    def ends_late(*_):
+        time.sleep(1)
+        open("ended", "w").close()
+        sys.exit()
+
+    assert int(os.environ["RUNNER_EPOCH"]) == 0 or os.path.exists("ended")  # never two at once
+    signal.signal(signal.SIGTERM, ends_late)
     trained("worker", lambda: parent(os.getppid()))
 
 
