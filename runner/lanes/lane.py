@@ -29,6 +29,7 @@ from ..files.document import first_line, printable
 from ..files.secrets import redacted
 from ..files.trial import Config, DivergedError, OwnConfig, Record
 from ..training.own import KilledError, TrainingError, signal_name
+from .process import WAY_OUT
 from .stop import GpuError, Stop, kill, signals_blocked
 from .worker import advance, begin, end, save, weights
 
@@ -86,6 +87,8 @@ class Lane:
     future: Future[Any] | None = None
     keep: bool = False
     own_code: bool = False
+    ending: Future[None] | None = None
+    """What its last trial has begun is being ended."""
     saved: float = 0.0
     asked: float = 0.0
     """When it was asked for the epoch that is under way."""
@@ -133,7 +136,7 @@ class Lane:
     def release(self) -> None:
         """It has ended its trial, and what that has begun ends too."""
         if self.own_code:
-            self._submit(end)
+            self.ending = self._submit(end)
         self.trial = self.future = None
 
     def result(self) -> tuple[Record, Result]:
@@ -226,6 +229,8 @@ class Lanes:
         if kind is not None:  # do not wait for epochs that nobody wants any more
             for process in multiprocessing.active_children():
                 kill(process)
+        else:
+            wait([lane.ending for lane in self.all if lane.ending is not None], timeout=WAY_OUT)
         for lane in self.all:
             lane.executor.shutdown(
                 wait=kind is None or not isinstance(lane.executor, ThreadPoolExecutor), cancel_futures=True

@@ -54,23 +54,23 @@ def functions(project, monkeypatch):
     monkeypatch.setattr("runner.sweep.MAX_FAILED", 1.0)  # all of them are tried
     made = f"own_{abs(hash(project))}"
 
-    def write(text: str, *options: str, epochs: int = 2, run: bool = True) -> int | list[str]:
+    def write(text: str, *options: str, epochs: int = 2, best: bool = False, run: bool = True) -> int | list[str]:
         text = textwrap.dedent(text)
         names = re.findall(r"^def (\w+)\(job\)", text, re.MULTILINE)
         (project / f"{made}.py").write_text(f"{HEAD}{text}\n\nBEHAVIOURS = [{', '.join(names)}]\n")
         train = f"function: {made}.of_its_trial, epochs: {epochs}"
-        Path("sweeps/own.yaml").write_text(sweep_text(train, len(names)))
+        Path("sweeps/own.yaml").write_text(sweep_text(train, len(names), ", epoch: best" * best))
         command = ["sweeps/own.yaml", "--device", "cpu", "--lanes", "1", "--allow-plugin", f"{made}.", *options]
         return sweep.main(command) if run else command
 
     return write
 
 
-def sweep_text(train: str, trials: int) -> str:
+def sweep_text(train: str, trials: int, objective: str = "") -> str:
     return f"""\
 question: What does it bear?
 train: {{{train}}}
-objective: {{metric: val/score, direction: maximize}}
+objective: {{metric: val/score, direction: maximize{objective}}}
 space:
   init_lr: {{choice: [{", ".join(map(str, range(1, trials + 1)))}]}}
   schedules: {{constant: {{}}}}
@@ -395,6 +395,34 @@ def test_a_function_begins_and_ends_processes_as_in_a_program_of_its_own(functio
     assert until(lambda: not asleep())
 
 
+@pytest.mark.slow
+def test_of_an_objective_in_some_epochs_only_the_best_one_counts_where_that_is_asked_for(functions, capsys):
+    text = """
+def has_it_first(job):
+    yield {"val/score": 0.5}
+    yield {"val/other": 1.0}
+
+def has_it_last(job):
+    yield {"val/other": 1.0}
+    yield {"val/score": 0.5}
+
+def loses_it(job):  # diverged
+    yield {"val/score": 0.5}
+    yield {"val/score": float("nan")}
+
+def loses_it_for_a_while(job):
+    yield {"val/score": float("inf")}
+    yield {"val/score": 0.5}
+
+def never_has_it(job):  # the objective val/score is missing: its last epoch gave val/other
+    yield {"val/other": 0.5}
+    yield {"val/other": 0.5}
+"""
+    assert functions(text, best=True) == 0
+    told_as_said(text, capsys.readouterr().out)
+
+
+@pytest.mark.slow
 def test_a_function_that_no_worker_can_import_ends_the_sweep_with_its_sentence(functions, capsys, monkeypatch):
     monkeypatch.setattr("runner.sweep.MAX_FAILED", MAX_FAILED)
     text = """
