@@ -52,8 +52,12 @@ def printable(text: str) -> str:
 
 
 def first_line(error: BaseException | None) -> str:
-    """What an error says first; nothing where it says nothing."""
-    return (str(error).strip().splitlines() or [""])[0]
+    """What an error says first; nothing where it says nothing, or cannot even say it."""
+    try:
+        said = str(error)
+    except Exception:
+        said = ""
+    return (said.strip().splitlines() or [""])[0]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import contextlib
 import math
 import multiprocessing
 import re
+import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import (
@@ -26,10 +27,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..files.document import first_line, printable
 from ..files.secrets import redacted
-from ..files.trial import Config, DivergedError, Record
-from ..training.own import KilledError, TrainingError
+from ..files.trial import Config, DivergedError, OwnConfig, Record
+from ..training.own import KilledError, TrainingError, signal_name
+from .process import WAY_OUT
 from .stop import GpuError, Stop, kill, signals_blocked
-from .worker import advance, begin, save, weights
+from .worker import advance, begin, end, save, weights
 
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoints
@@ -65,9 +67,9 @@ class Result:
         if isinstance(self.error, (TrainingError, StalledError)):
             return message
         if out_of_memory(self.error):
-            return f"out of memory: {message}; lower train.batch_size or the number of lanes"
+            return f"out of memory: {message}; take smaller batches or fewer lanes"
         if isinstance(self.error, BrokenExecutor):
-            return "its worker died without a word: killed, by somebody or because the machine ran out of memory"
+            return _how_it_died(getattr(self.error, "exitcode", None))
         return f"{type(self.error).__name__}: {message}"
 
 
@@ -84,13 +86,16 @@ class Lane:
     number: int = -1
     future: Future[Any] | None = None
     keep: bool = False
+    own_code: bool = False
+    ending: Future[None] | None = None
+    """What its last trial has begun is being ended."""
     saved: float = 0.0
     asked: float = 0.0
     """When it was asked for the epoch that is under way."""
 
     def begin(self, trial: Record, config: Config) -> None:
         """Begin a trial, from its last checkpoint where it has one."""
-        self.trial, self.epochs = trial, config.train.epochs
+        self.trial, self.epochs, self.own_code = trial, config.train.epochs, isinstance(config, OwnConfig)
         self.saved = self.asked = time.monotonic()
         self.future = self._submit(begin, config, self.device, self.lanes.checkpoints.latest(trial, config))
 
@@ -126,6 +131,9 @@ class Lane:
         return kept
 
     def release(self) -> None:
+        """It has ended its trial, and what that has begun ends too."""
+        if self.own_code:
+            self.ending = self._submit(end)
         self.trial = self.future = None
 
     def result(self) -> tuple[Record, Result]:
@@ -159,6 +167,15 @@ class Lane:
             broken = Future[T]()
             broken.set_exception(BrokenExecutor(str(error)))
             return broken
+
+
+def _how_it_died(code: int | None) -> str:
+    """How a worker process ended that should not have."""
+    if code is not None and code < 0 and code != -signal.SIGKILL:
+        return f"its worker was ended by {signal_name(-code)}"
+    if code is not None and 0 <= code < 255:  # which is what is said where nobody knows it
+        return f"its worker exited with {code}, which something in it asked for (os._exit)"
+    return "its worker died without a word: killed, by somebody or because the machine ran out of memory"
 
 
 def out_of_memory(error: BaseException | None) -> bool:
@@ -209,6 +226,8 @@ class Lanes:
         if kind is not None:  # do not wait for epochs that nobody wants any more
             for process in multiprocessing.active_children():
                 kill(process)
+        else:
+            wait([lane.ending for lane in self.all if lane.ending is not None], timeout=WAY_OUT)
         for lane in self.all:
             lane.executor.shutdown(
                 wait=kind is None or not isinstance(lane.executor, ThreadPoolExecutor), cancel_futures=True

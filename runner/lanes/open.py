@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import sys
+import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from multiprocessing import forkserver, resource_tracker
@@ -16,7 +17,7 @@ from ..files.trial import Config, OwnConfig, TrialConfig
 from .lane import Lanes, out_of_memory
 from .process import Context, ProcessExecutor
 from .ray import ray_lanes
-from .stop import Stop, signals_blocked
+from .stop import OWN, Stop, signals_blocked
 from .worker import Shared, start_cpu_worker, start_own_worker
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def _own_lanes(
 
     def process(i: int) -> Executor:
         mine = cpus[i % len(cpus) :: n] if cpus else []
-        return ProcessExecutor(context, start_own_worker, mine, gpus[i] if gpu else None)
+        name = f"{OWN}{uuid.uuid4().hex}"
+        return ProcessExecutor(context, start_own_worker, mine, gpus[i] if gpu else None, name=name)
 
     return Lanes(where, process, stop, checkpoints)
 

@@ -24,6 +24,7 @@ from typing import Any
 from .stop import kill
 
 Context = ForkServerContext | SpawnContext
+IN_A_WORKER = "in a worker process:"
 WAY_OUT = 5.0
 """Seconds that a worker has to end by itself when nobody wants anything of it any more."""
 
@@ -34,9 +35,9 @@ class ProcessExecutor(Executor):
     When it dies, all that it still had to do raises BrokenExecutor.
     """
 
-    def __init__(self, context: Context, start: Callable[..., None], *args: Any) -> None:
-        """``start(*args)`` comes first, in the process."""
-        self._context, self._start, self._args = context, start, args
+    def __init__(self, context: Context, start: Callable[..., None], *args: Any, name: str | None = None) -> None:
+        """``start(*args)`` comes first, in the process, which is called ``name``."""
+        self._context, self._start, self._args, self._name = context, start, args, name
         self._process: Any = None
         self._lock = threading.Lock()
         self._futures: deque[Future[Any]] = deque()
@@ -57,7 +58,9 @@ class ProcessExecutor(Executor):
 
     def _begin(self) -> None:
         ours, theirs = self._context.Pipe()
-        process = self._process = self._context.Process(target=_work, args=(theirs, self._start, self._args))
+        process = self._process = self._context.Process(
+            target=_work, name=self._name, args=(theirs, self._start, self._args)
+        )
         process.start()
         theirs.close()  # so that what the worker leaves unsaid ends with it
         util.Finalize(self, kill, (process,), exitpriority=0)  # else Python would wait for it when it ends
@@ -92,9 +95,12 @@ class ProcessExecutor(Executor):
             self._futures.clear()
         kill(self._process)
         self._jobs.put(None)
+        self._process.join(WAY_OUT)
         for future in left:
+            broken = BrokenExecutor(f"{type(error).__name__}: {error}".strip(": "))
+            broken.exitcode = self._process.exitcode  # type: ignore[attr-defined]
             with contextlib.suppress(InvalidStateError):
-                future.set_exception(BrokenExecutor(f"{type(error).__name__}: {error}".strip(": ")))
+                future.set_exception(broken)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         """Let the process end when its jobs are done; with ``wait`` it has ended on return, killed after a while."""
@@ -130,7 +136,7 @@ def _work(pipe: Connection, start: Callable[..., None], args: tuple[Any, ...]) -
                     raise wrong
                 answer = True, function(*given, **named)
             except BaseException as error:
-                error.add_note(f"in a worker process:\n{''.join(traceback.format_exception(error))}")
+                error.add_note(f"{IN_A_WORKER}\n{''.join(traceback.format_exception(error))}")
                 answer = False, error
             try:
                 packed = ForkingPickler.dumps(answer)

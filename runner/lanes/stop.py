@@ -17,6 +17,8 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
+from ..training.supervise import MARK, end_all, marked
+
 GRACE = 30.0
 """Seconds that running epochs have to end after the first signal."""
 DEBOUNCE = 0.5
@@ -26,6 +28,8 @@ EXIT_SECONDS = 2.0
 EXIT = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 75, "SIGUSR2": 75}
 """Exit codes by signal; 75 asks a batch system to queue the job again (Slurm's --signal=USR1)."""
 SIGNALS = [signal.Signals[name] for name in EXIT]
+OWN = "own-"
+"""How the name begins of a worker process that trains one's own code, which may begin others."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -122,16 +126,19 @@ def follow_parent(group: bool = False) -> None:
     """What a worker process does first: signals are for its parent to decide about, and when that ends it ends;
     with ``group`` what it has begun ends with it."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, (lambda *_: None) if group else signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    parent, name = multiprocessing.parent_process(), multiprocessing.current_process().name
     if group:
         os.setsid()
-    parent = multiprocessing.parent_process()
+        os.environ[MARK] = name
+        _let_forks_heed_signals()
 
     def end() -> None:
         assert parent is not None
         wait([parent.sentinel])
         if group:
+            end_all(lambda: marked(name))
             os.killpg(0, signal.SIGKILL)
         os._exit(1)
 
@@ -139,11 +146,31 @@ def follow_parent(group: bool = False) -> None:
         threading.Thread(target=end, daemon=True).start()
 
 
+def _let_forks_heed_signals() -> None:
+    """In what this process forks, signals do what they do by default: who forks it may want to end it."""
+    before = threading.local()
+
+    def block() -> None:  # what comes before the child is ready waits until it is
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def heed() -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        unblock()
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=heed)
+
+
 def kill(process: Any) -> None:
     """End a worker process now, and what it has begun where it leads a group."""
     process.kill()
     with contextlib.suppress(ProcessLookupError, PermissionError, TypeError):
         os.killpg(process.pid, signal.SIGKILL)
+    if process.name.startswith(OWN):
+        end_all(lambda: marked(process.name))
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import io
 import os
 import sys
 import threading
@@ -34,7 +36,7 @@ Shared = tuple[Data, str, Mapping[str, Any]]
 
 def begin(config: Config, device: str, packed: bytes | None = None) -> Epoch | OwnEpoch:
     """Begin a trial, perhaps from a checkpoint, and train its first epoch; the one before is forgotten."""
-    _end_the_last()
+    end()
     _local.config, _local.device = config, device
     state = checkpoint.unpack(packed, config) if packed else None
     if isinstance(config, OwnConfig):
@@ -50,35 +52,47 @@ def begin(config: Config, device: str, packed: bytes | None = None) -> Epoch | O
     return advance()
 
 
-def _end_the_last() -> None:
+def end() -> None:
     """Let go of the last trial before the next one takes memory; where it is one's own code, all that it began."""
     if (epochs := getattr(_local, "epochs", None)) is not None:
         epochs.close()
+    begun, _local.config = getattr(_local, "config", None), None
     _local.epochs = _local.state = None
-    if _own_process and getattr(_local, "config", None) is not None:
+    if _own_process and begun is not None:
         if {*descendants(os.getpid())} - _spared or "cuda" in _local.device:
             gc.collect()  # what holds processes of its own, such as a loader's, or a GPU's memory
         end_descendants(_spared)
+        _flush()
 
 
 def _print_into(log: Path) -> None:
     """What this process prints from here on, in any language, goes into a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
+    _flush()
+    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for number in (1, 2):
+        os.dup2(file, number)
+    os.close(file)
+    if any(getattr(stream, "closed", False) for stream in (sys.stdout, sys.stderr)):  # by a trial
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    number = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    for stream in (1, 2):
-        os.dup2(number, stream)
-    os.close(number)
+        if isinstance(stream, io.TextIOWrapper):  # or a worker that is killed takes its last words with it
+            stream.reconfigure(line_buffering=True)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # closed, or replaced by a training
+            stream.flush()
 
 
 def advance() -> Epoch | OwnEpoch:
     """Train the next epoch."""
     try:
         epoch: Epoch | OwnEpoch = next(_local.epochs)
-        if isinstance(_local.config, OwnConfig):
-            own.shorten(_local.config.log)
     except Exception as error:
+        if _own_process and isinstance(error, own.TrainingError):
+            print(*getattr(error, "__notes__", ()), sep="\n", end="", file=sys.stderr)
         at: BaseException | None = error
         while at is not None:
             traceback.clear_frames(at.__traceback__)  # which have the slot, and what it was computing
@@ -88,6 +102,10 @@ def advance() -> Epoch | OwnEpoch:
         except Exception:  # one that cannot be built again would end the pool that carries it to the coordinator
             raise RuntimeError(f"{type(error).__name__}: {first_line(error)}") from error
         raise
+    finally:
+        if isinstance(_local.config, OwnConfig):
+            _flush()
+            own.shorten(_local.config.log)
     own_code = isinstance(_local.config, OwnConfig)  # whose state of an earlier epoch may be overwritten by now
     _local.state = epoch.state or (None if own_code else _local.state)
     return replace(epoch, state=None)

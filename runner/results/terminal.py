@@ -23,6 +23,9 @@ from ..files.document import printable
 from ..files.secrets import redacted
 from ..files.sweep_file import ACCURACY, Objective
 from ..files.trial import Record
+from ..lanes.lane import StalledError
+from ..lanes.process import IN_A_WORKER
+from ..training.own import TrainingError
 
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 
@@ -114,6 +117,15 @@ def print_table(rows: Sequence[Mapping[str, str]]) -> None:
     console.print(table)
 
 
+def _traceback(error: BaseException | None) -> str:
+    """Where an error comes from; of a training of one's own, where in that; nothing of what is said in its cause."""
+    if error is None:
+        return ""
+    if isinstance(error, (TrainingError, StalledError)):
+        return "".join(note for note in getattr(error, "__notes__", ()) if not note.startswith(IN_A_WORKER))
+    return "".join(traceback.format_exception(error))
+
+
 class Display:
     """The progress of a stage of a sweep. ``with`` it; tell it of epochs and of ended trials."""
 
@@ -176,10 +188,11 @@ class Display:
         self.done, self.trials = self.done + 1, self.trials if trials is None else trials
         self._spared += self.epochs - len(record.epochs)
         self._lines.pop(record.number, None)
-        if error is not None:
-            where = "\n".join(record.output) or "".join(traceback.format_exception(error))
-            self.warn(f"{record.title} failed: {record.cause}\n{where if where not in self._seen else '(as before)'}")
-            self._seen.add(where)
+        if error is not None or record.outcome == "failed":
+            where = "\n".join(record.output) or _traceback(error)
+            where = "(as before)" if where in self._seen else where
+            self.warn(f"{record.title} failed: {record.cause}\n{where}".rstrip())
+            self._seen.update([where] if where else [])
         if record.remark and record.remark not in self._seen:
             self._seen.add(record.remark)
             self.warn(f"{record.title}: {record.remark}")

@@ -62,6 +62,7 @@ def _explained(
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Some regimes")  # few trials: the report says so itself
+            warnings.filterwarnings("ignore", "Target and region")  # all alike
             warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
             found = optuna.importance.get_param_importances(scratch, normalize=False)
     except (RuntimeError, ValueError):

@@ -107,7 +107,7 @@ def trials_of(study: optuna.Study) -> list[FrozenTrial]:
 def facts_of(study: optuna.Study) -> dict[str, Any]:
     """What is on record of a study as a whole, without characters that could act; SpecError where it cannot be."""
     try:
-        facts: dict[str, Any] = _shown(study.user_attrs)
+        facts: dict[str, Any] = as_shown(study.user_attrs)
     except (ValueError, TypeError) as error:
         raise _edited(
             f"the study {study.study_name!r}", "attributes", f"cannot be read: {first_line(error)}"
@@ -139,7 +139,7 @@ def records_of(study: optuna.Study, trials: Iterable[FrozenTrial], facts: Mappin
 
 def record_of(trial: FrozenTrial, stage: str, run_id: str | None = None, needed: Sequence[str] = ()) -> Record:
     """A sweep's trial as a record; ``needed``: metrics that every epoch on record has; errors as in ``facts_of``."""
-    attrs: dict[str, Any] = _shown(trial.user_attrs)
+    attrs: dict[str, Any] = as_shown(trial.user_attrs)
     what = f"trial {trial.number} of the study"
     epochs = [value for key, value in attrs.items() if key.startswith("epoch:")]
     try:
@@ -192,13 +192,13 @@ def facts_of_trial(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"used": used} if used else {})
 
 
-def _shown(value: Any) -> Any:
+def as_shown(value: Any) -> Any:
     """``value`` with every text in it as it may be shown anywhere: no line breaks, nothing that moves a cursor."""
     if isinstance(value, str):
         return printable(value).replace("\n", "\\n")
     if isinstance(value, Mapping):
-        return {_shown(key): _shown(inner) for key, inner in value.items()}
-    return [_shown(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+        return {as_shown(key): as_shown(inner) for key, inner in value.items()}
+    return [as_shown(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def _invalid(what: str, error: ValidationError) -> SpecError:

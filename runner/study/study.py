@@ -33,7 +33,7 @@ from ..schedules.words import quoted
 from ..schedules.zoo import ScheduleError
 from .proposals import as_running, propose
 from .storage import NoStudyError, connect, database, disconnect, persist, rescue, trouble, unusable
-from .stored import facts_of, facts_of_trial, is_ours, record_of, records_of, trials_of
+from .stored import as_shown, facts_of, facts_of_trial, is_ours, record_of, records_of, trials_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -363,8 +363,9 @@ def open_study(sweep: Sweep, storage: str, stage: str = "") -> optuna.Study:
 
 def refuse_another(sweep: Sweep, begun_with: Mapping[str, Any]) -> None:
     """Raise SpecError where a study was begun with another search space, data, model, recipe or objective."""
-    if begun_with != (science := sweep.science()):
-        key, differs = _difference(begun_with, science)
+    begun, science = as_shown(begun_with), as_shown(sweep.science())  # a command may have lines in it
+    if begun != science:
+        key, differs = _difference(begun, science)
         wrong = f"the study {sweep.name!r} was begun with another {'.'.join(map(str, key))} ({differs})"
         mend = f"give this sweep another name (name: {sweep.name}-2), or undo the change"
         raise SpecError(f"{wrong}; {mend}", key=key)

@@ -41,8 +41,8 @@ STATUS = {"complete": "FINISHED", "diverged": "KILLED", "stopped": "KILLED", "fa
 """How a trial ended, and the status its run shows."""
 FILES = "sweep.files"
 """The tag that says of a trial's run whether its files are there."""
-UNUSUAL = r"[^\w.\- :/]"
-"""What the name of a metric may not have in MLflow."""
+UNUSUAL, MOST_NAME = r"[^\w.\- :/]", 250
+"""What the name of a metric may not have in MLflow, and how many characters it may have."""
 NOTE = "mlflow.note.content"
 """The tag that holds a run's description."""
 Note = Callable[[Callable[[str], str]], str]
@@ -410,7 +410,7 @@ class Tracker:
 
         # MLflow keeps NaN, and turns infinity into the largest float, which no chart survives.
         metrics = [
-            Metric(re.sub(UNUSUAL, "_", key), math.nan if math.isinf(value) else float(value), timestamp, step)
+            Metric(_name(key), math.nan if math.isinf(value) else float(value), timestamp, step)
             for values, step, timestamp in points
             for key, value in values.items()
             if key not in ("epoch", "timestamp")
@@ -512,6 +512,12 @@ def plain(schedule: Schedule) -> dict[str, Any]:
     if schedule.warmup.length.unit == "fraction":
         params |= {"warmup": schedule.warmup.length.value, "warmup_form": schedule.warmup.form}
     return params
+
+
+def _name(metric: str) -> str:
+    """The name of a metric as MLflow takes it: usual characters, and a path that stands for nothing but itself."""
+    parts = [part for part in re.sub(UNUSUAL, "_", metric).split("/") if part not in ("", ".", "..")]
+    return "/".join(parts)[:MOST_NAME].rstrip("/") or "_"
 
 
 def flat(value: Mapping[str, Any]) -> dict[str, str]:

@@ -137,10 +137,11 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     found = dict[str, float]()
     for name, value in metrics.items():
         try:
-            if not isinstance(name, str) or isinstance(value, (str, bytes)):
+            number = value.item() if hasattr(value, "item") else value
+            if not isinstance(name, str) or isinstance(number, (str, bytes)):
                 raise TypeError
-            found[name] = float(value.detach() if hasattr(value, "detach") else value)
-        except (TypeError, ValueError, RuntimeError):
+            found[name] = float(number)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
             raise TypeError(f"an epoch gives numbers by name, and {name!r:.60} is {value!r:.60}") from None
     return found
 

@@ -8,6 +8,7 @@ which ends all that it began, and answers in lines of JSON.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import itertools
 import json
@@ -15,9 +16,11 @@ import math
 import os
 import random
 import select
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter, OrderedDict
@@ -35,9 +38,12 @@ from ..files.trial import DivergedError, OwnConfig
 from ..schedules.plugins import find_function
 from .checkpoint import State
 from .job import Job, Report, TrialStopped, numbers
+from .supervise import MARK, PATIENCE
 
 NOMINAL = 100
 """Updates of an epoch of which nobody says how many it has: for the drawing of curves alone."""
+PARKED = list[Any]()
+"""Functions that have caught what was to stop them: they stand still where they reported, for good."""
 TAIL = 10
 """The last lines of what a training printed, which are kept where it fails."""
 LOGGED = 2**20
@@ -321,16 +327,20 @@ def _function(
     """The reports of a function, each when the one before has been dealt with."""
     name = config.train.function
     assert name is not None
-    stopped = False
+    stopped, caught, elsewhere = False, 0, ""
 
     def send(report: Report) -> None:
-        if stopped:
-            raise TrialStopped
+        nonlocal caught, elsewhere
         parent = greenlet.getcurrent().parent
         if parent is None:
-            raise RuntimeError("report() is called in the thread in which the training began")
-        parent.switch(report)
+            elsewhere = "report() is called in the thread in which the training began, and was called in another"
+            raise RuntimeError(elsewhere)
+        if not stopped:
+            parent.switch(report)
         if stopped:
+            caught += 1
+            while caught > 1:
+                parent.switch()
             raise TrialStopped
 
     job = job_of(config, device, state, done, send)
@@ -354,46 +364,47 @@ def _function(
             while True:
                 try:
                     report = body.switch()
-                except SystemExit as error:
-                    raise TrainingError(
-                        f"it called sys.exit({'' if error.code is None else error.code!r})"
-                    ) from error
-                except Exception as error:
-                    _log_traceback(error, config.log)
+                except BaseException as error:  # KeyboardInterrupt, too, would mean the sweep outside
                     raise _explained(error) from error
                 if body.dead:
+                    if elsewhere:
+                        raise TrainingError(elsewhere)
                     return
                 yield report
         finally:
             stopped = True
             if not body.dead:
-                with contextlib.suppress(TrialStopped, Exception):
+                with contextlib.suppress(BaseException):
                     body.switch()  # what it has to put away
             if not body.dead:
                 with contextlib.suppress(BaseException):
                     body.throw(greenlet.GreenletExit)
+            if not body.dead:
+                PARKED.append(body)
 
 
-def _log_traceback(error: Exception, log: Path) -> None:
-    with contextlib.suppress(OSError):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("a", encoding="utf-8") as file:
-            traceback.print_exception(error, file=file)
-
-
-def _explained(error: Exception) -> Exception:
+def _explained(error: BaseException) -> Exception:
     """An error of a function as a sentence that says where; as it is where it means the lane and not the trial."""
     import torch
 
-    if isinstance(error, (TrainingError, MemoryError, torch.OutOfMemoryError)) or getattr(error, "error_code", None):
-        return error
-    if isinstance(error, RuntimeError) and "out of memory" in str(error):
+    if isinstance(error, SystemExit):
+        code = "" if error.code is None else repr(error.code)
+        return TrainingError(f"it called sys.exit({code:.200})")
+
+    full = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "out of memory" in first_line(error)
+    as_it_is = isinstance(error, TrainingError) or getattr(error, "error_code", None)
+    if isinstance(error, Exception) and (as_it_is or (full and isinstance(error, (MemoryError, RuntimeError)))):
         return error
     package = Path(__file__).parents[1]
     frames = [f for f in traceback.extract_tb(error.__traceback__) if package not in Path(f.filename).parents]
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    explained = TrainingError(f"{type(error).__name__}: {first_line(error)}{where}")
-    explained.add_note("".join(traceback.format_exception(error)))
+    said = f": {first_line(error)}" if first_line(error) else ""
+    explained = TrainingError(f"{type(error).__name__}{said}{where}")
+    if frames:
+        outer = error.__traceback__
+        while outer is not None and package in Path(outer.tb_frame.f_code.co_filename).parents:
+            outer = outer.tb_next
+        explained.add_note("".join(traceback.format_exception(type(error), error, outer)))
     return explained
 
 
@@ -404,8 +415,10 @@ def _as_a_new_process(seed: int) -> Iterator[None]:
     import torch
 
     folder, variables, path = Path.cwd(), dict(os.environ), list(sys.path)
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    exact = torch.are_deterministic_algorithms_enabled()
+    streams, handlers = (sys.stdout, sys.stderr), _handlers()
+    threads, dtype, matmul = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    exact, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
+    convolutions = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -418,11 +431,26 @@ def _as_a_new_process(seed: int) -> Iterator[None]:
             del os.environ[name]
         os.environ.update({k: v for k, v in variables.items() if os.environ.get(k) != v})
         sys.path[:] = path
+        sys.stdout, sys.stderr = streams
+        for number, handler in _handlers().items():
+            if (before := handlers.get(number)) is not None and handler is not before:
+                signal.signal(number, before)
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
+        torch.set_default_device(None)
         torch.set_grad_enabled(True)
+        torch.set_float32_matmul_precision(matmul)
         if torch.are_deterministic_algorithms_enabled() != exact:  # which loads torch's compiler
             torch.use_deterministic_algorithms(exact)
+        cudnn.enabled, cudnn.benchmark, cudnn.deterministic = convolutions
+
+
+def _handlers() -> dict[int, Any]:
+    """Who has the signals, where this thread may say so; not those that are no Python function's."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    found = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    return {number: handler for number, handler in found.items() if handler is not None}
 
 
 def job_of(
@@ -458,14 +486,36 @@ def _command(
         arguments = [fill(argument, values) for argument in config.train.command or ()]
         variables = {f"RUNNER_{name.upper()}": value for name, value in values.items() if name != "schedule"}
         variables |= {"RUNNER_JOB": str(told), "RUNNER_REPORT": str(report), "RUNNER_EPOCH": str(given["epoch"])}
+        variables = {**os.environ, **variables}
+        variables.pop(MARK, None)  # ``supervise`` ends what it begins
         config.log.parent.mkdir(parents=True, exist_ok=True)
         with (
-            Child(arguments, os.environ | variables, config.log) as child,
+            _alone(Path(given["folder"]).with_name("lock")) as lock,
+            Child(arguments, variables, config.log, lock) as child,
             contextlib.closing(Lines(report)) as lines,
         ):
             for line in lines.until(child):
                 yield _report(line)
             child.check(config.log, lines.rest)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """The descriptor of a file that is locked: none of the trial's commands is left, of a worker that was killed."""
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    until = time.monotonic() + 2 * PATIENCE
+    try:
+        while time.monotonic() < until:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:  # a file system without locks
+                break
+        yield file
+    finally:
+        os.close(file)
 
 
 def describe(config: OwnConfig, device: str, state: State | None, done: Sequence[OwnEpoch]) -> dict[str, Any]:
@@ -517,8 +567,18 @@ def _report(line: str) -> Report:
         return Report(numbers(whole["metrics"]), lrs, at, counts[0] or None, state, counts[1])
     except json.JSONDecodeError:
         raise TrainingError(f"it wrote a line that is no JSON: {printable(line.strip()):.60}") from None
+    except RecursionError:
+        raise TrainingError(f"it wrote a line that is nested too deep: {line.strip():.60}") from None
     except (TypeError, ValueError) as error:
         raise TrainingError(first_line(error)) from None
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM for 15; of one that has no name, which one it is."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 class Lines:
@@ -547,15 +607,16 @@ class Lines:
 class Child:
     """A command, started by ``supervise``. ``with`` it: afterwards it has ended, and all that it began."""
 
-    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str], log: Path) -> None:
+    def __init__(self, arguments: Sequence[str], variables: Mapping[str, str], log: Path, lock: int) -> None:
+        """``lock`` is a descriptor that ``supervise`` has as long as there is anything left of the command."""
         self.name = arguments[0]
         self.status, told = os.pipe()
-        starter = [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py")), str(told)]
+        starter = [sys.executable, "-I", "-S", str(Path(__file__).with_name("supervise.py")), f"{told},{lock}"]
         try:
             with log.open("ab") as out:
                 self._process = subprocess.Popen(
                     [*starter, *arguments],
-                    stdin=subprocess.PIPE, stdout=out, stderr=out, env=variables, pass_fds=[told],
+                    stdin=subprocess.PIPE, stdout=out, stderr=out, env=variables, pass_fds=[told, lock],
                     start_new_session=True,
                 )  # fmt: skip
         except BaseException:
@@ -585,7 +646,7 @@ class Child:
             wrong = "killed, by somebody or because the machine ran out of memory"
             raise KilledError(f"{self.name} was {wrong}")
         if said.lstrip("-").isdigit():
-            how = f"was ended by signal {said[1:]}" if said.startswith("-") else f"exited with {said}"
+            how = f"was ended by {signal_name(int(said[1:]))}" if said[0] == "-" else f"exited with {said}"
             raise TrainingError(f"{self.name} {how}{last}")
         raise TrainingError(f"{self.name} {said}")
 

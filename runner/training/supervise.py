@@ -1,10 +1,11 @@
 """Starts a command, and ends all that it began: a script of its own, which is there in 20 ms.
 
-    python -I -S supervise.py STATUS COMMAND...
+    python -I -S supervise.py STATUS,LOCK COMMAND...
 
-It writes one line to the file descriptor STATUS when the command has ended: its return code, or what kept it from
-being begun. When its standard input ends, whoever asked for the command is gone, or wants nothing of it any more:
-the command gets SIGTERM, ``PATIENCE`` later SIGKILL, and so does all that it has begun, daemons included.
+It has the file descriptor LOCK until it ends. It writes one line to STATUS when the command has ended: its return
+code, or what kept it from being begun. When its standard input ends, whoever asked for the command is gone, or wants
+nothing of it any more: the command gets SIGTERM, ``PATIENCE`` later SIGKILL, and so does all that it has begun,
+daemons included.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
 PATIENCE = 5.0
 """Seconds that a command has to end after SIGTERM."""
+MARK = "RUNNER_WORKER"
+"""The environment's variable by which what a worker process has begun is known, when that is no more."""
 
 
 def adopt_orphans() -> None:
@@ -51,26 +54,38 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def end_descendants(spared: Collection[int] = ()) -> int:
-    """Kill what this process has begun, and what that has, but for ``spared``; how many they were."""
-    ended, until = set[int](), time.monotonic() + 2.0
-    while (left := [pid for pid in descendants(os.getpid()) if pid not in spared]) and time.monotonic() < until:
+def marked(worker: str) -> list[int]:
+    """What a worker process of this name has begun, whoever is its parent by now; nothing where there is no /proc."""
+    found, wanted = list[int](), f"{MARK}={worker}".encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.append(int(folder.name))
+    return found
+
+
+def end_all(find: Callable[[], Collection[int]]) -> None:
+    """Kill what ``find`` finds, until it finds nothing more. Who has begun a process reaps it."""
+    until = time.monotonic() + 2.0
+    while (left := find()) and time.monotonic() < until:
         for pid in left:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
-        ended.update(left)
-        for pid in left:
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
         time.sleep(0.005)
-    return len(ended)
 
 
-def supervise(status: int, command: list[str]) -> int:
+def end_descendants(spared: Collection[int] = ()) -> None:
+    """Kill what this process has begun, and what that has, but for ``spared``."""
+    end_all(lambda: {*descendants(os.getpid())} - {*spared})
+
+
+def supervise(status: int, lock: int, command: list[str]) -> int:
     adopt_orphans()
     wakes, awake = os.pipe()
     os.set_blocking(awake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # which a batch system sends to everybody: others decide
     signal.set_wakeup_fd(awake)
     pid = os.fork()
     if pid == 0:
@@ -80,6 +95,7 @@ def supervise(status: int, command: list[str]) -> int:
             null = os.open(os.devnull, os.O_RDONLY)
             os.dup2(null, 0)
             os.set_inheritable(status, False)
+            os.set_inheritable(lock, False)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for number in (
                 signal.SIGINT,
@@ -122,4 +138,5 @@ def supervise(status: int, command: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(supervise(int(sys.argv[1]), sys.argv[2:]))
+    numbers = sys.argv[1].split(",")
+    os._exit(supervise(int(numbers[0]), int(numbers[1]), sys.argv[2:]))
