@@ -96,7 +96,8 @@ def _own_lanes(
     def process(i: int) -> Executor:
         mine = cpus[i % len(cpus) :: n] if cpus else []
         name = f"{OWN}{uuid.uuid4().hex}"
-        return ProcessExecutor(context, start_own_worker, mine, gpus[i] if gpu else None, name=name)
+        given = mine, gpus[i] if gpu else None, dict(os.environ)  # which may have changed since the fork server began
+        return ProcessExecutor(context, start_own_worker, *given, name=name)
 
     return Lanes(where, process, stop, checkpoints)
 

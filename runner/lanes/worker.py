@@ -126,9 +126,11 @@ def weights() -> dict[str, Any] | None:
     return engine.weights(_local.config, _local.state)
 
 
-def start_own_worker(cpus: Sequence[int], gpu: str | None) -> None:
-    """What a worker process for one's own code does first: it has its own cores or its own GPU, and when it ends, all
-    that was begun in it does."""
+def start_own_worker(cpus: Sequence[int], gpu: str | None, variables: Mapping[str, str]) -> None:
+    """What a worker process for one's own code does first: it has the coordinator's environment, its own cores or its
+    own GPU, and when it ends, all that was begun in it does."""
+    os.environ.clear()
+    os.environ.update(variables)
     follow_parent(group=True)
     if cpus:
         os.sched_setaffinity(0, cpus)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import sys
 from collections.abc import Sequence
 from functools import cache
 
@@ -16,7 +17,7 @@ PLUGINS = "runner.schedules"
 def find_function(name: str, allow: Sequence[str]) -> Function:
     """The function of an installed entry point, or of a dotted path under an allowed prefix; raises ScheduleError
     where it is neither, or cannot be imported."""
-    if (entry := _installed().get(name)) is not None:
+    if (entry := _installed(tuple(sys.path)).get(name)) is not None:
         return entry.load()  # type: ignore[no-any-return]
     module, attribute = split_path(name)
     if not all(part.isidentifier() for part in f"{module}.{attribute}".strip(".").split(".")):
@@ -45,8 +46,8 @@ def find_function(name: str, allow: Sequence[str]) -> Function:
 
 
 @cache
-def _installed() -> dict[str, importlib.metadata.EntryPoint]:
-    """The installed plugins by name: to look for them reads a file of every package."""
+def _installed(_path: tuple[str, ...]) -> dict[str, importlib.metadata.EntryPoint]:
+    """The installed plugins by name, looked for once on a path: that reads a file of every package."""
     return {entry.name: entry for entry in reversed(list(importlib.metadata.entry_points(group=PLUGINS)))}
 
 

@@ -410,18 +410,22 @@ def _explained(error: BaseException) -> Exception:
 
 @contextlib.contextmanager
 def _as_a_new_process(seed: int) -> Iterator[None]:
-    """What a training may change of its process is as it was afterwards; its random numbers begin with ``seed``."""
+    """What a training may change of its process is as it was afterwards; its random numbers begin with ``seed``. In a
+    thread of the coordinator (``--lanes 0``) they alone: that process may have gone on to something else by then."""
     import numpy as np
     import torch
 
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     folder, variables, path = Path.cwd(), dict(os.environ), list(sys.path)
     streams, handlers = (sys.stdout, sys.stderr), _handlers()
     threads, dtype, matmul = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     exact, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
     convolutions = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
     try:
         yield
     finally:
@@ -446,9 +450,7 @@ def _as_a_new_process(seed: int) -> Iterator[None]:
 
 
 def _handlers() -> dict[int, Any]:
-    """Who has the signals, where this thread may say so; not those that are no Python function's."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
+    """Who has the signals; not those that are no Python function's."""
     found = {number: signal.getsignal(number) for number in signal.valid_signals()}
     return {number: handler for number, handler in found.items() if handler is not None}
 
