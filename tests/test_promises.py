@@ -90,6 +90,7 @@ def changed(**lines: str) -> None:
     Path("sweeps/own.yaml").write_text(text)
 
 
+@pytest.mark.slow
 def test_1_and_2_killed_and_begun_again_it_comes_to_the_table_of_an_undisturbed_one(own):
     assert sweep.main(ALLOWED) == 0
     expected = table()
@@ -111,6 +112,7 @@ def test_1_and_2_killed_and_begun_again_it_comes_to_the_table_of_an_undisturbed_
     assert not logs or "begins with 0" in logs
 
 
+@pytest.mark.slow
 def test_3_a_signal_ends_the_epoch_says_how_to_continue_and_nothing_is_lost(own):
     Path("slow").touch()
     process = subprocess.Popen(COMMAND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -212,18 +214,15 @@ def test_8_a_secret_that_a_training_prints_stands_nowhere_but_in_its_own_log(own
     assert "hunter2" in log.read_text()  # which is the user's own
 
 
-@pytest.mark.parametrize(
-    ("train", "said"),
-    [
+def test_9_a_changed_training_is_noticed(own, capsys):
+    assert sweep.main(ALLOWED) == 0
+    for train, said in (
         ("{name: custom, function: own_promises.train, epochs: 4}", "another train.epochs (3, now 4)"),
         ("{function: own_promises.says_a_secret, epochs: 3}", "another train.function ('own_promises.train', now"),
-    ],
-)
-def test_9_a_changed_training_is_noticed(own, capsys, train, said):
-    assert sweep.main(ALLOWED) == 0
-    changed(train=f"train: {train}")
-    assert sweep.main(ALLOWED) == 2
-    assert said in capsys.readouterr().err
+    ):
+        changed(train=f"train: {train}")
+        assert sweep.main(ALLOWED) == 2
+        assert said in capsys.readouterr().err
     changed()
     with Path("own_promises.py").open("a") as file:
         file.write("# another version\n")

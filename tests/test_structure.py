@@ -95,7 +95,10 @@ assert "ignite" in LIBRARIES
 }
 
 
-@pytest.mark.parametrize("what", DIFFS)
+RARE = [pytest.param(what, marks=pytest.mark.slow) for what in ("source", "optimizer", "library")]
+
+
+@pytest.mark.parametrize("what", ["schedule", "metric", *RARE])
 def test_each_extension_touches_one_file_and_works(what, tmp_path):
     assert len(re.findall(r"^\+\+\+ b/runner/", DIFFS[what], flags=re.M)) == 1
     shutil.copytree(ROOT / "runner", tmp_path / "runner", ignore=shutil.ignore_patterns("__pycache__"))

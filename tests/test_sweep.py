@@ -471,6 +471,7 @@ def images():
 """
 
 
+@pytest.mark.slow
 def test_images_that_have_changed_since_are_noticed(project, capsys, monkeypatch):
     (project / "changing.py").write_text(IMAGES)
     monkeypatch.syspath_prepend(project)

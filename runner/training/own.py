@@ -426,9 +426,8 @@ def _as_a_new_process(seed: int) -> Iterator[None]:
     threads, dtype, matmul = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
     exact, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
     convolutions = cudnn.enabled, cudnn.benchmark, cudnn.deterministic
-    try:
-        yield
-    finally:
+
+    def put_back() -> None:
         with contextlib.suppress(OSError):
             os.chdir(folder)
         for name in {*os.environ} - {*variables}:
@@ -447,6 +446,12 @@ def _as_a_new_process(seed: int) -> Iterator[None]:
         if torch.are_deterministic_algorithms_enabled() != exact:  # which loads torch's compiler
             torch.use_deterministic_algorithms(exact)
         cudnn.enabled, cudnn.benchmark, cudnn.deterministic = convolutions
+
+    try:
+        yield
+    finally:
+        if not sys.is_finalizing():
+            put_back()
 
 
 def _handlers() -> dict[int, Any]:

@@ -152,6 +152,7 @@ def test_one_two_and_four_lanes_give_the_same_table_byte_by_byte(project, migrat
     assert tables[0].count("\n") == 13
 
 
+@pytest.mark.slow
 def test_two_lanes_give_the_table_of_none_byte_by_byte(swept, migrated):
     """None: the command's own thread."""
     expected = table()

@@ -151,6 +151,7 @@ def test_a_best_at_the_end_of_its_range_is_pointed_out(tiny, init_lr, end):
     assert edge(trial_of("cosine", 0, 0.9, init_lr), tiny()) == end
 
 
+@pytest.mark.slow
 def test_a_loss_is_no_percentage_in_the_report(project, capsys):
     text = TINY.replace("top: 0, types: false", "top: 2, types: false, seeds: 3")
     Path("sweeps/tiny.yaml").write_text(text + "objective: {metric: val/loss}\n")

@@ -36,6 +36,7 @@ def epoch(number: int = 0) -> dict[str, float]:
     return {"lr": 0.1, "train/loss": 1.0, "val/loss": 1.0, "val/accuracy": 0.5, "seconds": 1.0}
 
 
+@pytest.mark.slow
 def test_trials_of_other_tools_are_left_out_and_said_and_the_sweep_goes_on(project, capsys):
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     theirs = optuna.load_study(study_name="tiny", storage=STORAGE)

@@ -108,6 +108,7 @@ def test_reading_a_study_changes_no_table_of_it(swept):
 # --- a folder that was moved, and the bin ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_folder_that_was_moved_says_how_its_artifacts_are_found_again(project, monkeypatch, capsys):
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     moved = project.with_name("moved")
@@ -125,6 +126,7 @@ def test_a_folder_that_was_moved_says_how_its_artifacts_are_found_again(project,
     assert client().list_artifacts(children()[0].info.run_id)
 
 
+@pytest.mark.slow
 def test_a_parent_run_and_an_experiment_that_were_in_the_bin_come_back_as_they_were(project, capsys):
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0
     (parent,) = runs("tags.`sweep.role` = 'study'")

@@ -198,6 +198,7 @@ def test_a_proxy_that_takes_no_large_body_costs_the_large_files_alone(project, c
         assert sweep.main(["sweeps/tiny.yaml", *HERE, "--sync"]) == 4
 
 
+@pytest.mark.slow
 def test_where_no_artifact_can_be_written_runs_end_with_their_metrics_and_later_get_their_files(project, capsys):
     Path("mlartifacts").write_text("in the way")
     assert sweep.main(["sweeps/tiny.yaml", *HERE]) == 0

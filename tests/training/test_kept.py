@@ -46,6 +46,7 @@ def test_the_weights_of_the_winners_best_seed_are_those_that_were_measured(proje
     assert "is in best_weights.safetensors" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_made_before_says_that_nothing_was_kept(project, capsys):
     text = TINY.replace("{top: 0, types: false}", "{top: 1, types: false, seeds: 2}")
     Path("sweeps/tiny.yaml").write_text(text)
