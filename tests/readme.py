@@ -52,6 +52,7 @@ def measured() -> dict[str, str]:
         "predictions: benchmarks/results/slots-nvidia-h200.json": report.predictions(slots),
         "sweeps: benchmarks/results": report.sweeps(results),
         "overhead: benchmarks/results/overhead.json": report.overhead(results / "overhead.json"),
+        "own: benchmarks/results/own.json": report.own(results / "own.json"),
         "faults: benchmarks/results/faults.json": report.faults(results / "faults.json"),
         "pairing: benchmarks/results/pairing.json": report.pairing(results / "pairing.json"),
         "evidence: benchmarks/results/replay-digits.json": report.evidence(results / "replay-digits.json"),
