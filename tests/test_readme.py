@@ -130,6 +130,11 @@ def as_shown(project, monkeypatch, capsys):
     for name in ("digits", "cifar10", "mine", "imagefolder"):
         (project / f"sweeps/{name}.yaml").write_text(tiny)
     (project / "my_package.py").write_text("")
+    slides = next(block for block in YAML if "slides.train" in block).replace("trials: 12", "trials: 2")
+    (project / "sweeps/slides.yaml").write_text(slides + "confirm: {top: 0, types: false}\n")
+    (project / "slides.py").write_text(
+        "def train(job):\n    for n in range(job.epochs):\n        yield {'val/dice': n / job.epochs, 'lr': 0.1}\n"
+    )
     monkeypatch.syspath_prepend(project)
     for name in ("digits", "cifar10"):
         assert sweep.main([f"sweeps/{name}.yaml", "--device", "cpu", "--lanes", "0"]) == 0

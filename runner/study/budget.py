@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 
 from ..files.trial import Record
 
+MORE = 1.25
+"""What trainings take, times the time of their epochs: what lies between them is no part of it."""
 SHARE = 0.5
 """Of all the time, what fresh seeds may have set aside at most: without a search there is nothing to confirm."""
 
@@ -36,7 +38,7 @@ class Budget:
         epoch = seconds_per_epoch(measured)
         if self.seconds == math.inf or epoch is None:
             return True
-        aside = min(later * epoch / lanes, SHARE * self.seconds)
+        aside = min(MORE * later * epoch / lanes, SHARE * self.seconds)
         fits = time.monotonic() + epochs * epoch + aside <= self.began + self.seconds
         self.over = self.over or not fits
         return fits
