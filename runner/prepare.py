@@ -41,7 +41,9 @@ from .training.data import Dataset
 from .training.device import pick_device
 from .training.fast import choice
 from .training.kept import Kept
-from .training.own import NOMINAL, source_files, tail
+from .training.log import tail
+from .training.own import source_files
+from .training.plan import NOMINAL
 
 CONSTANT = load({"type": "constant"})
 """The schedule of what all trials have in common, which has none."""

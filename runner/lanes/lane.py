@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..files.document import first_line, printable
 from ..files.secrets import redacted
 from ..files.trial import Config, DivergedError, OwnConfig, Record
-from ..training.own import KilledError, TrainingError, signal_name
+from ..training.command import signal_name
+from ..training.job import KilledError, TrainingError
 from .process import WAY_OUT
 from .stop import GpuError, Stop, kill, signals_blocked
 from .worker import advance, begin, end, save, weights
@@ -36,7 +37,7 @@ from .worker import advance, begin, end, save, weights
 if TYPE_CHECKING:
     from ..training.checkpoint import Checkpoints
     from ..training.loop import Epoch
-    from ..training.own import OwnEpoch
+    from ..training.plan import OwnEpoch
 
 T = TypeVar("T")
 

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from ..files.document import first_line
 from ..files.sweep_file import Data
 from ..files.trial import Config, OwnConfig
-from ..training import checkpoint, own
+from ..training import checkpoint, log, own
+from ..training.job import TrainingError
 from ..training.supervise import adopt_orphans, descendants, end_descendants
 from .stop import follow_parent
 
 if TYPE_CHECKING:
     from ..training.loop import Epoch
-    from ..training.own import OwnEpoch
+    from ..training.plan import OwnEpoch
 
 _own_process = False
 _spared = set[int]()
@@ -91,7 +92,7 @@ def advance() -> Epoch | OwnEpoch:
     try:
         epoch: Epoch | OwnEpoch = next(_local.epochs)
     except Exception as error:
-        if _own_process and isinstance(error, own.TrainingError):
+        if _own_process and isinstance(error, TrainingError):
             print(*getattr(error, "__notes__", ()), sep="\n", end="", file=sys.stderr)
         at: BaseException | None = error
         while at is not None:
@@ -105,7 +106,7 @@ def advance() -> Epoch | OwnEpoch:
     finally:
         if isinstance(_local.config, OwnConfig):
             _flush()
-            own.shorten(_local.config.log)
+            log.shorten(_local.config.log)
     own_code = isinstance(_local.config, OwnConfig)  # whose state of an earlier epoch may be overwritten by now
     _local.state = epoch.state or (None if own_code else _local.state)
     return replace(epoch, state=None)

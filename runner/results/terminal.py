@@ -25,7 +25,7 @@ from ..files.sweep_file import ACCURACY, Objective
 from ..files.trial import Record
 from ..lanes.lane import StalledError
 from ..lanes.process import IN_A_WORKER
-from ..training.own import TrainingError
+from ..training.job import TrainingError
 
 BLOCKS, ASCII = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 

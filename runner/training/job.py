@@ -26,6 +26,14 @@ class TrialStopped(BaseException):
     """Raised by ``report`` where a trial is stopped: let it through, so that the training ends."""
 
 
+class TrainingError(Exception):
+    """What went wrong in a training of one's own, in a sentence."""
+
+
+class KilledError(TrainingError):
+    """Its process was killed: the trial begins again."""
+
+
 @dataclass(frozen=True)
 class Report:
     """What a training says after an epoch."""

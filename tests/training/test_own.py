@@ -25,7 +25,9 @@ from runner.study.study import load_study
 from runner.tracking.tracker import Tracker
 from runner.training.checkpoint import pack, unpack
 from runner.training.job import Report
-from runner.training.own import OwnEpoch, Plan, plain, restored, train
+from runner.training.own import train
+from runner.training.own_state import plain, restored
+from runner.training.plan import OwnEpoch, Plan
 
 from ..conftest import HERE, children, client
 from ..readme import ROOT
