@@ -50,14 +50,8 @@ def started(
     return process
 
 
-@pytest.mark.parametrize(
-    ("name", "code"),
-    [
-        ("SIGINT", 130),
-        pytest.param("SIGTERM", 143, marks=pytest.mark.slow),
-        pytest.param("SIGUSR1", 75, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGUSR1", 75)])
 def test_a_signal_ends_the_epoch_says_how_to_continue_and_nothing_is_lost(project, name, code):
     process = started()
     process.send_signal(getattr(signal, name))

@@ -102,6 +102,7 @@ def test_a_row_of_blocks_shows_the_whole_of_a_curve_however_short(values, width,
     assert sparkline(values, width) == row
 
 
+@pytest.mark.slow
 def test_a_quiet_sweep_prints_warnings_and_the_result_alone(swept, capsys):
     text = TINY.replace("top: 0, types: false", "top: 2, types: false, seeds: 3")
     Path("sweeps/other.yaml").write_text(text)
