@@ -111,8 +111,11 @@ def _export(args: argparse.Namespace) -> int:
         kind = _kind(args.out, args.format)
         first = best["trial"][: args.top].tolist()
         some = records if args.top is None else [r for r in records if r.number in first]
-        tables = {"trials": trials_table(some, facts["objective"]), "epochs": epochs_table(some)}
-        text = write(tables.get(args.table, best[: args.top]), kind, args.out)
+        if args.table == "trials":
+            table = trials_table(some, facts["objective"])
+        else:
+            table = epochs_table(some) if args.table == "epochs" else best[: args.top]
+        text = write(table, kind, args.out)
         if text is not None and args.table == "best" and kind == "markdown":  # for a person, who asks what it means
             text += "".join(f"\n{line}\n" for line in facts.get("answer", ()))
     if text is not None:

@@ -30,7 +30,7 @@ def from_environment() -> Job:
         advice = "a sweep starts this script (train: {command: [python, script.py]}, python -m runner.sweep)"
         raise RuntimeError(f"RUNNER_JOB is not set: {advice}")
     given = json.loads(Path(path).read_text(encoding="utf-8"))
-    out = Path(given["report"]).open("w", encoding="utf-8", buffering=1)  # noqa: SIM115
+    out = Path(given["report"]).open("w", encoding="utf-8", buffering=1)  # noqa: SIM115, open as long as this process is
 
     def send(report: Report) -> None:
         state = report.state() if callable(report.state) else report.state

@@ -202,15 +202,13 @@ def _check_own(sweep: Sweep, place: Place, options: Options, device: torch.devic
     assert training is not None
     if options.engine != "auto":
         raise SpecError("--engine is a matter of our own trainer: leave it out", key=("train",))
-    schedules = {f"schedule {name}": lrs for name, lrs in sweep.schedules.custom_lrs(sweep.allow).items()}
+    schedules = schedule_fingerprints(sweep)
     stored_engine(sweep, place.storage, options.engine, schedules, must=options.sync)
     folder, logs = results / "checkpoints", results / "logs"
     example = OwnConfig(training, CONSTANT, sweep.objective, sweep.allow, folder, logs)
-    updates, epochs = training.updates_per_epoch or NOMINAL, training.epochs
-    doubts = problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)
-    about = f"each training is {training.said}"
-    summary = f"{epochs} epochs; {about}"
-    return Checked(device, example, None, about, summary, updates, {}, schedules, sweep.warnings + doubts)
+    updates, about = training.updates_per_epoch or NOMINAL, f"each training is {training.said}"
+    summary, warnings = f"{training.epochs} epochs; {about}", schedule_warnings(sweep, updates)
+    return Checked(device, example, None, about, summary, updates, {}, schedules, warnings)
 
 
 @contextmanager
@@ -301,8 +299,18 @@ def take_fingerprints(sweep: Sweep, dataset: Dataset) -> dict[str, Any]:
     """
     answers = model.check(sweep.model, dataset.classes, *dataset.size)
     network = answers if sweep.model.function is not None else {}
-    schedules = {f"schedule {name}": lrs for name, lrs in sweep.schedules.custom_lrs(sweep.allow).items()}
-    return {"images": dataset.digest, **network, **schedules}
+    return {"images": dataset.digest, **network, **schedule_fingerprints(sweep)}
+
+
+def schedule_fingerprints(sweep: Sweep) -> dict[str, Any]:
+    """What one's own schedule functions give, for the study to remember."""
+    return {f"schedule {name}": lrs for name, lrs in sweep.schedules.custom_lrs(sweep.allow).items()}
+
+
+def schedule_warnings(sweep: Sweep, updates: int) -> list[str]:
+    """What a sweep asks for and will not get, and what its schedules cannot do with so many updates in an epoch."""
+    epochs = sweep.train.epochs
+    return sweep.warnings + problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)
 
 
 def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
@@ -334,5 +342,4 @@ def data_warnings(sweep: Sweep, dataset: Dataset) -> list[str]:
             f"{len(absent)} of {dataset.classes} classes without a training image, the first is {absent[0]}: labels "
             "count from 0 without gaps; data.limit and the other splits may have the images of a small class"
         )
-    epochs = recipe.epochs
-    return said + sweep.warnings + problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)
+    return said + schedule_warnings(sweep, updates)

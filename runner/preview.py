@@ -25,7 +25,7 @@ from .files.place import load_place
 from .files.sources import DataError
 from .files.space import BASELINE, problems
 from .files.sweep_file import ACCURACY, Objective, Sweep, load_sweep
-from .files.trial import TrialConfig, label
+from .files.trial import DivergedError, TrialConfig, label
 from .lanes.stop import exit_with
 from .results.terminal import duration, sparkline
 from .schedules.schedule import Schedule, load
@@ -54,7 +54,6 @@ def samples(sweep: Sweep) -> dict[str, list[Schedule]]:
 
 def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: str) -> float:
     """Measured on one lane: a few updates and their share of an evaluation, extrapolated to an epoch."""
-    from .files.trial import DivergedError
     from .training import data
     from .training.device import one_thread, pick_device
     from .training.fast import choice, engine
@@ -88,31 +87,25 @@ def seconds_per_epoch(sweep: Sweep, schedule: Schedule, data_dir: str, device: s
 def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
     """Print what a sweep would do and draw its curves into ``out``."""
     cli.load_torch()
-    from .prepare import data_warnings
+    from .prepare import data_warnings, schedule_warnings
     from .training import data, model
     from .training.device import pick_device
 
     epochs, drawn, timing = sweep.train.epochs, samples(sweep), not args.no_timing and sweep.own is None
-    updates, doubts = sweep.own.updates_per_epoch if sweep.own else None, list[str]()
+    updates, doubts = sweep.own.updates_per_epoch if sweep.own else None, None
     images = f"; each training is {printable(sweep.own.said)}" if sweep.own else ""
     if sweep.own is None:
         source, network, recipe = sweep.ours
         try:
             dataset = data.load(source, args.data_dir)
             model.check(network, dataset.classes, *dataset.size)
-            updates, images, doubts = (
-                recipe.updates(len(dataset.train)),
-                f"; {dataset}",
-                data_warnings(sweep, dataset),
-            )
+            updates, images = recipe.updates(len(dataset.train)), f"; {dataset}"
+            doubts = data_warnings(sweep, dataset)
         except DataError as error:
             print(f"warning: {error}; drawn with 100 updates per epoch", file=sys.stderr)
             timing = False
-    if updates is None:
-        updates, length = UPDATES, f"{epochs} epochs"
-        doubts = problems(sweep.schedules.check(sweep.allow), updates * epochs, epochs)
-    else:
-        length = sweep.train.length(updates)
+    length = f"{epochs} epochs" if updates is None else sweep.train.length(updates)
+    updates = updates or UPDATES
     print(f"{sweep.name}: {printable(sweep.question)}")
     print(f"{sweep.size}; {length}{images}; searched by {sweep.search.sampler}")
     width = max(len(n) for n in drawn)
@@ -130,7 +123,7 @@ def preview(sweep: Sweep, args: argparse.Namespace, out: Path) -> None:
         long = f"{one:.2g} s" if one < 60 else duration(one)
         where = f"its {lanes} lanes" if lanes > 1 else "one lane"
         print(f"about {long} per epoch on a lane of this machine: on {where} {search} for the search{more}")
-    for problem in doubts:
+    for problem in schedule_warnings(sweep, updates) if doubts is None else doubts:
         print(f"warning: {problem}", file=sys.stderr)
     draw(drawn, updates * epochs, epochs, out, f"Some of what {sweep.name} may try", sweep.objective)
 

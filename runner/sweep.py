@@ -152,7 +152,7 @@ def train_stage(setup: Setup, stage: Study, title: str) -> bool:
         why = setup.tracker.flush()
         echo(f"{title}: {len(stage.ended())} ended, and MLflow {f'lacks some: {why}' if why else 'has them'}")
         return stage.complete()
-    begun = {r.number: len(r.epochs) for r in stage.records() if r.outcome is None}
+    begun = {r.number: len(r.epochs) for r in stage.running()}
     display = Display(
         stage.target, stage.epochs, title, len(stage.ended()), stage.best(), begun, setup.sweep.objective
     )
@@ -172,8 +172,8 @@ def train_trials(setup: Setup, study: Study, display: Display) -> None:
         while len(ready) < len(lanes.all) and not lanes.stop and (trial := study.next()):
             ready.append(trial)
 
-    def startable() -> int:  # none for which there is no time any more
-        return len(ready) if ready and setup.has_room(study, ready[0]) else 0
+    def startable() -> bool:  # none for which there is no time any more
+        return bool(ready) and setup.has_room(study, ready[0])
 
     def start(lane: Lane) -> None:
         trial = ready.popleft()

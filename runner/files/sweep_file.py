@@ -270,6 +270,7 @@ class Objective(Frozen):
     metric: Annotated[str, Field(min_length=1, max_length=100)] = "val/accuracy"
     """One of those that our own trainer measures on the validation split: ``METRICS``; a training of one's own yields
     what it likes."""
+    # Nobody who holds an Objective meets the None of these two: the check below puts the right value in its place.
     direction: Literal["maximize", "minimize"] = None  # type: ignore[assignment]
     """Needed for a metric of one's own; of the others it is known."""
     unit: Annotated[str, Field(max_length=20)] = None  # type: ignore[assignment]

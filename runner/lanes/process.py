@@ -29,6 +29,14 @@ WAY_OUT = 5.0
 """Seconds that a worker has to end by itself when nobody wants anything of it any more."""
 
 
+class WorkerDiedError(BrokenExecutor):
+    """A worker process has ended that should not have; ``exitcode`` as multiprocessing has it."""
+
+    def __init__(self, message: str, exitcode: int | None) -> None:
+        super().__init__(message)
+        self.exitcode = exitcode
+
+
 class ProcessExecutor(Executor):
     """One process of ``context``, begun when it is first asked for something; jobs are done in their order.
 
@@ -97,8 +105,7 @@ class ProcessExecutor(Executor):
         self._jobs.put(None)
         self._process.join(WAY_OUT)
         for future in left:
-            broken = BrokenExecutor(f"{type(error).__name__}: {error}".strip(": "))
-            broken.exitcode = self._process.exitcode  # type: ignore[attr-defined]
+            broken = WorkerDiedError(f"{type(error).__name__}: {error}".strip(": "), self._process.exitcode)
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(broken)
 

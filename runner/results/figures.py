@@ -254,8 +254,8 @@ def sweep(name: str = "digits", mlflow_yaml: str | None = None) -> dict[str, Fig
     epochs = max((len(r.epochs) for r in records), default=1)
     loadable = [r for r in records if "function" not in r.schedule]
     plans, T = {r.number: load(r.schedule) for r in loadable}, facts["updates_per_epoch"] * epochs
-    objective, decided = Objective(**facts["science"]["objective"]), facts.get("decided", True)
-    made = sweep_figures(loadable, plans, T, epochs, facts["confirmed"], objective, decided)
+    about = facts["objective"], facts.get("decided", True)
+    made = sweep_figures(loadable, plans, T, epochs, facts["confirmed"], *about)
     return {file.removesuffix(".png"): figure for file, figure in made.items()}
 
 

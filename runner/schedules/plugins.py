@@ -18,7 +18,8 @@ def find_function(name: str, allow: Sequence[str]) -> Function:
     """The function of an installed entry point, or of a dotted path under an allowed prefix; raises ScheduleError
     where it is neither, or cannot be imported."""
     if (entry := _installed(tuple(sys.path)).get(name)) is not None:
-        return entry.load()  # type: ignore[no-any-return]
+        loaded: Function = entry.load()
+        return loaded
     module, attribute = split_path(name)
     if not all(part.isidentifier() for part in f"{module}.{attribute}".strip(".").split(".")):
         wrong = (

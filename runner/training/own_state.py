@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from ..files.trial import OwnConfig
 from .checkpoint import State
 from .job import Job, Report, TrainingError
-from .plan import OwnEpoch
+from .plan import OwnEpoch, judged
 
 NUMPY = "a NumPy value"
 PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -57,9 +56,8 @@ def job_of(
     recipe, metric = config.train, config.objective.metric
     folder = config.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    history = [config.objective.sign * e.values.get(metric, math.nan) for e in done]
     known: dict[str, Any] = {"sign": config.objective.sign, "metric": metric, "updates": recipe.updates_per_epoch}
-    known |= {"epoch": len(done), "history": history}
+    known |= {"epoch": len(done), "history": judged(done, config.objective)}
     if state:
         known |= {"state": restored(state["own"]), "stands": state["plan"]["stands"]}
     return Job(config.schedule, recipe.epochs, recipe.seed, device, folder, send, **known)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..files.sweep_file import Objective
 from ..files.trial import OwnConfig
 from .checkpoint import State
 from .job import Report
@@ -53,6 +54,11 @@ def epoch_of(**fields: Any) -> OwnEpoch:
     return OwnEpoch(**fields, used=None if used is None else [(int(n), float(lr)) for n, lr in used])
 
 
+def judged(epochs: Sequence[OwnEpoch], objective: Objective) -> list[float]:
+    """What ``plateau`` looks at, as ``loop.judged``; NaN where an epoch has no objective."""
+    return [objective.sign * epoch.values.get(objective.metric, math.nan) for epoch in epochs]
+
+
 class Plan:
     """What a training was to do, beside what it does: its learning rates, update by update.
 
@@ -63,7 +69,7 @@ class Plan:
         """``kept``: the ``state`` that this had after the epochs that are ``done``."""
         self.schedule, self.epochs, self.objective = config.schedule, config.train.epochs, config.objective
         self.in_file = config.train.updates_per_epoch
-        self.history = [self.objective.sign * e.values.get(self.objective.metric, math.nan) for e in done]
+        self.history = judged(done, self.objective)
         self.number = len(done)
         self.per_epoch: int | None = kept.get("per_epoch")
         self.stands: int | None = kept.get("stands", 0)
@@ -104,12 +110,13 @@ class Plan:
             else:
                 unknown = f"it did not say which learning rate it used in epoch {number}: the schedule's is shown"
                 self.remarks.setdefault("unknown", unknown)
-        self.history.append(self.objective.sign * values.get(self.objective.metric, math.nan))
         self.number = number + 1
         if self.number == self.epochs and said and self.stands is not None:
             self._compare_length(bool(report.at))
         lr = lrs[0] if lrs else values.get("lr", planned[0])
-        return OwnEpoch(number, values, lr, seconds, self.per_epoch, used, "; ".join(self.remarks.values()) or None)
+        found = OwnEpoch(number, values, lr, seconds, self.per_epoch, used, "; ".join(self.remarks.values()) or None)
+        self.history += judged([found], self.objective)
+        return found
 
     @property
     def _length(self) -> int:

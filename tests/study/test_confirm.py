@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -122,17 +123,22 @@ def test_an_arm_that_diverges_with_a_fresh_seed_is_no_answer(tiny, tmp_path):
     assert list(scores(study.records(), study.arms, plan)) == [1]
 
 
+def ended(study: Confirmation, lanes: int, *, first: int) -> Iterator[Record]:
+    """Each training as it ends, ``lanes`` of them at once: the ``first`` of those that run, 0 the oldest."""
+    running: list[Record] = []
+    while True:
+        while len(running) < lanes and (record := study.next()) is not None:
+            running.append(record)
+        if not running:
+            return
+        yield running.pop(first)
+
+
 def test_the_strip_waits_for_the_winner_however_many_trainings_run_at_once(tiny, tmp_path):
     plan, tables = tiny(confirm="{top: 2, types: false, seeds: 3, strip: true}"), []
     for name, lanes in (("one", 1), ("many", 8)):
         study = Confirmation(plan, f"sqlite:///{tmp_path / name}.db", searched(0.9, 0.8), updates=4)
-        running: list[Record] = []
-        while True:
-            while len(running) < lanes and (record := study.next()) is not None:
-                running.append(record)
-            if not running:
-                break
-            record = running.pop(0)
+        for record in ended(study, lanes, first=0):
             lost = record.train["seed"] == 3 or record.arm == "1"
             study.commit(record.number, 0, {"val/accuracy": 0.5, "val/loss": 1.0, "seconds": 1.0})
             study.tell(record.number, "diverged" if lost else "complete")
@@ -608,13 +614,7 @@ def test_a_training_that_is_done_twice_does_not_depend_on_the_order_in_which_tra
     plan, tables = tiny(confirm="{top: 2, types: false, seeds: 4}"), []
     for name, lanes in (("a", 1), ("b", 4)):
         study = Confirmation(plan, f"sqlite:///{tmp_path / name}.db", searched(0.9, 0.8), updates=4)
-        running: list[Record] = []
-        while True:
-            while len(running) < lanes and (record := study.next()) is not None:
-                running.append(record)
-            if not running:
-                break
-            record = running.pop()  # the last that began ends first
+        for record in ended(study, lanes, first=-1):  # the last that began ends first
             value = 0.501 if record.arm == "0 again" else 0.5
             study.commit(record.number, 0, measured(record, value))
             study.tell(record.number, "complete")

@@ -199,7 +199,7 @@ def test_the_command_that_puts_a_study_back_removes_nothing_whatever_its_name_is
         study.check_file()
     study.close()
     mend = str(gone.value).partition("to put it back: ")[2]
-    subprocess.run(mend, shell=True, check=True)  # noqa: S602
+    subprocess.run(mend, shell=True, check=True)  # noqa: S602, the line for a shell that we print
     assert [(tmp_path / name).read_text() for name in ("my", "x.db", "study;")] == ["precious"] * 3
     assert (tmp_path / "my study; x.db.other").read_text() == "somebody else's"
     again = Study(tiny(search="{trials: 2}"), f"sqlite:///{path}")
@@ -274,7 +274,7 @@ def test_a_study_whose_file_is_gone_stops_and_what_is_on_record_lies_beside(a_st
         study.commit(study.next().number, 0, epoch())
     study.close()
     mend = str(gone.value).partition("to put it back: ")[2]
-    subprocess.run(mend, shell=True, check=True)  # noqa: S602
+    subprocess.run(mend, shell=True, check=True)  # noqa: S602, the line for a shell that we print
     again = a_study(3)
     assert again.records()[0].outcome == "complete"
     assert len(again.records()[0].epochs) == 1

@@ -43,7 +43,8 @@ def body(job):
 
 
 def training(job):
-    raise NotImplementedError
+    """What a test has put in its place."""
+    raise AssertionError("no test has")
 
 
 @pytest.fixture
